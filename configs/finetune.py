@@ -1,0 +1,63 @@
+"""Stage 2: supervised fine-tuning, the paper's recipe.
+
+  python -m main --config=configs/finetune.py:vit,cifar10 --workdir=B \
+    --config.init_from=A
+
+Without init_from it trains from scratch. The paper's "100 epochs" take three
+passes over the data each; here an epoch is one pass.
+
+Measured results: none yet for the whole recipe. The recipe for `digits` is
+that of `launch/quickstart.sh`; the README gives its figures.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg=""):
+  """Gives the recipe for "ARCH,DATASET"."""
+  arch, dataset = common.parse(arg)
+  config = common.base(arch, dataset)
+  config.stage = "finetune"
+  config.init_from = ""  # a pretraining workdir or checkpoint; "" is scratch
+  config.epochs = 300
+  config.batch_size = 256
+  config.evaluate_every_epochs = 3
+
+  config.optim = ml_collections.ConfigDict(
+    {
+      "learning_rate": 1e-3,
+      "min_learning_rate": 1e-6,
+      "warmup_epochs": 30,
+      "weight_decay": 0.05,
+    }
+  )
+  config.label_smoothing = 0.1
+  config.mix = ml_collections.ConfigDict(
+    {"probability": 0.5, "mixup_alpha": 1.0, "cutmix_alpha": 1.0}
+  )
+  config.augment = ml_collections.ConfigDict(
+    {
+      "flip_probability": 0.5,
+      "crop_padding": 4,
+      "autoaugment": common.POLICY[dataset],  # "" is none
+      "erasing_probability": 0.25,
+      "erasing_area": (0.02, 0.4),
+      "erasing_aspect": (0.3, 1 / 0.3),
+    }
+  )
+  if dataset == "digits":
+    digits(config)
+  return config
+
+
+def digits(config):
+  """The recipe for small sets of small, centred, grey images."""
+  config.epochs = 60
+  config.batch_size = 64
+  config.evaluate_every_epochs = 10
+  config.optim.warmup_epochs = 5
+  config.augment.flip_probability = 0.0
+  config.augment.crop_padding = 1
+  config.augment.erasing_probability = 0.0

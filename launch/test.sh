@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Checks the style and runs all tests but the long ones (pytest -m long).
+set -euo pipefail
+EXTRAS="[test]"
+# shellcheck source=launch/environment.sh
+source "$(dirname "$0")/environment.sh"
+ruff check .
+ruff format --check .
+export JAX_PLATFORMS=cpu
+python -m pytest -n 2 "$@"

@@ -1,0 +1,51 @@
+"""Packaging: every dependency and its range stands here and nowhere else."""
+
+import pathlib
+
+import setuptools
+
+INSTALL = [
+  "absl-py>=2.1",
+  "clu>=0.0.12",
+  "flax>=0.12,<0.13",
+  "importlib_resources>=6.0",  # needed by tensorflow-datasets to prepare a set
+  "jax>=0.10,<0.12",
+  "matplotlib>=3.9",
+  "ml-collections>=1.1",
+  "numpy>=2.0",
+  "optax>=0.2.5",
+  "orbax-checkpoint>=0.12,<0.13",
+  "pillow>=11.0",
+  "scikit-learn>=1.5",
+  "tensorboard>=2.18",  # needed by clu's writers
+  "tensorflow>=2.20",
+  "tensorflow-datasets>=4.9.8",
+  "tqdm>=4.66",
+]
+
+TEST = [
+  "pytest>=8.0",
+  "pytest-xdist>=3.6",
+  "ruff>=0.14,<0.17",
+  "timm>=1.0",
+  "torch==2.13.0",
+]
+
+setuptools.setup(
+  name="vit-ssl-jax",
+  version="0.1.0",
+  description="Vision transformers trained well on small data sets, in JAX.",
+  long_description=pathlib.Path(__file__).with_name("README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["vit_ssl_jax*", "configs*"]),
+  py_modules=["main"],
+  install_requires=INSTALL,
+  extras_require={
+    "gpu": ["jax[cuda13]>=0.10,<0.12"],
+    "tpu": ["jax[tpu]>=0.10,<0.12"],
+    "test": TEST,
+    "notebook": ["jupyterlab>=4.2"],
+  },
+)

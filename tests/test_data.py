@@ -1,0 +1,400 @@
+"""Sets by name or file: what they hold, what is cached, what is refused."""
+
+import json
+import os
+import pathlib
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_ssl_jax import data
+from vit_ssl_jax.data import cache, tfds_sets
+from vit_ssl_jax.data.load import subset
+from vit_ssl_jax.data.pixels import square_rgb
+from vit_ssl_jax.errors import UserError
+
+# What TFDS and the packages under it still do.
+tolerate_tfds = [
+  pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+  pytest.mark.filterwarnings("ignore::PendingDeprecationWarning"),
+  pytest.mark.filterwarnings("ignore::FutureWarning"),
+  pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path, monkeypatch):
+  home = tmp_path / "cache"
+  monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+  return home
+
+
+def arrays(train=20, test=6, shape=(8, 8, 3)):
+  rng = np.random.default_rng(0)
+  return {
+    "train_images": rng.integers(0, 256, (train, *shape), np.uint8),
+    "train_labels": np.arange(train) % 4,
+    "test_images": rng.integers(0, 256, (test, *shape), np.uint8),
+    "test_labels": np.arange(test) % 3,
+  }
+
+
+def save(path, **changes):
+  """Writes `arrays()` with the changes; a change to None drops the key."""
+  chosen = {k: v for k, v in (arrays() | changes).items() if v is not None}
+  np.savez(path, **chosen)
+  return f"npz:{path}"
+
+
+def run_python(code, **env):
+  return subprocess.run(
+    [sys.executable, "-c", code],
+    env=os.environ | env,
+    cwd=pathlib.Path(data.__file__).parents[2],
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+
+
+def test_npz_holds_what_the_file_holds(tmp_path):
+  name = save(tmp_path / "a.npz", val_images=np.zeros(3))
+  got = data.load(name, 8)
+  want = arrays()
+  for key, value in want.items():
+    np.testing.assert_array_equal(getattr(got, key), value)
+  assert got.train_images.dtype == np.uint8
+  assert got.train_labels.dtype == got.test_labels.dtype == np.int32
+  assert got.classes == ("0", "1", "2", "3")
+  assert (got.name, got.streamer) == (name, "threads")
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1)])
+def test_npz_of_grey_images_and_column_labels(tmp_path, shape):
+  want = arrays(shape=shape)
+  for key in ("train_labels", "test_labels"):
+    want[key] = want[key][:, None].astype(np.uint8)
+  np.savez(tmp_path / "a.npz", **want)
+  got = data.load(f"npz:{tmp_path}/a.npz", 8)
+  assert got.train_images.shape == (20, 8, 8, 3)
+  for channel in range(3):
+    np.testing.assert_array_equal(
+      got.train_images[..., channel], want["train_images"].reshape(20, 8, 8)
+    )
+  np.testing.assert_array_equal(got.train_labels, want["train_labels"][:, 0])
+
+
+def test_resizing_is_pillows_bicubic():
+  images = arrays(shape=(12, 10, 3))["train_images"]
+  got = square_rgb(images, 16)
+  assert got.shape == (20, 16, 16, 3)
+  want = Image.fromarray(images[3]).resize((16, 16), Image.Resampling.BICUBIC)
+  np.testing.assert_array_equal(got[3], np.asarray(want))
+  smooth = square_rgb(np.full((1, 28, 28), 77, np.uint8), 9)
+  np.testing.assert_array_equal(smooth, np.full((1, 9, 9, 3), 77))
+
+
+IMAGES = arrays()["train_images"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"test_labels": None}, ["lacks test_labels", "must hold"]),
+    ({"train_images": IMAGES / 255}, ["train_images", "float64", "uint8"]),
+    ({"train_images": IMAGES[0, 0]}, ["train_images", "(8, 3)"]),
+    ({"train_images": IMAGES[..., :2]}, ["(20, 8, 8, 2)", "(N, H, W, 3)"]),
+    ({"train_images": IMAGES[:0], "train_labels": np.arange(0)}, ["empty"]),
+    ({"train_labels": np.zeros(20)}, ["train_labels", "float64", "integers"]),
+    ({"train_labels": np.zeros((20, 2), int)}, ["(20, 2)", "(N, 1)"]),
+    ({"train_labels": np.arange(19)}, ["20 train_images", "19 train_labels"]),
+    ({"test_labels": np.arange(6) - 1}, ["test_labels", "-1", "from 0"]),
+    ({"test_labels": np.arange(6) + 10**9}, ["1000000005", "99999"]),
+    ({"train_labels": np.array([{}] * 20)}, ["train_labels", "cannot be read"]),
+  ],
+)
+def test_npz_refuses(tmp_path, changes, words):
+  name = save(tmp_path / "bad.npz", **changes)
+  with pytest.raises(UserError) as caught:
+    data.load(name, 8)
+  for word in ["bad.npz", *words]:
+    assert word in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_npz_refuses_what_is_no_npz(tmp_path):
+  with pytest.raises(UserError, match=r"There is no file .*absent\.npz"):
+    data.load(f"npz:{tmp_path}/absent.npz", 8)
+  (tmp_path / "text.npz").write_text("not a zip")
+  (tmp_path / "empty.npz").write_bytes(b"")
+  np.save(tmp_path / "one.npy", np.zeros(3))
+  for file in ("text.npz", "empty.npz", "one.npy"):
+    with pytest.raises(UserError, match=r"not an \.npz file"):
+      data.load(f"npz:{tmp_path}/{file}", 8)
+  whole = pathlib.Path(save(tmp_path / "whole.npz")[4:]).read_bytes()
+  (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(UserError, match=r"cut\.npz is not an \.npz"):
+    data.load(f"npz:{tmp_path}/cut.npz", 8)
+  with pytest.raises(UserError, match="cannot be read"):
+    data.load(f"npz:{tmp_path}", 8)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    ({"data_fraction": 0.0}, "data_fraction is 0.0"),
+    ({"data_fraction": 1.5}, "data_fraction is 1.5"),
+    ({"data_fraction": float("nan")}, "data_fraction is nan"),
+    ({"image_size": 0}, "image_size is 0"),
+    ({"seed": -1}, "seed is -1"),
+    ({"train_split": "train[:10%]"}, 'npz: set has only "train"'),
+  ],
+)
+def test_load_refuses_bad_arguments(tmp_path, arguments, words):
+  name = save(tmp_path / "a.npz")
+  with pytest.raises(UserError, match=words):
+    data.load(name, **({"image_size": 8} | arguments))
+
+
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("cifar11", 'did you mean "cifar10"'),
+    ("imagenet", "there are cifar10, cifar100, svhn, digits, npz:"),
+    ("tiny_imagenet", "not yet supported"),
+    ("folder:/tmp", "not yet supported"),
+  ],
+)
+def test_names_that_are_not_sets(name, words):
+  with pytest.raises(UserError, match=words):
+    data.load(name, 32)
+
+
+def test_subset_is_stratified_nested_and_seeded():
+  labels = np.repeat(np.arange(3), [100, 40, 3])
+  quarter, half = (subset(labels, f, seed=1) for f in (0.25, 0.5))
+  assert np.bincount(labels[quarter]).tolist() == [25, 10, 1]
+  assert np.bincount(labels[half]).tolist() == [50, 20, 2]
+  assert set(quarter) < set(half)
+  assert (np.diff(half) > 0).all()
+  np.testing.assert_array_equal(quarter, subset(labels, 0.25, seed=1))
+  assert set(quarter) != set(subset(labels, 0.25, seed=2))
+  assert np.bincount(labels[subset(labels, 1e-9, seed=1)]).tolist() == [1] * 3
+
+
+def test_data_fraction_keeps_labels_with_their_images(tmp_path):
+  name = save(tmp_path / "a.npz")
+  part = data.load(name, 8, data_fraction=0.4, seed=3)
+  kept = subset(arrays()["train_labels"], 0.4, 3)
+  assert np.bincount(part.train_labels).tolist() == [2] * 4
+  np.testing.assert_array_equal(part.train_images, IMAGES[kept])
+  np.testing.assert_array_equal(part.test_images, arrays()["test_images"])
+
+
+def test_npz_needs_no_tensorflow(tmp_path):
+  name = save(tmp_path / "a.npz")
+  done = run_python(
+    "import sys, jax\n"
+    "from vit_ssl_jax import data\n"
+    "assert 'tensorflow' not in sys.modules\n"
+    f"d = data.load({name!r}, 16)\n"
+    "for placement in ('device', 'host'):\n"
+    "  s = data.make_source(d.train_images, d.train_labels, 4, seed=0,\n"
+    "                       placement=placement, streamer=d.streamer)\n"
+    "  s.fetch(s.arrays, next(s.items(0)))\n"
+    "assert not any(m.startswith('tensorflow') for m in sys.modules)\n"
+  )
+  assert done.returncode == 0, done.stderr
+
+
+def test_cache_survives_damage_and_leaves_nothing_half_written(tmp_path):
+  made = {"images": np.arange(6), "labels": np.arange(6)}
+  calls = []
+
+  def make():
+    calls.append(1)
+    return made
+
+  for _ in range(2):
+    got = cache.arrays(tmp_path / "c", "x", make)
+    np.testing.assert_array_equal(got["images"], made["images"])
+  assert len(calls) == 1
+  (tmp_path / "c" / "x.images.npy").write_bytes(b"\x93NUMPY")
+  cache.arrays(tmp_path / "c", "x", make)
+  assert len(calls) == 2
+  names = sorted(p.name for p in (tmp_path / "c").iterdir())
+  assert names == ["x.images.npy", "x.labels.npy"]
+  (tmp_path / "file").write_text("in the way")
+  got = cache.arrays(tmp_path / "file", "x", make)
+  assert got is made
+
+
+def test_unprepared_set_is_one_sentence_and_quick(tmp_path, monkeypatch):
+  monkeypatch.setitem(
+    tfds_sets.SETS, "cifar10", ("cifar10", "http://127.0.0.1:9")
+  )
+  root = tmp_path / "sets"
+  with pytest.raises(UserError) as caught:
+    data.load("cifar10", 32, data_dir=str(root))
+  for word in (str(root), "tfds build cifar10", "TFDS_DATA_DIR", "data_dir"):
+    assert word in str(caught.value)
+  assert not root.exists()
+
+
+def test_unprepared_set_in_a_read_only_directory(tmp_path, monkeypatch):
+  root = tmp_path / "sets"
+  root.mkdir()
+  root.chmod(stat.S_IRUSR | stat.S_IXUSR)
+  monkeypatch.setenv("TFDS_DATA_DIR", str(root))
+  with pytest.raises(UserError, match=r"svhn.*read-only.*svhn_cropped"):
+    data.load("svhn", 32)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  """A TFDS directory that holds the set."""
+  root = tmp_path_factory.mktemp("tfds")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+    data.load("digits", 8, data_dir=str(root), progress=False)
+  return root
+
+
+class TestDigits:
+  """The builder, through TFDS."""
+
+  pytestmark = tolerate_tfds
+
+  def test_holds_scikit_learns_digits(self, root):
+    from sklearn import datasets
+
+    assert (root / "digits" / "1.0.0" / "dataset_info.json").exists()
+    got = data.load("digits", 8, data_dir=str(root), progress=False)
+    assert got.train_images.shape == (1437, 8, 8, 3)
+    assert got.test_images.shape == (360, 8, 8, 3)
+    assert got.classes == tuple("0123456789")
+    assert got.streamer == "tf"
+    raw = datasets.load_digits()
+    images = np.concatenate([got.train_images, got.test_images])[..., 0]
+    labels = np.concatenate([got.train_labels, got.test_labels])
+    want = np.round(raw.images * (255 / 16)).astype(np.uint8)
+
+    def rows(images, labels):
+      flat = images.reshape(len(images), -1)
+      return sorted(zip(flat.tolist(), labels.tolist(), strict=True))
+
+    assert rows(images, labels) == rows(want, raw.target)
+    share = np.bincount(got.test_labels) / np.bincount(labels)
+    assert (abs(share - 360 / 1797) < 0.01).all()
+
+  def test_second_start_reads_the_cache_without_tensorflow(
+    self, root, cache_home
+  ):
+    first = data.load("digits", 16, data_dir=str(root), progress=False)
+    assert first.train_images.shape == (1437, 16, 16, 3)
+    np.save(cache_home / "want.npy", first.train_images)
+    done = run_python(
+      "import sys, numpy as np\n"
+      "from vit_ssl_jax import data\n"
+      f"d = data.load('digits', 16, data_dir={str(root)!r})\n"
+      f"want = np.load({str(cache_home / 'want.npy')!r})\n"
+      "np.testing.assert_array_equal(d.train_images, want)\n"
+      "assert d.classes == tuple('0123456789')\n"
+      "assert not any(m.startswith('tensorflow') for m in sys.modules)\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(cache_home.rglob("*.tmp"))
+
+  def test_splits_and_their_errors(self, root, cache_home):
+    def load(split):
+      return data.load(
+        "digits", 8, data_dir=str(root), train_split=split, progress=False
+      )
+
+    whole, tenth = load("train"), load("train[:10%]")
+    assert len(tenth.train_images) == 144
+    np.testing.assert_array_equal(tenth.train_images, whole.train_images[:144])
+    np.testing.assert_array_equal(tenth.test_labels, whole.test_labels)
+    before = len(list(cache_home.rglob("*.npy")))
+    for split in ("trian", "train[:0%]", "train[10", ""):
+      with pytest.raises(UserError, match=r"has test, train|has train, test"):
+        load(split)
+    assert len(list(cache_home.rglob("*.npy"))) == before
+
+  def test_another_copy_of_the_set_is_decoded_anew(
+    self, root, tmp_path, cache_home
+  ):
+    data.load("digits", 8, data_dir=str(root), progress=False)
+    before = len(list(cache_home.rglob("*.npy")))
+    (tmp_path / "sets").symlink_to(root)
+    data.load("digits", 8, data_dir=str(tmp_path / "sets"), progress=False)
+    assert len(list(cache_home.rglob("*.npy"))) == before
+    info = root / "digits" / "1.0.0" / "dataset_info.json"
+    os.utime(info, (1, 1))
+    data.load("digits", 8, data_dir=str(root), progress=False)
+    assert len(list(cache_home.rglob("*.npy"))) == 2 * before
+
+  def test_read_only_data_dir_is_left_alone(self, tmp_path, cache_home):
+    root = tmp_path / "sets"
+    root.mkdir()
+    root.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    data.load("digits", 8, data_dir=str(root), progress=False)
+    assert not list(root.iterdir())
+    made = cache_home / "vit_ssl_jax" / "tfds" / "digits" / "1.0.0"
+    assert json.loads((made / "dataset_info.json").read_text())["version"]
+
+  def test_damaged_files_are_named(self, tmp_path):
+    data.load("digits", 8, data_dir=str(tmp_path), progress=False)
+    folder = tmp_path / "digits" / "1.0.0"
+    for file in folder.glob("*.tfrecord*"):
+      file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(UserError, match=rf"{folder} cannot be read"):
+      data.load("digits", 9, data_dir=str(tmp_path), progress=False)
+
+  def test_newest_prepared_version_is_read(self, tmp_path):
+    for version in ("1.9.0", "1.10.0", "1.11.0.incompleteX", "2.0.0"):
+      folder = tmp_path / "cifar10" / version
+      folder.mkdir(parents=True)
+      if version != "2.0.0":
+        (folder / "dataset_info.json").write_text("{}")
+    found = tfds_sets._find("cifar10", tfds_sets._root(str(tmp_path)))
+    assert found.name == "1.10.0"
+
+  def test_builder_passes_tfds_own_test(self, tmp_path):
+    pytest.importorskip("dill", reason="tfds.testing needs dill")
+    import unittest
+
+    import tensorflow_datasets as tfds
+
+    from vit_ssl_jax.data.digits import Digits
+
+    class Case(tfds.testing.DatasetBuilderTestCase):
+      DATASET_CLASS = Digits
+      EXAMPLE_DIR = str(tmp_path)
+      SPLITS = {"train": 1437, "test": 360}  # noqa: RUF012
+      SKIP_CHECKSUMS = True
+
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(Case)
+    result = unittest.TextTestRunner(verbosity=0).run(suite)
+    assert result.wasSuccessful()
+    assert result.testsRun > 3
+
+
+class TestCifar10:
+  pytestmark = tolerate_tfds
+
+  def test_real_cifar10(self):
+    root = os.environ.get("TFDS_DATA_DIR", "")
+    if not root or not (pathlib.Path(root) / "cifar10").is_dir():
+      pytest.skip("CIFAR-10 is not in TFDS_DATA_DIR")
+    got = data.load("cifar10", 32, train_split="train[:2%]", progress=False)
+    assert got.train_images.shape == (1000, 32, 32, 3)
+    assert got.test_images.shape == (10000, 32, 32, 3)
+    assert np.bincount(got.test_labels).tolist() == [1000] * 10
+    assert got.classes[:2] == ("airplane", "automobile")
+    mean = got.test_images.mean((0, 1, 2)) / 255
+    np.testing.assert_allclose(mean, [0.494, 0.485, 0.450], atol=2e-3)

@@ -1,0 +1,348 @@
+"""Agreement with the paper's own PyTorch code (see golden/README.md).
+
+Reads every size and hyperparameter from the files, so that it works on any
+folder of their format: set GOLDEN_DIR.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from vit_ssl_jax import (
+  finetune,
+  interop,
+  losses,
+  models,
+  optimizers,
+  pretrain,
+  schedules,
+)
+from vit_ssl_jax.augment import mix
+from vit_ssl_jax.errors import UserError
+
+SIZES = (
+  "image_size",
+  "patch_size",
+  "embed_dim",
+  "depth",
+  "depths",
+  "depth_token_only",
+  "num_heads",
+  "window_size",
+  "mlp_ratio",
+  "layer_scale_init",
+  "num_classes",
+)
+# An architecture that is not there yet fails in `models.build`; the mark turns
+# into a failure of its own as soon as it is.
+TO_COME = [
+  pytest.param(
+    name,
+    marks=pytest.mark.xfail(
+      raises=UserError, strict=True, reason=f"{name} is not built yet"
+    ),
+  )
+  for name in ("swin", "cait")
+]
+ARCHITECTURES = ["vit", *TO_COME]
+
+
+def load(golden_dir, name):
+  """A golden file's arrays, and its JSON string under "config" or "hyper"."""
+  with np.load(golden_dir / name) as f:
+    arrays = {key: f[key] for key in f.files}
+  for key in ("config", "hyper"):
+    if key in arrays:
+      return arrays, json.loads(str(arrays[key]))
+  return arrays, None
+
+
+def build(name, sizes):
+  """A model of the sizes in a golden file's JSON."""
+  return models.build(name, **{k: v for k, v in sizes.items() if k in SIZES})
+
+
+def under(arrays, prefix):
+  """The arrays whose names begin with a prefix, without it."""
+  return {
+    key.removeprefix(prefix): value
+    for key, value in arrays.items()
+    if key.startswith(prefix)
+  }
+
+
+def assert_close(ours, golden):
+  """Largest difference 1e-4, relative L2 error 1e-5."""
+  ours, golden = np.asarray(ours), np.asarray(golden)
+  assert ours.shape == golden.shape
+  assert np.max(np.abs(ours - golden)) < 1e-4
+  assert np.linalg.norm(ours - golden) < 1e-5 * np.linalg.norm(golden)
+
+
+def assert_same_weights(ours, golden):
+  """Every tensor's relative L2 error is under 1e-3.
+
+  The attention's key bias has no gradient in exact arithmetic, and Adam turns
+  rounding noise into steps, so that third of each qkv.bias is left out.
+  """
+  assert ours.keys() == golden.keys()
+  for name, want in golden.items():
+    have = ours[name]
+    if name.endswith("qkv.bias"):
+      query, _, value = np.split(np.arange(len(want)), 3)
+      keep = np.concatenate([query, value])
+      have, want = have[keep], want[keep]
+    error = np.linalg.norm(have - want)
+    assert error < 1e-3 * max(np.linalg.norm(want), 1e-12), name
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_model(golden_dir, name):
+  arrays, sizes = load(golden_dir, f"model_{name}.npz")
+  model = build(name, sizes)
+  given = under(arrays, "param/")
+  params = interop.from_torch(given, model)
+  for key, want in arrays.items():
+    kind, _, side = key.rpartition("_")
+    images = arrays.get(f"images_{side}")
+    method = {
+      "features": "features",
+      "logits": None,
+      "last_attention": "attention",
+    }
+    if kind in method:
+      ours = model.apply({"params": params}, images, method=method[kind])
+      assert_close(ours, want)
+  back = interop.to_torch(params, model)
+  assert back.keys() == given.keys()
+  assert all(np.array_equal(back[key], given[key]) for key in given)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_initialization(golden_dir, name):
+  models.build(name)
+  golden = json.loads((golden_dir / f"init_{name}.json").read_text())
+  model = models.build(name, **sizes_of(golden))
+  seeds = [
+    interop.to_torch(models.init(model, jax.random.key(seed)), model)
+    for seed in range(3)
+  ]
+  assert seeds[0].keys() == golden.keys()
+  for key, want in golden.items():
+    ours = np.stack([params[key] for params in seeds])
+    assert list(ours.shape[1:]) == want["shape"], key
+    # Of a small tensor the standard deviation itself is uncertain.
+    slack = max(0.1, 3 / np.sqrt(2 * ours.size))
+    assert np.isclose(ours.std(), want["std"], rtol=slack, atol=1e-9), key
+    error = 5 * want["std"] / np.sqrt(ours.size / 3)
+    assert abs(ours.mean() - want["mean"]) <= error + 1e-9, key
+
+
+def sizes_of(golden):
+  """A ViT's sizes from the shapes of its parameters."""
+  patch = golden["patch_embed.proj.weight"]["shape"]
+  side = round((golden["pos_embed"]["shape"][1] - 1) ** 0.5)
+  classes = golden.get("head.bias", {"shape": [0]})["shape"][0]
+  return {
+    "image_size": side * patch[-1],
+    "patch_size": patch[-1],
+    "embed_dim": patch[0],
+    "depth": sum(key.endswith("norm1.bias") for key in golden),
+    "num_heads": 1,  # does not show in the shapes, nor in a fresh model
+    "mlp_ratio": golden["blocks.0.mlp.fc1.bias"]["shape"][0] / patch[0],
+    "num_classes": classes,
+  }
+
+
+def projection_head(state):
+  hidden, bottleneck = state["mlp.0.bias"], state["mlp.4.bias"]
+  outputs = state["last_layer.weight_v"]
+  return models.ProjectionHead(len(outputs), len(hidden), len(bottleneck))
+
+
+def test_projection_head(golden_dir):
+  arrays, _ = load(golden_dir, "projection_head.npz")
+  head = projection_head(under(arrays, "param/"))
+  params = interop.from_torch(under(arrays, "param/"), head)
+  outputs = head.apply({"params": params}, arrays["inputs"])
+  np.testing.assert_allclose(outputs, arrays["outputs"], rtol=0, atol=1e-5)
+
+
+def test_view_prediction_loss(golden_dir):
+  arrays, _ = load(golden_dir, "dino_loss.npz")
+  targets = losses.centered_probabilities(
+    arrays["teacher"],
+    arrays["center"],
+    float(arrays["teacher_temp"]),
+  )
+  loss = losses.view_prediction(
+    arrays["student"], targets, float(arrays["student_temp"])
+  )
+  np.testing.assert_allclose(loss, arrays["loss"], rtol=0, atol=1e-5)
+  center = losses.update_center(
+    arrays["center"], arrays["teacher"], float(arrays["center_momentum"])
+  )
+  np.testing.assert_allclose(center, arrays["new_center"], rtol=0, atol=1e-5)
+
+
+def test_schedules(golden_dir):
+  arrays, _ = load(golden_dir, "schedules.npz")
+  epochs, per_epoch = int(arrays["epochs"]), int(arrays["steps_per_epoch"])
+  steps = epochs * per_epoch
+  note = json.loads(str(arrays["note"]))
+  pretraining, tuning = note["pretrain"], note["finetune"]
+  peak, end = number(pretraining, "base lr"), number(pretraining, "min")
+  peak *= number(pretraining, "(x") / 256
+  tables = {
+    "pretrain_lr": schedules.pretrain_learning_rate(
+      peak, end, steps, round(before(pretraining, " warm-up")) * per_epoch
+    ),
+    "pretrain_weight_decay": schedules.cosine(
+      number(pretraining, "weight decay"),
+      before(pretraining, "; momentum"),
+      steps,
+    ),
+    "teacher_momentum": schedules.cosine(
+      number(pretraining, "momentum"), before(pretraining, "; teacher"), steps
+    ),
+    "teacher_temp_per_epoch": schedules.teacher_temperature(
+      number(pretraining, "temperature"),
+      before(pretraining, " over"),
+      epochs,
+      round(number(pretraining, "over")),
+    ),
+    "finetune_lr": schedules.finetune_learning_rate(
+      number(tuning, "lr"),
+      number(tuning, "min"),
+      steps,
+      round(before(tuning, " warm-up")) * per_epoch,
+    ),
+  }
+  for name, table in tables.items():
+    assert table.dtype == np.float64
+    np.testing.assert_allclose(table, arrays[name], rtol=0, atol=1e-9)
+
+
+def number(text, name):
+  """The number that follows a name in a note."""
+  word = text.split(name, 1)[1].split()[0]
+  return float(word.strip("x;,)").split("/")[0])
+
+
+def before(text, name):
+  """The number that stands before a name in a note."""
+  return float(text.split(name, 1)[0].split()[-1])
+
+
+def pretrain_config(hyper):
+  """The part of a config that an update reads, from a trajectory's JSON."""
+  return ml_collections.ConfigDict(
+    {
+      "epochs": hyper["epochs"],
+      "batch_size": 256,  # so that the learning rate is taken as given
+      "student_temperature": hyper["student_temp"],
+      "optim": {
+        "learning_rate": hyper["base_lr"],
+        "min_learning_rate": hyper["min_lr"],
+        "warmup_epochs": hyper["warmup_epochs"],
+        "weight_decay": hyper["weight_decay"][0],
+        "weight_decay_end": hyper["weight_decay"][1],
+        "clip_per_tensor": hyper["clip_per_tensor"],
+        "freeze_last_layer_epochs": hyper["freeze_last_layer_epochs"],
+      },
+      "teacher": {
+        "momentum": hyper["momentum"][0],
+        "warmup_temperature": hyper["teacher_temp"][0],
+        "temperature": hyper["teacher_temp"][1],
+        "temperature_warmup_epochs": hyper["teacher_temp_warmup_epochs"],
+        "centering": "mean",
+        "center_momentum": hyper["center_momentum"],
+        "drop_path": False,
+      },
+    }
+  )
+
+
+@pytest.mark.parametrize("name", ["vit", TO_COME[0]])
+def test_pretrain_trajectory(golden_dir, name):
+  arrays, hyper = load(golden_dir, f"pretrain_trajectory_{name}.npz")
+  model = build(name, hyper)
+  head = models.ProjectionHead(
+    hyper["out_dim"], hyper["head_hidden_dim"], hyper["head_bottleneck_dim"]
+  )
+  config = pretrain_config(hyper)
+  per_epoch = hyper["steps_per_epoch"]
+  tables = pretrain.make_schedules(config, per_epoch)
+  for ours, golden in (
+    (tables["learning_rate"], "lr"),
+    (tables["weight_decay"], "weight_decay"),
+    (tables["momentum"], "momentum"),
+    (tables["temperature"][::per_epoch], "teacher_temp"),
+  ):
+    np.testing.assert_allclose(ours, arrays[golden], rtol=0, atol=1e-9)
+  optimizer = pretrain.make_optimizer(config, tables, per_epoch)
+  init = {
+    part: interop.from_torch(under(arrays, f"init/{prefix}."), module)
+    for part, prefix, module in (
+      ("backbone", "backbone", model),
+      ("head", "mlphead", head),
+    )
+  }
+  state = pretrain.init_state(model, head, optimizer, jax.random.key(0))
+  state = state.replace(student=init, teacher=init)
+  update = jax.jit(pretrain.make_update(config, model, head, optimizer, tables))
+  loss, norm = [], []
+  for global_views, local_views in zip(
+    arrays["global_views"], arrays["local_views"], strict=True
+  ):
+    state, metrics = update(state, global_views, local_views, jax.random.key(0))
+    loss.append(metrics["loss"])
+    norm.append(metrics["gradient_norm"])
+  np.testing.assert_allclose(loss, arrays["losses"], rtol=0, atol=1e-4)
+  np.testing.assert_allclose(norm, arrays["grad_norms_before_clip"], rtol=1e-4)
+  np.testing.assert_allclose(state.center, arrays["center"], rtol=0, atol=1e-4)
+  for network in ("student", "teacher"):
+    params = getattr(state, network)
+    for part, prefix, module in (
+      ("backbone", "backbone", model),
+      ("head", "mlphead", head),
+    ):
+      assert_same_weights(
+        interop.to_torch(params[part], module),
+        under(arrays, f"{network}/{prefix}."),
+      )
+
+
+def test_finetune_trajectory(golden_dir):
+  arrays, hyper = load(golden_dir, "finetune_trajectory_vit.npz")
+  model = build("vit", hyper)
+  config = ml_collections.ConfigDict(
+    {"label_smoothing": hyper["label_smoothing"]}
+  )
+  optimizer = optimizers.finetune(arrays["lr"], hyper["weight_decay"])
+  params = interop.from_torch(under(arrays, "init/"), model)
+  state = finetune.FinetuneState(
+    jnp.zeros((), jnp.int32), params, optimizer.init(params)
+  )
+  update = jax.jit(finetune.make_update(config, model, optimizer))
+  loss = []
+  for i, mode in enumerate(arrays["mode"]):
+    images = jnp.asarray(arrays["images"][i])
+    targets = jax.nn.one_hot(arrays["labels"][i], hyper["num_classes"])
+    if mode == "mixup":
+      images, targets = mix.mixup(
+        images, targets, arrays["perm"][i], arrays["lam"][i].astype(np.float32)
+      )
+    if mode == "cutmix":
+      box = arrays["cutmix_box_rows_cols"]
+      images, targets = mix.cutmix(images, targets, arrays["perm"][i], box)
+    state, metrics = update(state, images, targets, jax.random.key(0))
+    loss.append(metrics["loss"])
+  np.testing.assert_allclose(loss, arrays["losses"], rtol=0, atol=1e-4)
+  assert_same_weights(
+    interop.to_torch(state.params, model), under(arrays, "final/")
+  )

@@ -1,0 +1,1 @@
+"""Vision transformers trained well on small data sets, in JAX."""

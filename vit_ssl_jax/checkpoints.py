@@ -1,0 +1,94 @@
+"""Checkpoints with Orbax: asynchronous, atomic, the last few kept."""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from vit_ssl_jax.errors import UserError
+
+FOLDER = "checkpoints"
+
+
+@contextlib.contextmanager
+def manager(workdir, keep_last, keep_every_steps):
+  """Opens a workdir's checkpoints for a training run.
+
+  Args:
+    workdir: the run's folder; checkpoints are its `checkpoints/STEP`.
+    keep_last: how many of the newest are kept.
+    keep_every_steps: those at multiples of this are kept too; 0 for none.
+
+  Yields:
+    A Checkpointer; leaving the context waits for what is being written.
+  """
+  policies = ocp.training.preservation_policies
+  keep = [policies.LatestN(keep_last)]
+  if keep_every_steps:
+    keep.append(policies.EveryNSteps(keep_every_steps))
+  with ocp.training.Checkpointer(
+    pathlib.Path(workdir, FOLDER).absolute(),
+    preservation_policy=policies.AnyPreservationPolicy(keep),
+    cleanup_tmp_directories=True,
+  ) as checkpointer:
+    yield checkpointer
+
+
+def save(checkpointer, step, state):
+  """Starts writing a state in the background; it counts once it is whole."""
+  checkpointer.save_async(step, state, force=True)
+
+
+def latest_step(checkpointer):
+  """The newest whole checkpoint's step, or 0 where there is none."""
+  return checkpointer.latest.step if checkpointer.latest else 0
+
+
+def restore(checkpointer, abstract_state):
+  """Reads the newest checkpoint into the shapes and shardings given."""
+  return checkpointer.load(checkpointer.latest, abstract_state=abstract_state)
+
+
+def read(path):
+  """Reads a checkpoint as it was saved, and its run's config.
+
+  Args:
+    path: a workdir, of which the newest checkpoint is taken, or one of its
+      checkpoints (`WORKDIR/checkpoints/STEP`).
+
+  Returns:
+    The state as nested dicts of NumPy arrays, and the config as a dict.
+
+  Raises:
+    UserError: there is no such folder, or no whole checkpoint in it.
+  """
+  path = pathlib.Path(path).absolute()
+  if not path.is_dir():
+    raise UserError(f"init_from={path}: there is no such folder")
+  if (path / FOLDER).is_dir():
+    steps = [p for p in (path / FOLDER).iterdir() if p.name.isdigit()]
+    if not steps:
+      raise UserError(f"init_from={path} holds no finished checkpoint")
+    path = max(steps, key=lambda p: int(p.name))
+  config = path.parent.parent / "config.json"
+  if not (path.name.isdigit() and config.is_file()):
+    raise UserError(
+      f"init_from={path} is neither a workdir nor one of its checkpoints"
+      f" (WORKDIR/{FOLDER}/STEP)"
+    )
+  state = ocp.load(path)
+  return jax.tree.map(np.asarray, state), json.loads(config.read_text())
+
+
+def sha256(state):
+  """SHA-256 over the bytes of a state's arrays, in the order of their names."""
+  digest = hashlib.sha256()
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  for path, leaf in sorted(leaves, key=lambda x: jax.tree_util.keystr(x[0])):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()

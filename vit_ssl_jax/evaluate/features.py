@@ -1,0 +1,26 @@
+"""Applies a function to every image of a set, batch by batch."""
+
+import jax
+import numpy as np
+
+from vit_ssl_jax import data
+
+
+def extract(function, images, labels, batch_size, batch_sharding):
+  """Outputs for every image, once each and in order.
+
+  Args:
+    function: a jitted (images (B, H, W, 3) uint8) -> (B, ...).
+    images: (N, H, W, 3) uint8.
+    labels: (N,).
+    batch_size: B, which the devices divide.
+    batch_sharding: how a batch lies on the devices.
+
+  Returns:
+    (N, ...) NumPy array.
+  """
+  outputs = []
+  for batch in data.padded_batches(images, labels, batch_size):
+    placed = jax.device_put(batch["image"], batch_sharding)
+    outputs.append((function(placed), batch["mask"]))
+  return np.concatenate([np.asarray(out)[mask] for out, mask in outputs])

@@ -1,0 +1,64 @@
+"""Weighted nearest neighbours on frozen features."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_ssl_jax.evaluate.accuracy import accuracy
+
+CHUNK = 512  # test images at a time; bounds memory at CHUNK × training images
+
+
+def knn_accuracy(
+  train_features,
+  train_labels,
+  test_features,
+  test_labels,
+  num_classes,
+  neighbors=20,
+  temperature=0.07,
+):
+  """Top-1 of a vote among the nearest training images, in percent.
+
+  Cosine similarity, votes weighted by exp(similarity / temperature) (Wu et
+  al., 2018, section 3.4, with the settings of DINO's evaluation).
+
+  Args:
+    train_features: (N, D).
+    train_labels: (N,) integers.
+    test_features: (M, D).
+    test_labels: (M,) integers.
+    num_classes: C.
+    neighbors: how many vote; at most N do.
+    temperature: above 0.
+
+  Returns:
+    A float from 0 to 100.
+  """
+  bank = unit(train_features)
+  neighbors = min(neighbors, len(bank))
+  votes = [
+    vote(
+      bank, train_labels, unit(test_features[i : i + CHUNK]), temperature,
+      neighbors, num_classes,
+    )
+    for i in range(0, len(test_features), CHUNK)
+  ]  # fmt: skip
+  return accuracy(np.concatenate(votes), test_labels)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def vote(bank, labels, queries, temperature, neighbors, num_classes):
+  """Votes (M, C) for unit queries (M, D) from a bank of unit rows (N, D)."""
+  similarity, index = jax.lax.top_k(queries @ bank.T, neighbors)
+  weight = jnp.exp(similarity / temperature)
+  one_hot = jax.nn.one_hot(labels[index], num_classes)
+  return jnp.sum(weight[..., None] * one_hot, 1)
+
+
+def unit(features):
+  """Rows (N, D) over their L2 norms."""
+  norm = np.linalg.norm(features, axis=-1, keepdims=True)
+  return features / np.maximum(norm, 1e-12)

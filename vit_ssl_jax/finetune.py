@@ -1,0 +1,191 @@
+"""Stage 2: supervised fine-tuning, from a teacher's weights or from scratch."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_ssl_jax import (
+  checkpoints,
+  checks,
+  evaluate,
+  loop,
+  losses,
+  models,
+  optimizers,
+  schedules,
+  sharding,
+)
+from vit_ssl_jax.augment import mix, policies, views
+
+
+@flax.struct.dataclass
+class FinetuneState:
+  """All that a step changes.
+
+  Attributes:
+    step: () int32, steps done.
+    params: the classifier's parameters, float32.
+    opt_state: the optimizer's state.
+  """
+
+  step: jax.Array
+  params: dict
+  opt_state: optax.OptState
+
+
+def make_schedule(config, steps_per_epoch):
+  """The learning rate, (steps,)."""
+  o = config.optim
+  return schedules.finetune_learning_rate(
+    o.learning_rate,
+    o.min_learning_rate,
+    config.epochs * steps_per_epoch,
+    o.warmup_epochs * steps_per_epoch,
+  )
+
+
+def make_update(config, model, optimizer):
+  """Makes the part of a step that comes after augmentation and mixing.
+
+  Returns:
+    A pure function (state, images (B, H, W, 3), targets (B, C), key) ->
+    (state, metrics), the images being normalised.
+  """
+
+  def update(state, images, targets, key):
+    def loss_fn(params):
+      logits = model.apply(
+        {"params": params}, images, train=True, rngs={"drop_path": key}
+      )
+      return losses.classification(logits, targets, config.label_smoothing)
+
+    loss, gradients = jax.value_and_grad(loss_fn)(state.params)
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    new_state = FinetuneState(state.step + 1, params, opt_state)
+    norm = optax.tree.norm(gradients)
+    return new_state, {"loss": loss, "gradient_norm": norm}
+
+  return update
+
+
+def make_train_step(config, model, optimizer, learning_rate):
+  """Makes stage 2's step.
+
+  Args:
+    config: the run's config.
+    model: a classifier of `models.build`.
+    optimizer: an optax transformation.
+    learning_rate: (steps,), to report.
+
+  Returns:
+    A pure function (state, {"image": (B, H, W, 3) uint8, "label": (B,)}) ->
+    (state, metrics); what is random in it comes from config.seed and
+    state.step alone.
+  """
+  update = make_update(config, model, optimizer)
+  root = jax.random.key(config.seed)
+
+  def train_step(state, batch):
+    view_key, mix_key, drop_key = jax.random.split(
+      jax.random.fold_in(root, state.step), 3
+    )
+    images = policies.finetune_views(
+      view_key, batch["image"], config.augment, config.mean, config.std
+    )
+    targets = jax.nn.one_hot(batch["label"], model.num_classes)
+    images, targets = mix.random_mix(mix_key, images, targets, **config.mix)
+    state, metrics = update(state, images, targets, drop_key)
+    rate = jnp.asarray(learning_rate, jnp.float32)[state.step - 1]
+    return state, metrics | {"learning_rate": rate}
+
+  return train_step
+
+
+def initial_params(config, model):
+  """Fresh parameters, their backbone replaced by config.init_from's.
+
+  Raises:
+    UserError: init_from is no checkpoint, or its parameters do not fit.
+  """
+  params = models.init(model, jax.random.key(config.seed))
+  if not config.init_from:
+    return params
+  state, _ = checkpoints.read(config.init_from)
+  given = (
+    state["teacher"]["backbone"] if "teacher" in state else state["params"]
+  )
+  given = {name: x for name, x in given.items() if name != "head"}
+  backbone = {name: x for name, x in params.items() if name != "head"}
+  models.check_parameters(backbone, given, f"init_from={config.init_from}")
+  return params | given
+
+
+def check(config):
+  """Raises a UserError where a config's value makes no sense."""
+  checks.common(config)
+  checks.choice(config, "augment.autoaugment", ["", *policies.POLICIES])
+  checks.share(config, "label_smoothing")
+  checks.interval(config, "augment.erasing_area")
+
+
+def run(config, workdir):
+  """Fine-tunes a classifier in `workdir`, or goes on with it.
+
+  Returns:
+    The content of result.json: `top1` after the last step and
+    `best_top1_on_test`, over all evaluations, both in percent of all test
+    images, beside the figures of every run.
+
+  Raises:
+    UserError: something given does not fit; the message says what.
+  """
+  check(config)
+  mesh = sharding.make_mesh(config.mesh.fsdp, config.batch_size)
+  model = models.from_config(config, num_classes=2)  # fails early if it must
+  dataset, source = loop.open_data(config, mesh)
+  model = models.from_config(config, num_classes=len(dataset.classes))
+  learning_rate = make_schedule(config, source.steps_per_epoch)
+  optimizer = optimizers.finetune(learning_rate, config.optim.weight_decay)
+
+  def init_state():
+    params = initial_params(config, model)
+    step = jnp.zeros((), jnp.int32)
+    return FinetuneState(step, params, optimizer.init(params))
+
+  @jax.jit
+  def predict(params, images):
+    images = views.evaluation_view(images, config.mean, config.std)
+    return model.apply({"params": params}, images)
+
+  def evaluate_state(state, due):
+    del due  # the test set is small enough to look at whenever a run stops
+    logits = evaluate.extract(
+      lambda images: predict(state.params, images),
+      dataset.test_images,
+      dataset.test_labels,
+      config.evaluate_batch_size,
+      sharding.batch_sharding(mesh),
+    )
+    return {"top1": evaluate.accuracy(logits, dataset.test_labels)}
+
+  return loop.run(
+    config,
+    workdir,
+    mesh=mesh,
+    model=model,
+    init_state=init_state,
+    train_step=make_train_step(config, model, optimizer, learning_rate),
+    source=source,
+    evaluate=evaluate_state,
+    summarize=summarize,
+  )
+
+
+def summarize(lines):
+  """The final figures: top-1 after the last step, and the best on the test set."""
+  top1 = [line["top1"] for line in lines if "top1" in line]
+  return {"top1": top1[-1], "best_top1_on_test": max(top1)}

@@ -1,0 +1,128 @@
+"""The names and layouts of the paper's PyTorch code.
+
+There a linear layer's weight is (out, in), a convolution's (out, in, kh, kw),
+and every block has names of its own (`blocks.3.attn.qkv.weight`); here kernels
+are (in, out), patches are cut row by row with the channel last, and blocks are
+stacked along a leading axis.
+"""
+
+import jax
+import numpy as np
+
+from vit_ssl_jax import models
+from vit_ssl_jax.errors import UserError
+
+HEAD_NAMES = {"fc1": "mlp.0", "fc2": "mlp.2", "fc3": "mlp.4"}
+
+
+def to_torch(params, model, layout="reference"):
+  """Gives parameters the reference's names and layouts.
+
+  Args:
+    params: parameters of `model`, as `model.init` made them.
+    model: a model of `models.build`, or a `models.ProjectionHead`.
+    layout: "reference", the paper's own PyTorch classes.
+
+  Returns:
+    A dict from name to float32 NumPy array.
+
+  Raises:
+    UserError: an unknown layout.
+  """
+  if layout != "reference":
+    raise UserError(f"unknown layout {layout!r}: possible is 'reference'")
+  state = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    keys = [key.key for key in path]
+    leaf = np.asarray(leaf)
+    slices = leaf if stacked(keys) else leaf[None]
+    for name, piece in zip(torch_names(keys, len(slices)), slices, strict=True):
+      state[name] = to_layout(keys, piece, model)
+  if isinstance(model, models.ProjectionHead):
+    state["last_layer.weight_g"] = np.ones((model.out_dim, 1), np.float32)
+  return state
+
+
+def from_torch(state_dict, model):
+  """Reads parameters that carry the reference's names, strictly by name.
+
+  Args:
+    state_dict: name to array (anything that NumPy reads).
+    model: a model of `models.build`, or a `models.ProjectionHead`, whose input
+      width is then read from the weights.
+
+  Returns:
+    The parameters of `model`, float32.
+
+  Raises:
+    UserError: names are missing or left over, or shapes differ; it lists them.
+  """
+  state = {name: np.asarray(x, np.float32) for name, x in state_dict.items()}
+  template = jax.tree.map(
+    lambda leaf: np.broadcast_to(np.float32(0), leaf.shape),
+    abstract_params(model, state),
+  )
+  models.check_parameters(to_torch(template, model), state, "the state dict")
+  if np.any(state.get("last_layer.weight_g", 1.0) != 1):
+    raise UserError("last_layer.weight_g is not 1: the head's gain is fixed")
+
+  def read(path, leaf):
+    keys = [key.key for key in path]
+    names = torch_names(keys, len(leaf) if stacked(keys) else 1)
+    pieces = [from_layout(keys, state[name]) for name in names]
+    return np.stack(pieces) if stacked(keys) else pieces[0]
+
+  return jax.tree_util.tree_map_with_path(read, template)
+
+
+def abstract_params(model, state):
+  """The shapes of a model's parameters, without computing any."""
+  if isinstance(model, models.ProjectionHead):
+    shape = state.get("mlp.0.weight", np.zeros((0, 1))).shape
+    inputs = jax.ShapeDtypeStruct((1, shape[1]), np.float32)
+  else:
+    side = model.image_size
+    inputs = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
+
+
+def stacked(keys):
+  """Whether a parameter has a leading axis over blocks."""
+  return keys[0] == "blocks"
+
+
+def torch_names(keys, count):
+  """The reference's name of each slice of a parameter."""
+  *modules, leaf = keys
+  modules = (
+    [HEAD_NAMES.get(m, m) for m in modules] if len(keys) == 2 else modules
+  )
+  if modules == ["patch_embed"]:
+    modules = ["patch_embed", "proj"]
+  if modules == ["last_layer"]:
+    leaf = "weight_v"
+  leaf = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
+  if stacked(keys):
+    inner = ".".join([*modules[1:], leaf])
+    return [f"blocks.{i}.{inner}" for i in range(count)]
+  return [".".join([*modules, leaf])]
+
+
+def to_layout(keys, x, model):
+  """One parameter in PyTorch's layout."""
+  if keys[-1] != "kernel":
+    return np.array(x)
+  if keys[0] == "patch_embed":
+    p = model.patch_size
+    x = x.reshape(p, p, -1, x.shape[-1])
+    return np.array(x.transpose(3, 2, 0, 1))
+  return np.array(x.T)
+
+
+def from_layout(keys, x):
+  """One parameter in our layout."""
+  if keys[-1] != "kernel":
+    return np.array(x)
+  if keys[0] == "patch_embed":
+    return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
+  return np.array(x.T)

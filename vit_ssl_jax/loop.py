@@ -1,0 +1,329 @@
+"""The one host loop of both stages: restore, step, log, evaluate, save, stop."""
+
+import contextlib
+import json
+import pathlib
+import signal
+import sys
+import threading
+import time
+from importlib import metadata
+
+import jax
+import tqdm
+
+from vit_ssl_jax import checkpoints, data, files, metrics, models, sharding
+from vit_ssl_jax.errors import UserError
+
+# What may differ between the runs that share a workdir: it changes how far a
+# run goes and what is said on the way, and not what a step computes.
+MAY_CHANGE = (
+  "max_steps",
+  "log_every_steps",
+  "checkpoint_every_steps",
+  "keep_last",
+  "keep_every_epochs",
+  "data_dir",
+  "placement",
+  "tensorboard",
+  "mesh.fsdp",
+)
+SHOWN = ("knn", "top1")
+
+
+def prepare(config, workdir):
+  """Makes a workdir, or checks that it belongs to this config's run.
+
+  Raises:
+    UserError: the workdir holds another run; the message names its keys.
+  """
+  path = pathlib.Path(workdir, "config.json")
+  text = json.dumps(config.to_dict(), indent=2)
+  if path.exists():
+    old, new = flat(json.loads(path.read_text())), flat(json.loads(text))
+    changed = [
+      f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
+      for key in sorted(old.keys() | new.keys())
+      if old.get(key) != new.get(key) and key not in MAY_CHANGE
+    ]
+    if changed:
+      raise UserError(
+        f"{workdir} holds another run, whose config differs in"
+        f" {', '.join(changed)}: choose another --workdir"
+      )
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, text + "\n")
+  except OSError as e:
+    raise UserError(f"cannot write to --workdir={workdir}: {e}") from e
+
+
+def flat(tree, prefix=""):
+  """A nested dict as {"a.b": value}."""
+  out = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      out |= flat(value, f"{prefix}{key}.")
+    else:
+      out[prefix + key] = value
+  return out
+
+
+def open_data(config, mesh):
+  """Loads a config's data set, and makes its source of training batches.
+
+  Returns:
+    A `data.Dataset` and a `data.Source`.
+
+  Raises:
+    UserError: as of `data.load` and `data.make_source`.
+  """
+  dataset = data.load(
+    config.dataset,
+    config.model.image_size,
+    data_dir=config.data_dir or None,
+    data_fraction=config.data_fraction,
+    train_split=config.train_split,
+    seed=config.seed,
+  )
+  source = data.make_source(
+    dataset.train_images,
+    dataset.train_labels,
+    config.batch_size,
+    seed=config.seed,
+    placement=config.placement,
+    mesh=mesh,
+    streamer=dataset.streamer,
+  )
+  return dataset, source
+
+
+def run(
+  config,
+  workdir,
+  *,
+  mesh,
+  model,
+  init_state,
+  train_step,
+  source,
+  evaluate,
+  summarize,
+  warn=lambda lines: None,
+):
+  """Trains from the newest checkpoint, or from the start, to the end.
+
+  Args:
+    config: the run's ConfigDict.
+    workdir: the run's folder, made if it is not there.
+    mesh: a mesh of `sharding.make_mesh`.
+    model: the network, to say how large it is.
+    init_state: () -> the state of step 0, a dataclass of arrays.
+    train_step: a pure function (state, batch) -> (state, metrics).
+    source: the training batches, a `data.Source`.
+    evaluate: (state, due) -> dict of numbers for the step's line; called every
+      config.evaluate_every_epochs and at the end of the schedule, when it is
+      due, and also where a run stops early, when it is not.
+    summarize: (all lines of metrics) -> dict of final figures.
+    warn: (the recent lines) -> a sentence for the user, or None.
+
+  Returns:
+    The content of result.json.
+
+  Raises:
+    UserError: a value of a step was not finite.
+    KeyboardInterrupt: the run was told to stop; it has saved a checkpoint.
+  """
+  prepare(config, workdir)
+  parameters = models.count(model)
+  say(
+    f"{config.model.name}: {parameters:,} parameters in {model.dtype.name} on"
+    f" {mesh.size} × {jax.devices()[0].device_kind}"
+  )
+  per_epoch = source.steps_per_epoch
+  total = config.epochs * per_epoch
+  stop = min(total, config.max_steps or total)
+  evaluate_every = config.evaluate_every_epochs * per_epoch
+  with contextlib.ExitStack() as stack:
+    saver = stack.enter_context(
+      checkpoints.manager(
+        workdir, config.keep_last, config.keep_every_epochs * per_epoch
+      )
+    )
+    start = checkpoints.latest_step(saver)
+    state, shardings = first_state(saver, mesh, init_state)
+    if start:
+      say(f"going on from step {start} of {total}")
+    recorder = stack.enter_context(
+      contextlib.closing(
+        metrics.Recorder(workdir, start, per_epoch, config.tensorboard)
+      )
+    )
+    step_fn = compiled(train_step, source, shardings)
+    items = source.items(start)
+    clock = Clock()
+    step = start
+    stopping = stack.enter_context(stop_signals())
+    bar = stack.enter_context(progress_bar(start, stop, config.batch_size))
+    try:
+      for step in range(start + 1, stop + 1):
+        state, values = step_fn(state, source.arrays, next(items))
+        recorder.add(step, values)
+        bar.update(config.batch_size)
+        if step == start + 1:
+          jax.block_until_ready(state)
+          clock.restart()
+          bar.unpause()
+        last = step == stop or stopping.is_set()
+        if step % config.log_every_steps == 0 or last:
+          recorder.flush(keep=1)
+          show(bar, recorder.recent, warn)
+        due = step == total or step % evaluate_every == 0
+        if due or last:
+          recorder.flush(keep=1)
+          clock.pause()
+          recorder.pending[-1].update(evaluate(state, due))
+          clock.restart()
+        if step % config.checkpoint_every_steps == 0 or last:
+          recorder.flush()
+          checkpoints.save(saver, step, state)
+        if last:
+          break
+    except metrics.NotFiniteError as e:
+      raise not_finite(e, workdir, saver) from e
+    clock.pause()
+  if stopping.is_set() and step < stop:
+    raise KeyboardInterrupt(
+      f"stopped at step {step} of {total} with a checkpoint: the same command"
+      " goes on from there"
+    )
+  rate = (stop - start - 1) * config.batch_size / max(clock.seconds, 1e-9)
+  return write_result(
+    workdir,
+    state,
+    {
+      **summarize(metrics.read(workdir)),
+      "parameters": parameters,
+      "images_per_second": rate if stop > start + 1 else None,
+    },
+  )
+
+
+def first_state(saver, mesh, init_state):
+  """The newest checkpoint's state, or a fresh one, and its shardings."""
+  shape = jax.eval_shape(init_state)
+  shardings = sharding.state_sharding(mesh, shape)
+  if not checkpoints.latest_step(saver):
+    return jax.device_put(init_state(), shardings), shardings
+  placed = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shape,
+    shardings,
+  )
+  return checkpoints.restore(saver, placed), shardings
+
+
+def compiled(train_step, source, shardings):
+  """One program that fetches a batch and makes a step of it."""
+
+  def fetch_and_step(state, arrays, item):
+    return train_step(state, source.fetch(arrays, item))
+
+  return jax.jit(
+    fetch_and_step, donate_argnums=0, out_shardings=(shardings, None)
+  )
+
+
+class Clock:
+  """Adds up the seconds between `restart` and `pause`."""
+
+  def __init__(self):
+    self.seconds = 0.0
+    self.since = None
+
+  def restart(self):
+    self.since = time.perf_counter()
+
+  def pause(self):
+    if self.since is not None:
+      self.seconds += time.perf_counter() - self.since
+    self.since = None
+
+
+@contextlib.contextmanager
+def stop_signals():
+  """Yields an Event that SIGINT and SIGTERM set, for an orderly stop."""
+  stopping = threading.Event()
+  old = {
+    number: signal.signal(number, lambda *_: stopping.set())
+    for number in (signal.SIGINT, signal.SIGTERM)
+  }
+  try:
+    yield stopping
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+
+def progress_bar(start, stop, batch_size):
+  """Images done, images a second and the time left, on standard error."""
+  return tqdm.tqdm(
+    total=stop * batch_size,
+    initial=start * batch_size,
+    unit="img",
+    unit_scale=True,
+    dynamic_ncols=True,
+    mininterval=0.5 if sys.stderr.isatty() else 15,
+  )
+
+
+def show(bar, lines, warn):
+  """Brings the bar's figures up to date, and says what there is to warn of."""
+  if not lines:
+    return
+  figures = {k: v for k, v in lines[-1].items() if k in ("loss", *SHOWN)}
+  bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
+  if warning := warn(lines):
+    say(f"warning: step {lines[-1]['step']}: {warning}")
+
+
+def say(text):
+  """Prints a line without breaking the progress bar."""
+  if jax.process_index() == 0:
+    tqdm.tqdm.write(text, file=sys.stderr)
+
+
+def not_finite(error, workdir, saver):
+  """The UserError for a step whose value was not finite."""
+  step, name = error.args
+  saved = checkpoints.latest_step(saver)
+  last = (
+    f"the last good checkpoint is {workdir}/{checkpoints.FOLDER}/{saved}"
+    if saved
+    else "there is no checkpoint before it"
+  )
+  return UserError(
+    f"stopped: {name} is not finite at step {step}; {last}; a lower"
+    " optim.learning_rate or dtype=float32 may help"
+  )
+
+
+def write_result(workdir, state, figures):
+  """Writes result.json, the run's final figures, and returns its content."""
+  lines = metrics.read(workdir)
+  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+  result = {
+    **figures,
+    "step": lines[-1]["step"],
+    "epoch": lines[-1]["epoch"],
+    "loss": lines[-1]["loss"],
+    "state_sha256": checkpoints.sha256(state),
+    "seconds": lines[-1]["seconds"],
+    "devices": [str(d.device_kind) for d in jax.devices()],
+    "platform": jax.default_backend(),
+    "versions": {name: metadata.version(name) for name in packages},
+  }
+  files.write(
+    pathlib.Path(workdir, "result.json"), json.dumps(result, indent=2) + "\n"
+  )
+  return result

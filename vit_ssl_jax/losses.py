@@ -1,0 +1,113 @@
+"""Losses of both stages. Logits and probabilities are float32."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def centered_probabilities(logits, center, temperature):
+  """Teacher targets by centring and sharpening (Caron et al., 2021, eq. 1, 4).
+
+  Args:
+    logits: (..., K) the teacher's outputs.
+    center: (K,) running mean of the teacher's outputs.
+    temperature: a number above 0; the smaller, the sharper.
+
+  Returns:
+    (..., K) probabilities.
+  """
+  center = jnp.broadcast_to(center, logits.shape)
+  return jax.nn.softmax((logits - center) / temperature)
+
+
+def sinkhorn_probabilities(logits, temperature, iterations=3):
+  """Teacher targets by Sinkhorn-Knopp (Caron et al., 2020, section 3.1).
+
+  Every output ends with nearly the same share of the batch, so that the
+  targets can collapse neither to one output nor to the uniform distribution.
+
+  Args:
+    logits: (..., K) the teacher's outputs; all leading axes are one batch.
+    temperature: a number above 0.
+    iterations: how often rows and columns are normalised in turn.
+
+  Returns:
+    (..., K) probabilities.
+  """
+  scores = logits.reshape(-1, logits.shape[-1]) / temperature
+  # Normalising in the logarithm cannot overflow at small temperatures.
+  for _ in range(iterations):
+    scores -= jax.nn.logsumexp(scores, axis=0, keepdims=True)
+    scores -= jax.nn.logsumexp(scores, axis=1, keepdims=True)
+  return jnp.exp(scores).reshape(logits.shape)
+
+
+def view_prediction(student_logits, teacher_probabilities, temperature):
+  """Cross-entropy of a student's views against a teacher's other views.
+
+  The mean over all pairs of one of the teacher's G global views and one of the
+  student's V views that is not the same view (Caron et al., 2021, eq. 3; the
+  paper's eq. 1).
+
+  Args:
+    student_logits: (V, B, K), the first G of the V views being the global ones.
+    teacher_probabilities: (G, B, K).
+    temperature: the student's temperature.
+
+  Returns:
+    The loss, a scalar.
+  """
+  V, G = len(student_logits), len(teacher_probabilities)
+  log_p = jax.nn.log_softmax(student_logits / temperature)
+  # All pairs at once, less the pairs of a view with itself.
+  every = jnp.sum(log_p, 0) * jnp.sum(teacher_probabilities, 0)
+  same = jnp.sum(log_p[:G] * teacher_probabilities, 0)
+  return -jnp.mean(jnp.sum(every - same, -1)) / (G * (V - 1))
+
+
+def update_center(center, teacher_logits, momentum):
+  """Moving average of the teacher's mean output (Caron et al., 2021, eq. 4).
+
+  Args:
+    center: (K,).
+    teacher_logits: (..., K); all leading axes are one batch.
+    momentum: weight of the old centre.
+
+  Returns:
+    (K,) the new centre.
+  """
+  mean = jnp.mean(teacher_logits, axis=range(teacher_logits.ndim - 1))
+  return center * momentum + mean * (1 - momentum)
+
+
+def spread(probabilities):
+  """How far the teacher's targets are from collapse.
+
+  Args:
+    probabilities: (..., K); all leading axes are one batch.
+
+  Returns:
+    Two scalars in nats: the mean entropy of a target (ln K where the targets
+    are uniform, 0 where they are one-hot), and the mean Kullback-Leibler
+    divergence of a target from the batch's mean (0 where all images get the
+    same target).
+  """
+  p = probabilities.reshape(-1, probabilities.shape[-1])
+  entropy = jnp.mean(jnp.sum(jax.scipy.special.entr(p), -1))
+  of_mean = jnp.sum(jax.scipy.special.entr(jnp.mean(p, 0)))
+  return entropy, of_mean - entropy
+
+
+def classification(logits, targets, smoothing):
+  """Cross-entropy with label smoothing (Szegedy et al., 2016, section 7).
+
+  Args:
+    logits: (B, C).
+    targets: (B, C) one-hot, or mixed labels; each row sums to 1.
+    smoothing: the share of each target that is spread evenly over C classes.
+
+  Returns:
+    The mean loss, a scalar.
+  """
+  targets = optax.smooth_labels(targets, smoothing)
+  return jnp.mean(optax.softmax_cross_entropy(logits, targets))

@@ -1,0 +1,140 @@
+"""What a run writes down: metrics.jsonl, TensorBoard events, warnings."""
+
+import collections
+import concurrent.futures
+import json
+import math
+import pathlib
+import time
+
+import jax
+
+from vit_ssl_jax import files
+
+NAME = "metrics.jsonl"
+RECENT = 100  # lines that are kept at hand
+
+
+def read(workdir):
+  """The lines of a workdir's metrics.jsonl, as a list of dicts."""
+  path = pathlib.Path(workdir, NAME)
+  if not path.exists():
+    return []
+  lines = path.read_text().splitlines()
+  # A kill in the middle of writing leaves a last line that is cut off.
+  whole = [line for line in lines if line.endswith("}")]
+  return [json.loads(line) for line in whole]
+
+
+class Recorder:
+  """Keeps a run's metrics: metrics.jsonl, TensorBoard events, recent lines.
+
+  A step's values stay on the device until `flush`, so that the host need not
+  wait for the step. Lines of steps that a resumed run will do again are
+  dropped first, so that every step stands in the file once.
+
+  Attributes:
+    recent: the last lines, dicts with "step", "epoch", "seconds" and values.
+    images: how many images were trained on in `busy` seconds; the first step,
+      which compiles, and evaluations are not counted.
+  """
+
+  def __init__(self, workdir, start_step, steps_per_epoch, tensorboard):
+    self.path = pathlib.Path(workdir, NAME)
+    kept = [line for line in read(workdir) if line["step"] <= start_step]
+    files.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+    self.steps_per_epoch = steps_per_epoch
+    self.pending = []
+    self.recent = collections.deque(kept[-RECENT:], RECENT)
+    earlier = kept[-1]["seconds"] if kept else 0.0
+    self.begin = time.perf_counter() - earlier
+    # TensorFlow, which clu's writers import, loads beside the first steps.
+    self.thread = concurrent.futures.ThreadPoolExecutor(1)
+    self.events = None
+    if tensorboard:
+      self.events = self.thread.submit(open_events, str(workdir))
+
+  def add(self, step, values):
+    """Takes a step's metrics, scalars that may still be computed."""
+    line = {"step": step, "epoch": round(step / self.steps_per_epoch, 4)}
+    seconds = round(time.perf_counter() - self.begin, 3)
+    self.pending.append(line | values | {"seconds": seconds})
+
+  def flush(self, keep=0):
+    """Fetches and writes what was added, but for the last `keep` steps.
+
+    Raises:
+      NotFiniteError: a value is not finite; lines before it have been written.
+    """
+    count = max(len(self.pending) - keep, 0)
+    ready, self.pending = self.pending[:count], self.pending[count:]
+    lines = [
+      {name: as_number(value) for name, value in line.items()}
+      for line in jax.device_get(ready)
+    ]
+    bad = next((line for line in lines if not_finite(line)), None)
+    good = lines[: lines.index(bad)] if bad else lines
+    with self.path.open("a") as f:
+      f.writelines(json.dumps(line) + "\n" for line in good)
+    if self.events is not None:
+      self.thread.submit(write_events, self.events, good)
+    self.recent.extend(good)
+    if bad:
+      raise NotFiniteError(bad["step"], not_finite(bad))
+
+  def close(self):
+    if self.events is not None:
+      self.thread.submit(lambda: self.events.result().close()).result()
+    self.thread.shutdown()
+
+
+class NotFiniteError(Exception):
+  """A step's value is not finite; args are the step and the value's name."""
+
+
+def not_finite(line):
+  """The name of a value that is not finite, or None."""
+  return next((k for k, v in line.items() if not math.isfinite(v)), None)
+
+
+def as_number(value):
+  """A Python number of a scalar array; others stay as they are."""
+  return value.item() if hasattr(value, "item") else value
+
+
+def open_events(workdir):
+  import tensorflow as tf
+
+  tf.config.set_visible_devices([], "GPU")
+  from clu import metric_writers
+
+  return metric_writers.SummaryWriter(workdir)
+
+
+def write_events(events, lines):
+  for line in lines:
+    values = {k: v for k, v in line.items() if k not in ("step", "epoch")}
+    events.result().write_scalars(line["step"], values)
+
+
+def collapse(lines, outputs):
+  """Says how a teacher's outputs have collapsed, or None where they have not.
+
+  Args:
+    lines: the last steps' metrics, with "loss" and "teacher_entropy".
+    outputs: K, the number of outputs.
+
+  Returns:
+    "uniform" where every loss and entropy is at ln K, so that the targets say
+    nothing; "one-hot" where every entropy and loss is at 0, so that all images
+    get the same one; else None.
+  """
+  top = math.log(outputs)
+  values = [
+    line[name] for line in lines for name in ("loss", "teacher_entropy")
+  ]
+  if all(abs(value - top) < 1e-3 * top for value in values):
+    return "uniform"
+  if all(value < 1e-3 * top for value in values):
+    return "one-hot"
+  return None

@@ -1,0 +1,144 @@
+"""The architectures, all with one interface.
+
+`build` gives a flax module; parameters are made by
+`model.init(key, images, train=False)["params"]`, and `model.apply` takes
+`method="features"` or `method="attention"` beside the default, the logits.
+"""
+
+import dataclasses
+import difflib
+
+import jax
+import jax.numpy as jnp
+
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.models.heads import ProjectionHead
+from vit_ssl_jax.models.vit import VisionTransformer
+
+ARCHITECTURES = {"vit": VisionTransformer}
+
+
+def build(name, **sizes):
+  """Builds an architecture by its name.
+
+  Args:
+    name: "vit".
+    **sizes: the module's attributes, such as image_size, patch_size,
+      embed_dim, depth, num_heads, mlp_ratio, num_classes, drop_path_rate.
+
+  Returns:
+    A flax module: images (B, H, W, 3) float32, normalised, to logits
+    (B, num_classes), or to features (B, D) where num_classes is 0.
+
+  Raises:
+    UserError: unknown name or size, or sizes that do not fit together.
+  """
+  if name not in ARCHITECTURES:
+    known = ", ".join(ARCHITECTURES)
+    raise UserError(f"unknown architecture {name!r}: possible are {known}")
+  architecture = ARCHITECTURES[name]
+  known = [field.name for field in dataclasses.fields(architecture)]
+  known = [field for field in known if field not in ("parent", "name")]
+  for size in sizes:
+    if size not in known:
+      near = difflib.get_close_matches(size, known, 1)
+      hint = f"did you mean {near[0]!r}" if near else ", ".join(known)
+      raise UserError(f"{name} has no size {size!r}: {hint}")
+  model = architecture(**sizes)
+  if model.image_size < model.patch_size:
+    raise UserError(
+      f"images of {model.image_size} pixels are smaller than a patch of"
+      f" {model.patch_size}: model.patch_size can be at most"
+      f" {model.image_size}"
+    )
+  if model.image_size % model.patch_size:
+    raise UserError(
+      f"model.image_size={model.image_size} is not a multiple of"
+      f" model.patch_size={model.patch_size}"
+    )
+  if model.embed_dim % model.num_heads:
+    raise UserError(
+      f"model.embed_dim={model.embed_dim} is not a multiple of"
+      f" model.num_heads={model.num_heads}"
+    )
+  return model
+
+
+def init(model, key):
+  """Fresh parameters of a model of `build`, compiled as one program."""
+  images = jnp.zeros((1, model.image_size, model.image_size, 3))
+  return jax.jit(lambda key: model.init(key, images)["params"])(key)
+
+
+def count(model):
+  """How many parameters a model of `build` has."""
+  shapes = jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def from_config(config, num_classes):
+  """Builds the model that a run's config describes.
+
+  Its body computes in config.dtype, where "auto" is bfloat16 on an accelerator
+  and float32 on a CPU.
+
+  Args:
+    config: a run's config, with `model` (name and sizes) and `dtype`.
+    num_classes: C, or 0 for features alone.
+
+  Raises:
+    UserError: as of `build`.
+  """
+  sizes = {k: v for k, v in config.model.items() if k != "name"}
+  dtype = compute_dtype(config)
+  return build(config.model.name, num_classes=num_classes, dtype=dtype, **sizes)
+
+
+def compute_dtype(config):
+  """The type that config.dtype stands for on this machine."""
+  if config.dtype != "auto":
+    return jnp.dtype(config.dtype)
+  return jnp.dtype(
+    jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+  )
+
+
+def check_parameters(expected, given, source):
+  """Checks that parameters have the names and shapes that a model wants.
+
+  Args:
+    expected, given: nested dicts of arrays.
+    source: where `given` comes from, for the message.
+
+  Raises:
+    UserError: something differs; the message lists all of it.
+  """
+  want, have = named_shapes(expected), named_shapes(given)
+  problems = [f"missing {name}" for name in want.keys() - have.keys()]
+  problems += [f"left over {name}" for name in have.keys() - want.keys()]
+  problems += [
+    f"{name} has shape {have[name]} and not {want[name]}"
+    for name in want.keys() & have.keys()
+    if have[name] != want[name]
+  ]
+  if problems:
+    listed = "; ".join(sorted(problems))
+    raise UserError(f"{source} does not fit the model: {listed}")
+
+
+def named_shapes(params):
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return {
+    ".".join(str(key.key) for key in path): leaf.shape for path, leaf in leaves
+  }
+
+
+__all__ = [
+  "ARCHITECTURES",
+  "ProjectionHead",
+  "build",
+  "check_parameters",
+  "count",
+  "from_config",
+  "init",
+]

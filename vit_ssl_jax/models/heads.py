@@ -1,0 +1,48 @@
+"""The projection head of self-supervised view prediction."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_ssl_jax.models import layers
+
+
+class ProjectionHead(nn.Module):
+  """MLP, L2 normalisation and a weight-normed linear layer to K outputs.
+
+  As in DINO (Caron et al., 2021, section 3.1 and appendix C); each prototype
+  (column of the last layer) counts by its direction alone, for its gain is
+  fixed at 1. The normalisation and the last layer run in float32.
+  """
+
+  out_dim: int = 1024
+  hidden_dim: int = 512
+  bottleneck_dim: int = 256
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, features):
+    """Features (..., D) -> outputs (..., out_dim), float32, each in [-1, 1]."""
+    x = layers.linear(self.hidden_dim, self.dtype, "fc1")(features)
+    x = layers.linear(self.hidden_dim, self.dtype, "fc2")(layers.gelu(x))
+    x = layers.linear(self.bottleneck_dim, self.dtype, "fc3")(layers.gelu(x))
+    x = normalize(x.astype(jnp.float32), axis=-1)
+    return x @ normalize(LastLayer(self.out_dim, name="last_layer")(x), axis=0)
+
+
+class LastLayer(nn.Module):
+  """Holds the prototypes, so that they have a name of their own."""
+
+  out_dim: int
+
+  @nn.compact
+  def __call__(self, x):
+    """(..., D) -> the kernel (D, out_dim)."""
+    shape = (x.shape[-1], self.out_dim)
+    return self.param("kernel", layers.uniform_fan_in(shape[0]), shape)
+
+
+def normalize(x, axis):
+  """x over its L2 norm along one axis (a norm under 1e-12 counts as 1e-12)."""
+  squares = jnp.sum(x * x, axis, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))

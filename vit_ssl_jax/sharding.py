@@ -1,0 +1,61 @@
+"""One mesh for everything: batches over all devices, parameters as configured.
+
+The mesh has the axes "data" and "fsdp". A batch is split over both; parameters
+and optimizer state are replicated over "data" and, where fsdp is above 1, split
+over "fsdp" (fully sharded data parallelism, Zhao et al., 2023).
+"""
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+from vit_ssl_jax.errors import UserError
+
+SMALLEST = 2**12  # elements; splitting less costs more than it saves
+
+
+def make_mesh(fsdp, batch_size):
+  """A mesh of (devices / fsdp, fsdp) over the axes ("data", "fsdp").
+
+  Raises:
+    UserError: the devices do not divide the batch, or fsdp not the devices.
+  """
+  devices = jax.device_count()
+  if fsdp < 1 or devices % fsdp:
+    raise UserError(
+      f"mesh.fsdp={fsdp} does not divide the {devices} devices: give a divisor"
+      f" of {devices}"
+    )
+  if batch_size < 1 or batch_size % devices:
+    raise UserError(
+      f"batch_size={batch_size} is not a multiple of the {devices} devices"
+    )
+  return jax.make_mesh(
+    (devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
+  )
+
+
+def batch_sharding(mesh):
+  """The first axis over all devices."""
+  return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def state_sharding(mesh, state):
+  """A sharding for each leaf of a state: its longest axis that fsdp divides.
+
+  Args:
+    mesh: a mesh of `make_mesh`.
+    state: a pytree of arrays or of their shapes.
+
+  Returns:
+    A pytree of NamedSharding.
+  """
+  ways = mesh.shape["fsdp"]
+
+  def spec(leaf):
+    axes = [i for i, n in enumerate(leaf.shape) if n % ways == 0 and n >= ways]
+    if ways == 1 or leaf.size < SMALLEST or not axes:
+      return NamedSharding(mesh, P())
+    longest = max(axes, key=lambda i: leaf.shape[i])
+    return NamedSharding(mesh, P(*[None] * longest, "fsdp"))
+
+  return jax.tree.map(spec, state)
