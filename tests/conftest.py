@@ -14,7 +14,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import numpy as np
 import pytest
+
+from configs import finetune as finetune_recipe, pretrain as pretrain_recipe
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
@@ -36,3 +39,50 @@ def golden_dir():
   """The folder of golden numbers: $GOLDEN_DIR, or the one beside the tests."""
   here = pathlib.Path(__file__).parent / "golden"
   return pathlib.Path(os.environ.get("GOLDEN_DIR", here))
+
+
+@pytest.fixture(scope="session")
+def tiny_npz(tmp_path_factory):
+  """An npz set of 48 + 20 images of 8 pixels in 2 classes, dark and bright."""
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for part, count in (("train", 48), ("test", 20)):
+    labels = np.arange(count) % 2
+    images = (
+      rng.integers(0, 128, (count, 8, 8, 3)) + 120 * labels[:, None, None, None]
+    )
+    arrays[f"{part}_images"] = images.astype(np.uint8)
+    arrays[f"{part}_labels"] = labels
+  path = tmp_path_factory.mktemp("npz") / "tiny.npz"
+  np.savez(path, **arrays)
+  return f"npz:{path}"
+
+
+def tiny(config, tiny_npz):
+  """Shrinks a recipe so that a step takes milliseconds."""
+  config.dataset = tiny_npz
+  config.model.update(
+    image_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2
+  )
+  config.update(epochs=3, batch_size=16, tensorboard=False, log_every_steps=2)
+  config.update(evaluate_every_epochs=1, checkpoint_every_steps=2)
+  config.update(evaluate_batch_size=16)
+  config.optim.warmup_epochs = 1
+  return config
+
+
+@pytest.fixture
+def pretrain_tiny(tiny_npz):
+  """A pretraining of 9 steps on the tiny set."""
+  config = tiny(pretrain_recipe.get_config("vit,cifar10"), tiny_npz)
+  config.head.update(out_dim=16, hidden_dim=8, bottleneck_dim=8)
+  config.views.update(global_size=8, local_size=4, local_views=2)
+  return config
+
+
+@pytest.fixture
+def finetune_tiny(tiny_npz):
+  """A fine-tuning of 9 steps on the tiny set, without AutoAugment."""
+  config = tiny(finetune_recipe.get_config("vit,cifar10"), tiny_npz)
+  config.augment.update(autoaugment="", crop_padding=1)
+  return config

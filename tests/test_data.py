@@ -17,14 +17,6 @@ from vit_ssl_jax.data.load import subset
 from vit_ssl_jax.data.pixels import square_rgb
 from vit_ssl_jax.errors import UserError
 
-# What TFDS and the packages under it still do.
-tolerate_tfds = [
-  pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-  pytest.mark.filterwarnings("ignore::PendingDeprecationWarning"),
-  pytest.mark.filterwarnings("ignore::FutureWarning"),
-  pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
-
 
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path, monkeypatch):
@@ -267,8 +259,6 @@ def root(tmp_path_factory):
 class TestDigits:
   """The builder, through TFDS."""
 
-  pytestmark = tolerate_tfds
-
   def test_holds_scikit_learns_digits(self, root):
     from sklearn import datasets
 
@@ -355,15 +345,6 @@ class TestDigits:
     with pytest.raises(UserError, match=rf"{folder} cannot be read"):
       data.load("digits", 9, data_dir=str(tmp_path), progress=False)
 
-  def test_newest_prepared_version_is_read(self, tmp_path):
-    for version in ("1.9.0", "1.10.0", "1.11.0.incompleteX", "2.0.0"):
-      folder = tmp_path / "cifar10" / version
-      folder.mkdir(parents=True)
-      if version != "2.0.0":
-        (folder / "dataset_info.json").write_text("{}")
-    found = tfds_sets._find("cifar10", tfds_sets._root(str(tmp_path)))
-    assert found.name == "1.10.0"
-
   def test_builder_passes_tfds_own_test(self, tmp_path):
     pytest.importorskip("dill", reason="tfds.testing needs dill")
     import unittest
@@ -384,17 +365,24 @@ class TestDigits:
     assert result.testsRun > 3
 
 
-class TestCifar10:
-  pytestmark = tolerate_tfds
+def test_newest_prepared_version_is_read(tmp_path):
+  for version in ("1.9.0", "1.10.0", "1.11.0.incompleteX", "2.0.0"):
+    folder = tmp_path / "cifar10" / version
+    folder.mkdir(parents=True)
+    if version != "2.0.0":
+      (folder / "dataset_info.json").write_text("{}")
+  found = tfds_sets._find("cifar10", tfds_sets._root(str(tmp_path)))
+  assert found.name == "1.10.0"
 
-  def test_real_cifar10(self):
-    root = os.environ.get("TFDS_DATA_DIR", "")
-    if not root or not (pathlib.Path(root) / "cifar10").is_dir():
-      pytest.skip("CIFAR-10 is not in TFDS_DATA_DIR")
-    got = data.load("cifar10", 32, train_split="train[:2%]", progress=False)
-    assert got.train_images.shape == (1000, 32, 32, 3)
-    assert got.test_images.shape == (10000, 32, 32, 3)
-    assert np.bincount(got.test_labels).tolist() == [1000] * 10
-    assert got.classes[:2] == ("airplane", "automobile")
-    mean = got.test_images.mean((0, 1, 2)) / 255
-    np.testing.assert_allclose(mean, [0.494, 0.485, 0.450], atol=2e-3)
+
+def test_real_cifar10():
+  root = os.environ.get("TFDS_DATA_DIR", "")
+  if not root or not (pathlib.Path(root) / "cifar10").is_dir():
+    pytest.skip("CIFAR-10 is not in TFDS_DATA_DIR")
+  got = data.load("cifar10", 32, train_split="train[:2%]", progress=False)
+  assert got.train_images.shape == (1000, 32, 32, 3)
+  assert got.test_images.shape == (10000, 32, 32, 3)
+  assert np.bincount(got.test_labels).tolist() == [1000] * 10
+  assert got.classes[:2] == ("airplane", "automobile")
+  mean = got.test_images.mean((0, 1, 2)) / 255
+  np.testing.assert_allclose(mean, [0.494, 0.485, 0.450], atol=2e-3)

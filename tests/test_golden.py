@@ -125,6 +125,7 @@ def test_model(golden_dir, name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_initialization(golden_dir, name):
   models.build(name)
+  models.build(name)
   golden = json.loads((golden_dir / f"init_{name}.json").read_text())
   model = models.build(name, **sizes_of(golden))
   seeds = [

@@ -80,8 +80,11 @@ def read(path):
       f"init_from={path} is neither a workdir nor one of its checkpoints"
       f" (WORKDIR/{FOLDER}/STEP)"
     )
-  state = ocp.load(path)
-  return jax.tree.map(np.asarray, state), json.loads(config.read_text())
+  # Asking for NumPy arrays makes the devices it was saved from irrelevant.
+  wanted = jax.tree.map(
+    lambda leaf: np.empty(leaf.shape, leaf.dtype), ocp.metadata(path).metadata
+  )
+  return ocp.load(path, wanted), json.loads(config.read_text())
 
 
 def sha256(state):

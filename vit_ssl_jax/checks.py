@@ -40,7 +40,8 @@ def share(config, key):
 def interval(config, key):
   """An interval (low, high) within (0, 1], as of a crop's share of the area."""
   given = tuple(value(config, key))
-  if len(given) != 2 or not 0 < given[0] <= given[1] <= 1:
+  numbers = all(isinstance(x, int | float) for x in given)
+  if len(given) != 2 or not numbers or not 0 < given[0] <= given[1] <= 1:
     raise UserError(
       f"{key}={given} has to be two shares of the area, low and high, in (0, 1]"
     )

@@ -186,6 +186,6 @@ def run(config, workdir):
 
 
 def summarize(lines):
-  """The final figures: top-1 after the last step, and the best on the test set."""
+  """The final figures: the last top-1, and the best of all on the test set."""
   top1 = [line["top1"] for line in lines if "top1" in line]
   return {"top1": top1[-1], "best_top1_on_test": max(top1)}

@@ -1,4 +1,4 @@
-"""The one host loop of both stages: restore, step, log, evaluate, save, stop."""
+"""The one host loop: restore, step, log, evaluate, save, stop."""
 
 import contextlib
 import json
@@ -138,7 +138,7 @@ def run(
   parameters = models.count(model)
   say(
     f"{config.model.name}: {parameters:,} parameters in {model.dtype.name} on"
-    f" {mesh.size} × {jax.devices()[0].device_kind}"
+    f" {mesh.size} x {jax.devices()[0].device_kind}"
   )
   per_epoch = source.steps_per_epoch
   total = config.epochs * per_epoch

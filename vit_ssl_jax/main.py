@@ -1,13 +1,22 @@
-"""The command line: flags to one stage.
+"""Trains a vision transformer on a small data set, in one of two stages.
 
   python -m main --config=configs/pretrain.py:vit,cifar10 --workdir=A
-  python -m main --config=configs/finetune.py:vit,cifar10 --workdir=B \
+  python -m main --config=configs/finetune.py:vit,cifar10 --workdir=B \\
     --config.init_from=A
+
+  --config=RECIPE:ARCH,DATASET  the recipe, and what it is for; without
+                                init_from, fine-tuning starts from scratch
+  --config.KEY=VALUE            changes one of the recipe's values
+  --workdir=FOLDER              the run's folder; the same command given again
+                                goes on from its last checkpoint
+  --help                        this text, and the recipe's keys and values
+                                where --config is given
 """
 
+import difflib
+import importlib.util
 import os
 import pathlib
-import re
 import sys
 
 from absl import app, flags, logging
@@ -16,21 +25,8 @@ from ml_collections import config_flags
 from vit_ssl_jax.errors import UserError
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file(
-  "config",
-  None,
-  "A recipe and its argument: configs/pretrain.py:vit,cifar10 or"
-  " configs/finetune.py:vit,cifar10. Any of its values can be set with"
-  " --config.KEY=VALUE.",
-  lock_config=True,
-)
-flags.DEFINE_string(
-  "workdir",
-  None,
-  "The run's folder. A run that was stopped goes on from its last checkpoint"
-  " there when the same command is given again.",
-)
-flags.mark_flags_as_required(["config", "workdir"])
+config_flags.DEFINE_config_file("config", None, "RECIPE:ARCH,DATASET")
+flags.DEFINE_string("workdir", None, "The run's folder.")
 
 
 def run():
@@ -41,23 +37,93 @@ def run():
 def parse(argv):
   """Parses flags, saying what is wrong with them in one sentence."""
   try:
-    return FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    fail(explain(e))
-  except FileNotFoundError as e:
-    fail(f"there is no recipe {e.filename}: see configs/")
+    recipe = load_recipe(argv)
+    if {"--help", "-h", "-help"} & set(argv):
+      print_help(recipe)
+      sys.exit(0)
+    check_keys(argv, recipe)
+    rest = FLAGS(argv)
+    if not FLAGS.workdir:
+      raise UserError("--workdir=FOLDER is missing: the run's folder")
+  except (flags.Error, TypeError, ValueError) as e:
+    fail(" ".join(str(e).split()))
+  return rest
 
 
-def explain(error):
-  """One sentence for an error of the flags' parser."""
-  text = " ".join(str(error).strip("'\"").split())
-  key = re.search(r"--config\.([\w.]+)", " ".join(sys.argv[1:]))
-  return text if not key else text
+def load_recipe(argv):
+  """The ConfigDict that --config names, before any of its values is changed.
+
+  Raises:
+    UserError: --config is missing, or names no recipe.
+  """
+  pairs = zip(argv, [*argv[1:], ""], strict=True)  # --config=X or --config X
+  given = [
+    after if flag == "--config" else flag.removeprefix("--config=")
+    for flag, after in pairs
+    if flag == "--config" or flag.startswith("--config=")
+  ]
+  if not given:
+    if {"--help", "-h", "-help"} & set(argv):
+      return None
+    raise UserError(
+      "--config is missing: for instance"
+      " --config=configs/pretrain.py:vit,cifar10"
+    )
+  path, _, arg = given[-1].partition(":")
+  if not pathlib.Path(path).is_file():
+    raise UserError(
+      f"there is no recipe {path!r}: possible are configs/pretrain.py and"
+      " configs/finetune.py, in the project's folder"
+    )
+  spec = importlib.util.spec_from_file_location("recipe", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+def check_keys(argv, recipe):
+  """Raises a UserError for a --config.KEY that the recipe does not have."""
+  for argument in argv:
+    if not argument.startswith("--config."):
+      continue
+    key = argument.removeprefix("--config.").partition("=")[0]
+    part_of = recipe
+    for part in key.split("."):
+      known = list(part_of) if hasattr(part_of, "keys") else []
+      if part not in known:
+        near = difflib.get_close_matches(part, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else ", ".join(known)
+        raise UserError(f"unknown config key {key!r}: {hint}")
+      part_of = part_of[part]
+
+
+def print_help(recipe):
+  print(__doc__)
+  if recipe is not None:
+    print(f"The recipe's keys and values:\n\n{recipe}")
 
 
 def main(argv):
   if len(argv) > 1:
     fail(f"unexpected argument {argv[1]!r}: flags look like --config.epochs=5")
+  set_up()
+  from vit_ssl_jax import finetune, pretrain
+  from vit_ssl_jax.report import tables
+
+  stage = {"pretrain": pretrain, "finetune": finetune}[FLAGS.config.stage]
+  try:
+    result = stage.run(FLAGS.config, FLAGS.workdir)
+  except UserError as e:
+    fail(str(e))
+  except KeyboardInterrupt as e:
+    print(e or "interrupted", file=sys.stderr)
+    sys.exit(130)
+  shown = {k: v for k, v in result.items() if isinstance(v, int | float)}
+  print(tables.table(("result", ""), shown.items()))
+
+
+def set_up():
+  """Quietens libraries, and lets JAX keep what it compiles."""
   logging.set_verbosity(logging.WARNING)
   import jax
 
@@ -65,18 +131,6 @@ def main(argv):
   jax.config.update(
     "jax_compilation_cache_dir", str(pathlib.Path(cache, "vit_ssl_jax", "xla"))
   )
-  from vit_ssl_jax import finetune, loop, pretrain
-
-  stage = {"pretrain": pretrain, "finetune": finetune}[FLAGS.config.stage]
-  try:
-    stage.check(FLAGS.config)
-    result = stage.run(FLAGS.config, FLAGS.workdir)
-  except UserError as e:
-    fail(str(e))
-  except KeyboardInterrupt as e:
-    print(e, file=sys.stderr)
-    sys.exit(130)
-  loop.say(str(result))
 
 
 def fail(sentence):

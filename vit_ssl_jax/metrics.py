@@ -64,7 +64,7 @@ class Recorder:
     """Fetches and writes what was added, but for the last `keep` steps.
 
     Raises:
-      NotFiniteError: a value is not finite; lines before it have been written.
+      NotFiniteError: a value is not finite; the lines before are written.
     """
     count = max(len(self.pending) - keep, 0)
     ready, self.pending = self.pending[:count], self.pending[count:]

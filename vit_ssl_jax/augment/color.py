@@ -163,13 +163,18 @@ def jitter(draws, image, brightness, contrast, saturation, hue):
   factors = low + draws[:3] * (1 + bounds - low)
   shift = hue * (2 * draws[3] - 1)
   position, order = _order(draws[4], draws[5])
-  levels = to_levels(image)
-  for turn in range(3):
-    levels = _linear(levels, order[turn], factors, turn < position)
+
+  def before(turn, levels):
+    return _linear(levels, order[turn], factors, turn < position)
+
+  def after(turn, levels):
+    return _linear(levels, order[turn], factors, turn >= position)
+
+  # Loops, because XLA would fuse unrolled turns into each other and compute
+  # the early ones over and over: that ran and compiled twice as long.
+  levels = jax.lax.fori_loop(0, 3, before, to_levels(image))
   levels = _hue(levels, shift)
-  for turn in range(3):
-    levels = _linear(levels, order[turn], factors, turn >= position)
-  return to_image(levels)
+  return to_image(jax.lax.fori_loop(0, 3, after, levels))
 
 
 def _order(first, second):

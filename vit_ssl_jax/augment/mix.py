@@ -21,12 +21,13 @@ def cutmix(images, targets, partner, box):
   return _combine(images, targets, partner, own.astype(images.dtype))
 
 
-def random_box(key, height, width, lam):
+def random_box(draws, height, width, lam):
   """A box whose sides are sqrt(1 - lam) of the image's, around a uniform
-  centre, cut at the border: `rand_bbox` of the paper's code."""
+  centre (from two uniform draws), cut at the border: `rand_bbox` of the
+  paper's code."""
   size = jnp.array([height, width])
   cut = jnp.floor(size * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
-  centre = jax.random.randint(key, (2,), 0, size)
+  centre = jnp.floor(draws * size).astype(jnp.int32)
   r0, c0 = jnp.clip(centre - cut, 0, size)
   r1, c1 = jnp.clip(centre + cut, 0, size)
   return r0, c0, r1, c1
@@ -43,19 +44,19 @@ def random_mix(
   """
   if mixup_alpha <= 0 and cutmix_alpha <= 0:
     return images, targets
-  keys = jax.random.split(key, 5)
+  partner_key, mixup_key, cutmix_key, key = jax.random.split(key, 4)
+  draws = jax.random.uniform(key, (4,))
   count, height, width, _ = images.shape
-  mix, kind = jax.random.uniform(keys[0], (2,))
-  share = 0.5 if mixup_alpha > 0 and cutmix_alpha > 0 else mixup_alpha > 0
   own = jnp.zeros((1, height, width, 1))
   if mixup_alpha > 0:
-    own += _beta(keys[1], mixup_alpha)
+    own += _beta(mixup_key, mixup_alpha)
   if cutmix_alpha > 0:
-    lam = _beta(keys[2], cutmix_alpha)
-    box = random_box(keys[3], height, width, lam)
-    own = jnp.where(kind < share, own, 1 - _box_mask(box, height, width))
-  own = jnp.where(mix < probability, own, 1.0).astype(images.dtype)
-  partner = jax.random.permutation(keys[4], count)
+    lam = _beta(cutmix_key, cutmix_alpha)
+    box = random_box(draws[:2], height, width, lam)
+    share = 0.5 if mixup_alpha > 0 else 0.0
+    own = jnp.where(draws[2] < share, own, 1 - _box_mask(box, height, width))
+  own = jnp.where(draws[3] < probability, own, 1.0).astype(images.dtype)
+  partner = jax.random.permutation(partner_key, count)
   return _combine(images, targets, partner, own)
 
 

@@ -27,7 +27,7 @@ MAGNITUDES = {
   "invert": [0.0] * 10,
 }
 
-# Each takes (image, parameter); `_parameters` makes one from the other.
+# Each takes (image, parameter); `_parameters` has the parameters of the levels.
 OPERATIONS = {
   "shearX": geometry.shear_x,
   "shearY": geometry.shear_y,

@@ -22,11 +22,20 @@ def square_rgb(
   return np.ascontiguousarray(images)
 
 
+def bar_off(progress: bool) -> bool | None:
+  """tqdm's `disable`: no bar where none is wanted, or in a log file."""
+  return None if progress else True
+
+
 def _resize(images: np.ndarray, size: int, progress: bool) -> np.ndarray:
   out = np.empty((len(images), size, size, images.shape[-1]), np.uint8)
   grey = images.shape[-1] == 1
   bar = tqdm.tqdm(
-    images, desc="resizing", unit="image", leave=False, disable=not progress
+    images,
+    desc="resizing",
+    unit="image",
+    leave=False,
+    disable=bar_off(progress),
   )
   for i, image in enumerate(bar):
     picture = Image.fromarray(image[..., 0] if grey else image)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import urllib.error
 import urllib.request
 
@@ -13,7 +14,7 @@ import tqdm
 from etils import epath
 
 from vit_ssl_jax.data import cache
-from vit_ssl_jax.data.pixels import square_rgb
+from vit_ssl_jax.data.pixels import bar_off, square_rgb
 from vit_ssl_jax.errors import UserError
 
 # Our name -> TFDS's name, and the host it is downloaded from.
@@ -122,7 +123,7 @@ def _prepare(name: str, root: epath.Path, progress: bool) -> epath.Path:
 
   if name == "digits":
     from vit_ssl_jax.data import digits as digits  # registers the builder
-  if not progress:
+  if not (progress and sys.stderr.isatty()):
     tfds.disable_progress_bar()
   try:
     tfds.builder(SETS[name][0], data_dir=root).download_and_prepare()
@@ -214,7 +215,11 @@ def _decode(name, folder, split, progress):
   label = f"decoding {name} {split}"
   try:
     with tqdm.tqdm(
-      total=count, desc=label, unit="image", leave=False, disable=not progress
+      total=count,
+      desc=label,
+      unit="image",
+      leave=False,
+      disable=bar_off(progress),
     ) as bar:
       for batch in batches.as_numpy_iterator():
         here = slice(done, done + len(batch["label"]))

@@ -1,0 +1,277 @@
+"""The host loop through both stages, on a set of 48 tiny images."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from vit_ssl_jax import checkpoints, finetune, loop, metrics, pretrain
+from vit_ssl_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def memory():
+  """Runs that several tests look at, by name."""
+  return {}
+
+
+@pytest.fixture
+def pretrained(memory, pretrain_tiny, tmp_path_factory):
+  """A finished pretraining: its workdir and its result."""
+  if "pretrain" not in memory:
+    workdir = tmp_path_factory.mktemp("pretrained")
+    memory["pretrain"] = workdir, pretrain.run(pretrain_tiny, workdir)
+  return memory["pretrain"]
+
+
+@pytest.fixture
+def finetuned(memory, finetune_tiny, tmp_path_factory):
+  """A finished fine-tuning from scratch: its workdir and its result."""
+  if "finetune" not in memory:
+    workdir = tmp_path_factory.mktemp("finetuned")
+    memory["finetune"] = workdir, finetune.run(finetune_tiny, workdir)
+  return memory["finetune"]
+
+
+def without_time(lines):
+  return [{k: v for k, v in x.items() if k != "seconds"} for x in lines]
+
+
+def test_workdir_of_a_pretraining(pretrained):
+  workdir, result = pretrained
+  assert json.loads((workdir / "result.json").read_text()) == result
+  lines = metrics.read(workdir)
+  assert [line["step"] for line in lines] == list(range(1, 10))
+  assert [line["epoch"] for line in lines][2::3] == [1, 2, 3]
+  assert [line["step"] for line in lines if "knn" in line] == [3, 6, 9]
+  assert lines[0]["learning_rate"] == 0
+  assert result["step"] == 9
+  assert 0 <= result["knn"] <= 100
+  assert result["parameters"] > 0
+  assert result["images_per_second"] > 0
+  assert set(result) >= {"state_sha256", "seconds", "devices", "versions"}
+  assert not list(workdir.rglob("*.tmp"))
+
+
+def test_workdir_of_a_finetuning(finetuned):
+  workdir, result = finetuned
+  lines = metrics.read(workdir)
+  top1 = [line["top1"] for line in lines if "top1" in line]
+  assert len(top1) == 3
+  assert result["top1"] == top1[-1]
+  assert result["best_top1_on_test"] == max(top1)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_resuming_ends_with_the_same_bits(stage, request, tmp_path):
+  config = request.getfixturevalue(f"{stage}_tiny")
+  fixture = "pretrained" if stage == "pretrain" else "finetuned"
+  whole_dir, whole = request.getfixturevalue(fixture)
+  run = {"pretrain": pretrain.run, "finetune": finetune.run}[stage]
+  for stop in (3, 4, 0):
+    with config.unlocked():
+      config.max_steps = stop
+    result = run(config, tmp_path)
+  assert result["state_sha256"] == whole["state_sha256"]
+  ours = without_time(metrics.read(tmp_path))
+  expected = without_time(metrics.read(whole_dir))
+  if stage == "finetune":  # it also evaluates where it stops early
+    ours[3].pop("top1")
+  assert ours == expected
+
+
+def test_other_seed_other_bits(pretrained, pretrain_tiny, tmp_path):
+  pretrain_tiny.seed = 1
+  result = pretrain.run(pretrain_tiny, tmp_path)
+  assert result["state_sha256"] != pretrained[1]["state_sha256"]
+
+
+def test_streaming_makes_no_difference(finetuned, finetune_tiny, tmp_path):
+  finetune_tiny.placement = "host"
+  result = finetune.run(finetune_tiny, tmp_path)
+  assert result["state_sha256"] == finetuned[1]["state_sha256"]
+
+
+def test_finished_run_stays_as_it_is(finetuned, finetune_tiny):
+  workdir, result = finetuned
+  before = metrics.read(workdir)
+  again = finetune.run(finetune_tiny, workdir)
+  assert again["state_sha256"] == result["state_sha256"]
+  assert again["top1"] == result["top1"]
+  assert metrics.read(workdir) == before
+
+
+@pytest.mark.long
+def test_killed_run_ends_with_the_same_bits(
+  pretrained, pretrain_tiny, tmp_path
+):
+  """The command line, killed with SIGKILL after a checkpoint."""
+  command = [
+    sys.executable, "-m", "main", f"--workdir={tmp_path}",
+    "--config=configs/pretrain.py:vit,cifar10",
+  ]  # fmt: skip
+  tiny = loop.flat(json.loads(pretrain_tiny.to_json()))
+  for key, value in tiny.items():
+    shown = tuple(value) if isinstance(value, list) else value
+    command.append(f"--config.{key}={shown}")
+  process = subprocess.Popen(command, cwd=ROOT, env=os.environ)
+  while not (tmp_path / "checkpoints" / "2").exists():
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  subprocess.run(command, cwd=ROOT, check=True, env=os.environ)
+  result = json.loads((tmp_path / "result.json").read_text())
+  assert result["state_sha256"] == pretrained[1]["state_sha256"]
+  steps = [line["step"] for line in metrics.read(tmp_path)]
+  assert steps == list(range(1, 10))
+
+
+def test_terminated_run_saves_and_says_so(finetune_tiny, tmp_path, monkeypatch):
+  """SIGTERM before the first step: one step, one checkpoint, a sentence."""
+  real = loop.open_data
+
+  def open_data(config, mesh):
+    dataset, source = real(config, mesh)
+    chosen = source.items(0)
+
+    def generate(start):
+      os.kill(os.getpid(), signal.SIGTERM)
+      yield from chosen
+
+    return dataset, type(source)(
+      source.arrays, source.fetch, generate, source.steps_per_epoch
+    )
+
+  monkeypatch.setattr(loop, "open_data", open_data)
+  with pytest.raises(KeyboardInterrupt, match="stopped at step 1 of 9"):
+    finetune.run(finetune_tiny, tmp_path)
+  assert (tmp_path / "checkpoints" / "1").exists()
+  assert not (tmp_path / "result.json").exists()
+
+
+def test_not_finite_stops_with_step_and_checkpoint(
+  finetune_tiny, tmp_path, monkeypatch
+):
+  make = finetune.make_train_step
+
+  def broken(*args):
+    step = make(*args)
+
+    def train_step(state, batch):
+      state, values = step(state, batch)
+      loss = jax.numpy.where(state.step == 5, jax.numpy.nan, values["loss"])
+      return state, values | {"loss": loss}
+
+    return train_step
+
+  monkeypatch.setattr(finetune, "make_train_step", broken)
+  with pytest.raises(UserError, match=r"loss is not finite at step 5; .*/4;"):
+    finetune.run(finetune_tiny, tmp_path)
+  assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2, 3, 4]
+  assert not (tmp_path / "checkpoints" / "6").exists()
+
+
+def test_workdir_of_another_run(finetuned, finetune_tiny):
+  workdir, _ = finetuned
+  finetune_tiny.optim.learning_rate = 0.5
+  finetune_tiny.log_every_steps = 7  # may change
+  with pytest.raises(
+    UserError, match=r"optim.learning_rate \(0.001 there, 0.5"
+  ):
+    finetune.run(finetune_tiny, workdir)
+
+
+def test_finetuning_starts_from_the_teacher(
+  pretrained, finetune_tiny, tmp_path
+):
+  workdir, _ = pretrained
+  finetune_tiny.update(init_from=str(workdir), max_steps=1)
+  finetune_tiny.optim.min_learning_rate = 0.0  # so that step 1 changes nothing
+  finetune.run(finetune_tiny, tmp_path)
+  teacher = checkpoints.read(workdir)[0]["teacher"]["backbone"]
+  params = checkpoints.read(tmp_path / "checkpoints" / "1")[0]["params"]
+  params.pop("head")
+  jax.tree.map(np.testing.assert_array_equal, params, teacher)
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"patch_size": 2}, r"patch_embed.kernel has shape \(48, 8\) and not \(12"),
+    ({"depth": 3}, "blocks.attn.proj.bias has shape"),
+  ],
+)
+def test_init_from_another_model(
+  pretrained, finetune_tiny, tmp_path, changes, words
+):
+  finetune_tiny.init_from = str(pretrained[0])
+  finetune_tiny.model.update(changes)
+  with pytest.raises(UserError, match=words):
+    finetune.run(finetune_tiny, tmp_path / "new")
+
+
+def test_init_from_nowhere(finetune_tiny, tmp_path):
+  finetune_tiny.init_from = str(tmp_path / "nothing")
+  with pytest.raises(UserError, match="there is no such folder"):
+    finetune.run(finetune_tiny, tmp_path / "new")
+  (tmp_path / "empty").mkdir()
+  finetune_tiny.init_from = str(tmp_path / "empty")
+  with pytest.raises(UserError, match="neither a workdir nor"):
+    finetune.run(finetune_tiny, tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"batch_size": 15}, "is not a multiple of the 2 devices"),
+    ({"batch_size": 64}, "48 images"),
+    ({"dtype": "float16"}, "did you mean 'float32'"),
+    ({"max_steps": -1}, "max_steps=-1"),
+    ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
+  ],
+)
+def test_values_that_make_no_sense(finetune_tiny, tmp_path, changes, words):
+  finetune_tiny.update(changes)
+  with pytest.raises(UserError, match=words):
+    finetune.run(finetune_tiny, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_warning_of_collapse():
+  top = float(np.log(16))
+  uniform = {"loss": top, "teacher_entropy": top}
+  one = {"loss": 1e-6, "teacher_entropy": 1e-6}
+  healthy = {"loss": top, "teacher_entropy": 0.3 * top}
+  assert metrics.collapse([uniform] * 60, 16) == "uniform"
+  assert metrics.collapse([one] * 60, 16) == "one-hot"
+  assert metrics.collapse([healthy] * 60, 16) is None
+  assert metrics.collapse([uniform] * 59 + [healthy], 16) is None
+  head = type("Head", (), {"out_dim": 16})
+  lines = [{"step": i} | uniform for i in range(100, 200)]
+  assert "teacher.centering=sinkhorn" in pretrain.warn_of_collapse(
+    lines, 20, head
+  )
+  assert pretrain.warn_of_collapse(lines, 150, head) is None
+
+
+def test_events_can_be_read(finetune_tiny, tmp_path):
+  tf = pytest.importorskip("tensorflow")
+  finetune_tiny.update(tensorboard=True, max_steps=2)
+  finetune.run(finetune_tiny, tmp_path)
+  (path,) = tmp_path.glob("events*")
+  tags = {
+    value.tag
+    for event in tf.compat.v1.train.summary_iterator(str(path))
+    for value in event.summary.value
+  }
+  assert {"loss", "learning_rate", "top1"} <= tags

@@ -1,0 +1,76 @@
+"""Whom weight decay, clipping and freezing touch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vit_ssl_jax import optimizers
+
+PARAMS = {
+  "backbone": {
+    "blocks": {"fc": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3))}},
+    "norm": {"scale": jnp.ones(3), "bias": jnp.ones(3)},
+    "cls_token": jnp.ones((1, 1, 3)),
+  },
+  "head": {"last_layer": {"kernel": jnp.ones((3, 4))}},
+}
+ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
+ONES = jax.tree.map(jnp.ones_like, PARAMS)
+
+
+def run(optimizer, gradients, steps):
+  params, state = PARAMS, optimizer.init(PARAMS)
+  for _ in range(steps):
+    updates, state = optimizer.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def test_pretraining_decays_matrices_alone():
+  optimizer = optimizers.pretrain(np.full(9, 0.1), np.full(9, 0.5), 0, 0)
+  params = run(optimizer, ZEROS, 1)
+  decayed = {
+    jax.tree_util.keystr(path)
+    for path, x in jax.tree_util.tree_leaves_with_path(params)
+    if (np.asarray(x) != 1).all()
+  }
+  assert decayed == {
+    "['backbone']['blocks']['fc']['kernel']",
+    "['backbone']['cls_token']",
+    "['head']['last_layer']['kernel']",
+  }
+
+
+def test_finetuning_decays_everything():
+  params = run(optimizers.finetune(np.full(9, 0.1), 0.5), ZEROS, 1)
+  for leaf in jax.tree.leaves(params):
+    np.testing.assert_allclose(leaf, 0.95, rtol=1e-6)
+
+
+def test_clipping_is_by_tensor_and_by_block():
+  gradients = jax.tree.map(jnp.zeros_like, PARAMS)
+  kernel = jnp.stack([jnp.full((3, 3), 10.0), jnp.full((3, 3), 1e-3)])
+  gradients["backbone"]["blocks"]["fc"]["kernel"] = kernel
+  clipped, _ = optimizers.clip_per_tensor(1.5).update(
+    gradients, optax.EmptyState()
+  )
+  clipped = clipped["backbone"]["blocks"]["fc"]["kernel"]
+  np.testing.assert_allclose(np.linalg.norm(clipped[0]), 1.5, rtol=1e-5)
+  np.testing.assert_array_equal(clipped[1], kernel[1])
+
+
+def test_frozen_last_layer_begins_afresh():
+  """Frozen for 3 steps, it then moves as a fresh optimizer would move it."""
+  rates, decays = np.linspace(0.1, 0.2, 6), np.linspace(0.3, 0.4, 6)
+  frozen = optimizers.pretrain(rates, decays, 0, 3)
+  params = run(frozen, ONES, 3)
+  np.testing.assert_array_equal(params["head"]["last_layer"]["kernel"], 1)
+  assert (params["backbone"]["cls_token"] < 1).all()
+  params = run(frozen, ONES, 5)
+  fresh = optimizers.pretrain(rates[3:], decays[3:], 0, 0)
+  np.testing.assert_allclose(
+    params["head"]["last_layer"]["kernel"],
+    run(fresh, ONES, 2)["head"]["last_layer"]["kernel"],
+    rtol=1e-6,
+  )
