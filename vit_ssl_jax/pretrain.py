@@ -108,20 +108,14 @@ def project(model, head, params, image_groups, train, key):
   Returns:
     (sum of V_i, B, K) float32.
   """
-  features = []
-  for i, images in enumerate(image_groups):
-    V, B = images.shape[:2]
-    # The batch stays the outer axis, so that its sharding is kept.
-    flat = images.swapaxes(0, 1).reshape(B * V, *images.shape[2:])
-    out = model.apply(
-      {"params": params["backbone"]},
-      flat,
-      train=train,
-      method="features",
-      rngs={"drop_path": jax.random.fold_in(key, i)},
-    )
-    features.append(out.reshape(B, V, -1))
-  features = jnp.concatenate(features, 1)
+  features = model.apply(
+    {"params": params["backbone"]},
+    # The batch is the outer axis, so that its sharding is kept.
+    [images.swapaxes(0, 1) for images in image_groups],
+    train=train,
+    method="features_of_views",
+    rngs={"drop_path": key},
+  )
   return head.apply({"params": params["head"]}, features).swapaxes(0, 1)
 
 

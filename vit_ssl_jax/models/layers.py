@@ -28,29 +28,109 @@ def linear(features, dtype, name=None):
   return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
 
 
-def layer_norm(dtype, name=None):
-  return nn.LayerNorm(epsilon=1e-6, dtype=dtype, name=name)
+# The three functions below have derivatives of their own. They equal what
+# automatic differentiation gives, but keep less for the backward pass and walk
+# over it fewer times: on two CPU cores a pretraining step of the paper's ViT
+# takes half the time with them.
 
 
+@jax.custom_vjp
 def gelu(x):
   """The exact GELU, x · Φ(x) (Hendrycks and Gimpel, 2016)."""
-  return nn.gelu(x, approximate=False)
+  return gelu_forward(x)[0]
 
 
-def drop_path(x, rate, key):
-  """Drops a residual branch for whole images (Huang et al., 2016).
+def gelu_forward(x):
+  cdf = 0.5 * jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)) + 0.5
+  pdf = jnp.exp(-0.5 * x * x) * np.sqrt(0.5 / np.pi).astype(x.dtype)
+  return x * cdf, cdf + x * pdf
 
-  Args:
-    x: (B, ...) the branch's output.
-    rate: probability of dropping, may be traced.
-    key: PRNG key.
+
+gelu.defvjp(gelu_forward, lambda slope, g: (g * slope,))
+
+
+@jax.custom_vjp
+def standardize(x):
+  """(..., D) to mean 0 and variance 1 along the last axis, in float32."""
+  return standardize_forward(x)[0]
+
+
+def standardize_forward(x):
+  x = x.astype(jnp.float32)
+  centered = x - jnp.mean(x, -1, keepdims=True)
+  variance = jnp.mean(centered * centered, -1, keepdims=True)
+  scale = jax.lax.rsqrt(variance + 1e-6)
+  return centered * scale, (centered * scale, scale)
+
+
+def standardize_backward(kept, g):
+  y, scale = kept
+  along = jnp.mean(g * y, -1, keepdims=True)
+  return (scale * (g - jnp.mean(g, -1, keepdims=True) - y * along),)
+
+
+standardize.defvjp(standardize_forward, standardize_backward)
+
+
+@jax.custom_vjp
+def attend(q, k, v):
+  """Softmax attention over (B, heads, N, d), queries already scaled.
 
   Returns:
-    (B, ...) zero where dropped and x / (1 - rate) elsewhere.
+    (B, heads, N, d) in v's type; the softmax is computed in float32.
   """
-  keep = 1.0 - rate
-  kept = jax.random.bernoulli(key, keep, (x.shape[0],) + (1,) * (x.ndim - 1))
-  return x * (kept / keep).astype(x.dtype)
+  return attend_forward(q, k, v)[0]
+
+
+def attention_weights(q, k):
+  """exp(q·k - max) (B, heads, N, M) and its sums (B, heads, N, 1), float32."""
+  scores = jnp.einsum(
+    "bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32
+  )
+  weights = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
+  return weights, jnp.sum(weights, -1, keepdims=True)
+
+
+def attend_forward(q, k, v):
+  weights, total = attention_weights(q, k)
+  weights = weights.astype(v.dtype)
+  out = jnp.einsum(
+    "bhnm,bhmd->bhnd", weights, v, preferred_element_type=jnp.float32
+  )
+  out = (out / total).astype(v.dtype)
+  return out, (q, k, v, weights, total, out)
+
+
+def attend_backward(kept, g):
+  q, k, v, weights, total, out = kept
+  g = (g / total).astype(v.dtype)
+  dv = jnp.einsum("bhnm,bhnd->bhmd", weights, g)
+  along = jnp.sum((g * out).astype(jnp.float32), -1, keepdims=True)
+  dweights = jnp.einsum(
+    "bhnd,bhmd->bhnm", g, v, preferred_element_type=jnp.float32
+  )
+  dscores = weights * (dweights - along).astype(v.dtype)
+  dq = jnp.einsum("bhnm,bhmd->bhnd", dscores, k)
+  dk = jnp.einsum("bhnm,bhnd->bhmd", dscores, q)
+  return dq, dk, dv
+
+
+attend.defvjp(attend_forward, attend_backward)
+
+
+class LayerNorm(nn.Module):
+  """Layer normalisation (Ba et al., 2016) with PyTorch's epsilon of ViTs."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """(..., D) -> (..., D) in `dtype`."""
+    shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+    y = standardize(x) * scale.reshape(shape) + bias.reshape(shape)
+    return y.astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -60,22 +140,37 @@ class Attention(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x):
-    """(B, N, D) -> (B, N, D) and the attention (B, heads, N, N) in float32."""
-    B, N, D = x.shape
+  def __call__(self, x, groups, return_attention=False):
+    """Tokens attend to those of their own view.
+
+    Args:
+      x: (B, T, D).
+      groups: how the T tokens are made up: (V, N) for V views of N tokens.
+      return_attention: whether to return the attention as well.
+
+    Returns:
+      (B, T, D); the first group's attention (B · V, heads, N, N), or None.
+    """
+    B, _, D = x.shape
     qkv = linear(3 * D, self.dtype, "qkv")(x)
-    q, k, v = jnp.moveaxis(qkv.reshape(B, N, 3, self.num_heads, -1), 2, 0)
-    scale = (D // self.num_heads) ** -0.5
-    scores = jnp.einsum(
-      "bnhd,bmhd->bhnm", q * scale, k, preferred_element_type=jnp.float32
-    )
-    attention = jax.nn.softmax(scores)
-    out = jnp.einsum("bhnm,bmhd->bnhd", attention.astype(v.dtype), v)
-    return linear(D, self.dtype, "proj")(out.reshape(B, N, D)), attention
+    outs, attention, start = [], None, 0
+    for V, N in groups:
+      part = qkv[:, start : start + V * N]
+      start += V * N
+      part = part.reshape(B * V, N, 3, self.num_heads, -1)
+      q, k, v = part.transpose(2, 0, 3, 1, 4)
+      q *= (D // self.num_heads) ** -0.5
+      if return_attention and attention is None:
+        weights, total = attention_weights(q, k)
+        attention = weights / total
+      out = attend(q, k, v)
+      outs.append(out.transpose(0, 2, 1, 3).reshape(B, V * N, D))
+    out = jnp.concatenate(outs, 1) if len(outs) > 1 else outs[0]
+    return linear(D, self.dtype, "proj")(out), attention
 
 
 class Mlp(nn.Module):
-  """Two linear layers with an exact (erf) GELU in between."""
+  """Two linear layers with a GELU in between."""
 
   hidden_dim: int
   dtype: jnp.dtype = jnp.float32
@@ -83,8 +178,25 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x):
     """(..., D) -> (..., D)."""
-    h = linear(self.hidden_dim, self.dtype, "fc1")(x)
-    return linear(x.shape[-1], self.dtype, "fc2")(gelu(h))
+    h = gelu(linear(self.hidden_dim, self.dtype, "fc1")(x))
+    return linear(x.shape[-1], self.dtype, "fc2")(h)
+
+
+def drop_path_masks(key, rates, views):
+  """Which residual branches to drop (stochastic depth, Huang et al., 2016).
+
+  Args:
+    key: PRNG key.
+    rates: (depth,) the probability of dropping, by block.
+    views: shape of the views that are dropped independently, such as (B, V).
+
+  Returns:
+    (depth, 2, *views) float32, for a block's two branches: 0 where dropped,
+    1 / (1 - rate) elsewhere.
+  """
+  keep = 1 - np.asarray(rates, np.float32).reshape(-1, *[1] * (1 + len(views)))
+  draws = jax.random.uniform(key, (len(rates), 2, *views))
+  return jnp.where(draws < keep, 1 / keep, 0.0)
 
 
 def patches(images, patch_size):

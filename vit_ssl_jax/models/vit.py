@@ -12,25 +12,40 @@ class Block(nn.Module):
 
   num_heads: int
   mlp_ratio: float
-  drop_path: bool
+  groups: tuple[tuple[int, int], ...]
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, drop_rate, return_attention):
-    """(B, N, D) and this block's drop rate -> (B, N, D), attention or None."""
-    y = layers.layer_norm(self.dtype, "norm1")(x)
-    y, attention = layers.Attention(self.num_heads, self.dtype, name="attn")(y)
-    x = x + self.branch(y, drop_rate)
-    y = layers.layer_norm(self.dtype, "norm2")(x)
+  def __call__(self, x, masks, return_attention):
+    """One block.
+
+    Args:
+      x: (B, T, D) tokens of `groups`.
+      masks: (2, B, V) drop path of the two branches, or None.
+      return_attention: whether to return the first group's attention.
+
+    Returns:
+      (B, T, D); (B · V, heads, N, N) or None.
+    """
+    y = layers.LayerNorm(self.dtype, name="norm1")(x)
+    attn = layers.Attention(self.num_heads, self.dtype, name="attn")
+    y, attention = attn(y, self.groups, return_attention)
+    x = x + self.drop(y, masks, 0)
+    y = layers.LayerNorm(self.dtype, name="norm2")(x)
     hidden_dim = int(x.shape[-1] * self.mlp_ratio)
     y = layers.Mlp(hidden_dim, self.dtype, name="mlp")(y)
-    x = x + self.branch(y, drop_rate)
-    return x, attention if return_attention else None
+    x = x + self.drop(y, masks, 1)
+    return x, attention
 
-  def branch(self, y, drop_rate):
-    if not self.drop_path:
+  def drop(self, y, masks, branch):
+    """Drops a branch (B, T, D) for whole views."""
+    if masks is None:
       return y
-    return layers.drop_path(y, drop_rate, self.make_rng("drop_path"))
+    tokens = np.repeat(
+      np.arange(sum(V for V, _ in self.groups)),
+      [N for V, N in self.groups for _ in range(V)],
+    )
+    return y * masks[branch][:, tokens, None].astype(y.dtype)
 
 
 class VisionTransformer(nn.Module):
@@ -74,7 +89,19 @@ class VisionTransformer(nn.Module):
 
   def features(self, images, train=False):
     """Images (B, H, W, 3) -> the class token's features (B, D), float32."""
-    return self.encode(images, train)[0]
+    return self.features_of_views([images[:, None]], train)[:, 0]
+
+  def features_of_views(self, groups, train=False):
+    """Features of several views of each image, in one pass.
+
+    Args:
+      groups: arrays (B, V, H, W, 3), each of another image size.
+      train: whether drop path is active.
+
+    Returns:
+      (B, sum of V, D) float32.
+    """
+    return self.encode(groups, train)[0]
 
   def attention(self, images, block=-1):
     """Images (B, H, W, 3) -> (B, heads, N, N), the attention of one block.
@@ -82,39 +109,54 @@ class VisionTransformer(nn.Module):
     Row n is how token n attends; token 0 is the class token, the others are
     patches row by row. `block` counts from 0, or from the end if negative.
     """
-    return self.encode(images, False, return_attention=True)[1][block]
+    return self.encode([images[:, None]], False, return_attention=True)[1][
+      block
+    ]
 
   @nn.compact
-  def encode(self, images, train, return_attention=False):
-    """-> features (B, D); attentions (depth, B, heads, N, N) or None."""
-    x = self.embed(images)
-    drop_path = train and self.drop_path_rate > 0
+  def encode(self, groups, train, return_attention=False):
+    """-> features (B, sum of V, D); attentions (depth, ...) or None."""
+    tokens = self.embed(groups)
+    sizes = tuple(x.shape[1:3] for x in tokens)
+    B = len(tokens[0])
+    x = jnp.concatenate([t.reshape(B, -1, self.embed_dim) for t in tokens], 1)
+    masks = None
+    if train and self.drop_path_rate > 0:
+      rates = np.linspace(0, self.drop_path_rate, self.depth)
+      views = (B, sum(V for V, _ in sizes))
+      key = self.make_rng("drop_path")
+      masks = layers.drop_path_masks(key, rates, views)
     blocks = nn.scan(
       Block,
       variable_axes={"params": 0},
-      split_rngs={"params": True, "drop_path": True},
-      in_axes=(0, nn.broadcast),
+      split_rngs={"params": True},
+      in_axes=(0 if masks is not None else nn.broadcast, nn.broadcast),
       length=self.depth,
-    )(self.num_heads, self.mlp_ratio, drop_path, self.dtype, name="blocks")
-    rates = np.linspace(0, self.drop_path_rate, self.depth, dtype=np.float32)
-    x, attentions = blocks(x, rates, return_attention)
-    x = layers.layer_norm(jnp.float32, "norm")(x[:, 0])
-    return x, attentions
+    )(self.num_heads, self.mlp_ratio, sizes, self.dtype, name="blocks")
+    x, attentions = blocks(x, masks, return_attention)
+    starts = np.cumsum([0] + [N for V, N in sizes for _ in range(V)])[:-1]
+    return layers.LayerNorm(name="norm")(x[:, starts]), attentions
 
-  def embed(self, images):
-    """Images (B, H, W, 3) -> tokens (B, 1 + N, D) with their positions."""
-    B, H, W, C = images.shape
+  def embed(self, groups):
+    """Views (B, V, H, W, 3) -> tokens (B, V, 1 + N, D) with positions."""
     p, D = self.patch_size, self.embed_dim
-    init = layers.uniform_fan_in(p * p * C)
-    x = nn.Dense(
+    fan_in = p * p * groups[0].shape[-1]
+    init = layers.uniform_fan_in(fan_in)
+    project = nn.Dense(
       D, dtype=self.dtype, kernel_init=init, bias_init=init, name="patch_embed"
-    )(layers.patches(images, p))
+    )
     side = self.image_size // p
     normal = nn.initializers.normal(0.02)
     token = self.param("cls_token", normal, (1, 1, D))
     position = self.param("pos_embed", normal, (1, 1 + side * side, D))
-    grid = layers.resize_position_embedding(
-      position[:, 1:], (side, side), (H // p, W // p)
-    )
-    token = jnp.broadcast_to(token + position[:, :1], (B, 1, D))
-    return jnp.concatenate([token.astype(x.dtype), x + grid.astype(x.dtype)], 1)
+    tokens = []
+    for images in groups:
+      B, V, H, W, _ = images.shape
+      grid = layers.resize_position_embedding(
+        position[:, 1:], (side, side), (H // p, W // p)
+      )
+      x = project(layers.patches(images.reshape(B * V, H, W, -1), p))
+      x = x.reshape(B, V, -1, D) + grid[None].astype(x.dtype)
+      first = jnp.broadcast_to(token + position[:, :1], (B, V, 1, D))
+      tokens.append(jnp.concatenate([first.astype(x.dtype), x], 2))
+    return tokens

@@ -1,0 +1,50 @@
+"""The command line: every mistake costs one sentence and status 2."""
+
+import pathlib
+
+import pytest
+
+from vit_ssl_jax import main
+
+ROOT = pathlib.Path(__file__).parent.parent
+RECIPE = "--config=configs/pretrain.py:vit,digits"
+
+
+@pytest.fixture(autouse=True)
+def in_the_clone(monkeypatch):
+  monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize(
+  ("argv", "words"),
+  [
+    (["--workdir=A"], "--config is missing"),
+    (["--workdir=A", "--config=configs/pretrian.py"], "no recipe"),
+    (["--workdir=A", "--config=configs/pretrain.py:vit,mnist"], "'vit,mnist'"),
+    (["--workdir=A", RECIPE, "--config.epoch=3"], "did you mean 'epochs'"),
+    (["--workdir=A", RECIPE, "--config.optim.lr=3"], "learning_rate"),
+    (["--workdir=A", RECIPE, "--config.epochs=few"], "'few'"),
+    (["--workdir=A", RECIPE, "--wrkdir=B"], "'wrkdir'"),
+    ([RECIPE], "--workdir=FOLDER is missing"),
+  ],
+)
+def test_one_sentence(argv, words, capsys, monkeypatch):
+  argv = ["main.py", *argv]
+  monkeypatch.setattr("sys.argv", argv)
+  with pytest.raises(SystemExit) as stop:
+    main.parse(argv)
+  assert stop.value.code == 2
+  error = capsys.readouterr().err.strip()
+  assert error.startswith("error: ")
+  assert words in error
+  assert "\n" not in error
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--help", RECIPE]])
+def test_help(argv, capsys):
+  with pytest.raises(SystemExit) as stop:
+    main.parse(["main.py", *argv])
+  assert stop.value.code == 0
+  text = capsys.readouterr().out
+  assert "--workdir" in text
+  assert ("learning_rate" in text) == (RECIPE in argv)
