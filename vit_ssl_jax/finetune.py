@@ -105,23 +105,38 @@ def make_train_step(config, model, optimizer, learning_rate):
   return train_step
 
 
-def initial_params(config, model):
-  """Fresh parameters, their backbone replaced by config.init_from's.
+def init_state(model, optimizer, key):
+  """Fresh parameters, and an optimizer that has done nothing."""
+  params = models.init(model, key)
+  return FinetuneState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def read_backbone(config, model):
+  """The parameters of config.init_from that replace fresh ones.
+
+  Args:
+    config: the run's config; with init_from="" there are none.
+    model: a classifier, which the parameters have to fit.
+
+  Returns:
+    A dict of parameters without the head.
 
   Raises:
     UserError: init_from is no checkpoint, or its parameters do not fit.
   """
-  params = models.init(model, jax.random.key(config.seed))
   if not config.init_from:
-    return params
+    return {}
   state, _ = checkpoints.read(config.init_from)
   given = (
     state["teacher"]["backbone"] if "teacher" in state else state["params"]
   )
-  given = {name: x for name, x in given.items() if name != "head"}
-  backbone = {name: x for name, x in params.items() if name != "head"}
-  models.check_parameters(backbone, given, f"init_from={config.init_from}")
-  return params | given
+  expected = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
+  given, expected = (
+    {name: x for name, x in params.items() if name != "head"}
+    for params in (given, expected)
+  )
+  models.check_parameters(expected, given, f"init_from={config.init_from}")
+  return given
 
 
 def check(config):
@@ -145,16 +160,20 @@ def run(config, workdir):
   """
   check(config)
   mesh = sharding.make_mesh(config.mesh.fsdp, config.batch_size)
-  model = models.from_config(config, num_classes=2)  # fails early if it must
+  # What does not fit is said before the data set is read.
+  backbone = read_backbone(config, models.from_config(config, num_classes=0))
   dataset, source = loop.open_data(config, mesh)
   model = models.from_config(config, num_classes=len(dataset.classes))
   learning_rate = make_schedule(config, source.steps_per_epoch)
   optimizer = optimizers.finetune(learning_rate, config.optim.weight_decay)
 
-  def init_state():
-    params = initial_params(config, model)
-    step = jnp.zeros((), jnp.int32)
-    return FinetuneState(step, params, optimizer.init(params))
+  fresh = jax.jit(
+    lambda: init_state(model, optimizer, jax.random.key(config.seed))
+  )
+
+  def first_state():
+    state = fresh()
+    return state.replace(params=state.params | backbone)
 
   @jax.jit
   def predict(params, images):
@@ -177,7 +196,7 @@ def run(config, workdir):
     workdir,
     mesh=mesh,
     model=model,
-    init_state=init_state,
+    init_state=first_state,
     train_step=make_train_step(config, model, optimizer, learning_rate),
     source=source,
     evaluate=evaluate_state,

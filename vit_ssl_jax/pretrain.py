@@ -266,8 +266,8 @@ def run(config, workdir):
     workdir,
     mesh=mesh,
     model=model,
-    init_state=lambda: init_state(
-      model, head, optimizer, jax.random.key(config.seed)
+    init_state=jax.jit(
+      lambda: init_state(model, head, optimizer, jax.random.key(config.seed))
     ),
     train_step=make_train_step(config, model, head, optimizer, tables),
     source=source,

@@ -104,14 +104,15 @@ def attend_forward(q, k, v):
 def attend_backward(kept, g):
   q, k, v, weights, total, out = kept
   g = (g / total).astype(v.dtype)
-  dv = jnp.einsum("bhnm,bhnd->bhmd", weights, g)
+  # Products over rows, transposed afterwards, are what XLA has kernels for.
+  dv = jnp.einsum("bhdn,bhnm->bhdm", g.swapaxes(2, 3), weights).swapaxes(2, 3)
   along = jnp.sum((g * out).astype(jnp.float32), -1, keepdims=True)
   dweights = jnp.einsum(
     "bhnd,bhmd->bhnm", g, v, preferred_element_type=jnp.float32
   )
   dscores = weights * (dweights - along).astype(v.dtype)
   dq = jnp.einsum("bhnm,bhmd->bhnd", dscores, k)
-  dk = jnp.einsum("bhnm,bhnd->bhmd", dscores, q)
+  dk = jnp.einsum("bhdn,bhnm->bhdm", q.swapaxes(2, 3), dscores).swapaxes(2, 3)
   return dq, dk, dv
 
 
