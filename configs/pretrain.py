@@ -46,10 +46,10 @@ def get_config(arg=""):
   config.head = ml_collections.ConfigDict(
     {"out_dim": 1024, "hidden_dim": 512, "bottleneck_dim": 256}
   )
-  side = config.model.image_size
+  side = config.model.get_ref("image_size")  # follows what is set later
   config.views = ml_collections.ConfigDict(
     {
-      "global_size": side,
+      "global_size": side * 1,  # a value of its own
       "local_size": side // 2,
       "local_views": 8,
       "global_scale": (0.7, 1.0),  # share of the image's area
@@ -69,7 +69,7 @@ def get_config(arg=""):
 
 def digits(config):
   """The recipe for 1,437 small, centred, grey images; see Small sets."""
-  config.epochs = 150
+  config.epochs = 100
   config.batch_size = 64
   config.optim.learning_rate = 6e-3  # 1.5e-3 at a batch of 64
   config.optim.warmup_epochs = 5

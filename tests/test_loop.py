@@ -247,6 +247,20 @@ def test_values_that_make_no_sense(finetune_tiny, tmp_path, changes, words):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+  ("key", "value", "words"),
+  [
+    ("global_scale", (0.5, 1.2), r"views.global_scale=\(0.5, 1.2\) has to be"),
+    ("local_scale", (0.0, 0.5), r"views.local_scale=\(0.0, 0.5\) has to be"),
+    ("local_size", 6, "views.local_size=6 is not a multiple of model.patch_s"),
+  ],
+)
+def test_views_that_make_no_sense(pretrain_tiny, tmp_path, key, value, words):
+  pretrain_tiny.views[key] = value
+  with pytest.raises(UserError, match=words):
+    pretrain.run(pretrain_tiny, tmp_path)
+
+
 def test_warning_of_collapse():
   top = float(np.log(16))
   uniform = {"loss": top, "teacher_entropy": top}

@@ -47,6 +47,15 @@ def interval(config, key):
     )
 
 
+def multiple(config, key, of):
+  """A number of pixels that patches divide."""
+  if value(config, key) < 1 or value(config, key) % value(config, of):
+    raise UserError(
+      f"{key}={value(config, key)} is not a multiple of {of}"
+      f"={value(config, of)}"
+    )
+
+
 def choice(config, key, options):
   given = value(config, key)
   if given not in options:

@@ -209,6 +209,8 @@ def check(config):
   checks.choice(config, "teacher.centering", ["mean", "sinkhorn"])
   checks.interval(config, "views.global_scale")
   checks.interval(config, "views.local_scale")
+  for key in ("views.global_size", "views.local_size"):
+    checks.multiple(config, key, "model.patch_size")
 
 
 def run(config, workdir):
