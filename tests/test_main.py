@@ -8,11 +8,16 @@ from vit_ssl_jax import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = "--config=configs/pretrain.py:vit,digits"
+# ml_collections loads a config file with a function that is being retired.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:the load_module:DeprecationWarning"
+)
 
 
 @pytest.fixture(autouse=True)
 def in_the_clone(monkeypatch):
   monkeypatch.chdir(ROOT)
+  main.FLAGS["workdir"].unparse()
 
 
 @pytest.mark.parametrize(
