@@ -89,6 +89,13 @@ def test_resuming_ends_with_the_same_bits(stage, request, tmp_path):
   assert ours == expected
 
 
+def test_checkpoints_that_are_kept(finetune_tiny, tmp_path):
+  finetune_tiny.update(keep_last=1, keep_every_epochs=2)
+  finetune.run(finetune_tiny, tmp_path)
+  kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+  assert {name for name in kept if name.isdigit()} == {"6", "9"}
+
+
 def test_other_seed_other_bits(pretrained, pretrain_tiny, tmp_path):
   pretrain_tiny.seed = 1
   result = pretrain.run(pretrain_tiny, tmp_path)
@@ -235,7 +242,7 @@ def test_init_from_nowhere(finetune_tiny, tmp_path):
   [
     ({"batch_size": 15}, "is not a multiple of the 2 devices"),
     ({"batch_size": 64}, "48 images"),
-    ({"dtype": "float16"}, "did you mean 'float32'"),
+    ({"dtype": "float16"}, "did you mean 'bfloat16'"),
     ({"max_steps": -1}, "max_steps=-1"),
     ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
   ],

@@ -144,11 +144,10 @@ def run(
   total = config.epochs * per_epoch
   stop = min(total, config.max_steps or total)
   evaluate_every = config.evaluate_every_epochs * per_epoch
+  keep_every = config.keep_every_epochs * per_epoch
   with contextlib.ExitStack() as stack:
     saver = stack.enter_context(
-      checkpoints.manager(
-        workdir, config.keep_last, config.keep_every_epochs * per_epoch
-      )
+      checkpoints.manager(workdir, config.keep_last, keep_every)
     )
     start = checkpoints.latest_step(saver)
     state, shardings = first_state(saver, mesh, init_state)
@@ -184,7 +183,8 @@ def run(
           clock.pause()
           recorder.pending[-1].update(evaluate(state, due))
           clock.restart()
-        if step % config.checkpoint_every_steps == 0 or last:
+        kept = keep_every and step % keep_every == 0
+        if step % config.checkpoint_every_steps == 0 or kept or last:
           recorder.flush()
           checkpoints.save(saver, step, state)
         if last:
