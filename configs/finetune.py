@@ -54,9 +54,9 @@ def get_config(arg=""):
 
 def digits(config):
   """The recipe for small sets of small, centred, grey images."""
-  config.epochs = 60
+  config.epochs = 40
   config.batch_size = 64
-  config.evaluate_every_epochs = 10
+  config.evaluate_every_epochs = 5
   config.optim.warmup_epochs = 5
   config.augment.flip_probability = 0.0
   config.augment.crop_padding = 1

@@ -69,7 +69,7 @@ def get_config(arg=""):
 
 def digits(config):
   """The recipe for 1,437 small, centred, grey images; see Small sets."""
-  config.epochs = 100
+  config.epochs = 150
   config.batch_size = 64
   config.optim.learning_rate = 6e-3  # 1.5e-3 at a batch of 64
   config.optim.warmup_epochs = 5
