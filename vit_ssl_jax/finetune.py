@@ -87,7 +87,7 @@ def make_train_step(config, model, optimizer, learning_rate):
     state.step alone.
   """
   update = make_update(config, model, optimizer)
-  root = jax.random.key(config.seed)
+  root = loop.step_key(config)
 
   def train_step(state, batch):
     view_key, mix_key, drop_key = jax.random.split(
@@ -167,9 +167,7 @@ def run(config, workdir):
   learning_rate = make_schedule(config, source.steps_per_epoch)
   optimizer = optimizers.finetune(learning_rate, config.optim.weight_decay)
 
-  fresh = jax.jit(
-    lambda: init_state(model, optimizer, jax.random.key(config.seed))
-  )
+  fresh = jax.jit(lambda: init_state(model, optimizer, loop.init_key(config)))
 
   def first_state():
     state = fresh()

@@ -98,6 +98,16 @@ def open_data(config, mesh):
   return dataset, source
 
 
+def init_key(config):
+  """The PRNG key of the first parameters, of a stream of their own."""
+  return jax.random.split(jax.random.key(config.seed))[0]
+
+
+def step_key(config):
+  """The PRNG key that step t folds its number into."""
+  return jax.random.split(jax.random.key(config.seed))[1]
+
+
 def run(
   config,
   workdir,

@@ -191,7 +191,7 @@ def make_train_step(config, model, head, optimizer, tables):
     what is random in it comes from config.seed and state.step alone.
   """
   update = make_update(config, model, head, optimizer, tables)
-  root = jax.random.key(config.seed)
+  root = loop.step_key(config)
 
   def train_step(state, batch):
     view_key, drop_key = jax.random.split(jax.random.fold_in(root, state.step))
@@ -269,7 +269,7 @@ def run(config, workdir):
     mesh=mesh,
     model=model,
     init_state=jax.jit(
-      lambda: init_state(model, head, optimizer, jax.random.key(config.seed))
+      lambda: init_state(model, head, optimizer, loop.init_key(config))
     ),
     train_step=make_train_step(config, model, head, optimizer, tables),
     source=source,
