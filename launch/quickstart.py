@@ -121,4 +121,5 @@ if __name__ == "__main__":
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
   main.set_up()
-  show(quickstart(args.out, args.arch, args.seed), args.out)
+  with main.reporting_errors():
+    show(quickstart(args.out, args.arch, args.seed), args.out)

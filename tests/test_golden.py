@@ -106,6 +106,7 @@ def test_model(golden_dir, name):
   model = build(name, sizes)
   given = under(arrays, "param/")
   params = interop.from_torch(given, model)
+  compared = 0
   for key, want in arrays.items():
     kind, _, side = key.rpartition("_")
     images = arrays.get(f"images_{side}")
@@ -117,6 +118,8 @@ def test_model(golden_dir, name):
     if kind in method:
       ours = model.apply({"params": params}, images, method=method[kind])
       assert_close(ours, want)
+      compared += 1
+  assert compared >= 2
   back = interop.to_torch(params, model)
   assert back.keys() == given.keys()
   assert all(np.array_equal(back[key], given[key]) for key in given)
@@ -124,7 +127,6 @@ def test_model(golden_dir, name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_initialization(golden_dir, name):
-  models.build(name)
   models.build(name)
   golden = json.loads((golden_dir / f"init_{name}.json").read_text())
   model = models.build(name, **sizes_of(golden))
@@ -136,8 +138,9 @@ def test_initialization(golden_dir, name):
   for key, want in golden.items():
     ours = np.stack([params[key] for params in seeds])
     assert list(ours.shape[1:]) == want["shape"], key
-    # Of a small tensor the standard deviation itself is uncertain.
-    slack = max(0.1, 3 / np.sqrt(2 * ours.size))
+    # Of a small tensor the standard deviation itself is uncertain, on both
+    # sides: this is three standard errors of the difference.
+    slack = max(0.1, 4.5 / np.sqrt(2 * ours.size))
     assert np.isclose(ours.std(), want["std"], rtol=slack, atol=1e-9), key
     error = 5 * want["std"] / np.sqrt(ours.size / 3)
     assert abs(ours.mean() - want["mean"]) <= error + 1e-9, key

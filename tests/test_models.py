@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import test_util
 
 from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
@@ -74,11 +75,26 @@ def test_drop_path_is_random_in_training_alone(vit):
 
 
 def test_drop_path_keeps_the_mean():
-  x = jnp.ones((4000, 2))
-  y = layers.drop_path(x, 0.25, jax.random.key(0))
-  assert set(np.unique(y)) == {0, np.float32(1 / 0.75)}
-  assert (y[:, 0] == y[:, 1]).all()
-  assert abs(float((y == 0).mean()) - 0.25) < 0.03
+  masks = layers.drop_path_masks(jax.random.key(0), [0.0, 0.25], (4000, 2))
+  masks = np.asarray(masks)
+  assert masks.shape == (2, 2, 4000, 2)
+  assert (masks[0] == 1).all()
+  assert set(np.unique(masks[1])) == {0, np.float32(1 / 0.75)}
+  assert abs((masks[1] == 0).mean() - 0.25) < 0.03
+
+
+@pytest.mark.parametrize(
+  ("function", "shapes"),
+  [
+    (layers.gelu, [(4, 5)]),
+    (layers.standardize, [(4, 5)]),
+    (layers.attend, [(1, 2, 3, 4)] * 3),
+  ],
+)
+def test_own_derivatives_against_finite_differences(function, shapes):
+  keys = jax.random.split(jax.random.key(0), len(shapes))
+  args = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+  test_util.check_grads(function, args, 1, modes="rev", atol=1e-2, rtol=1e-2)
 
 
 def test_half_precision_stays_near(vit):

@@ -48,6 +48,12 @@ def latest_step(checkpointer):
   return checkpointer.latest.step if checkpointer.latest else 0
 
 
+def any_in(workdir):
+  """Whether a workdir holds a whole checkpoint."""
+  folder = pathlib.Path(workdir, FOLDER)
+  return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
+
+
 def restore(checkpointer, abstract_state):
   """Reads the newest checkpoint into the shapes and shardings given."""
   return checkpointer.load(checkpointer.latest, abstract_state=abstract_state)
@@ -68,16 +74,16 @@ def read(path):
   """
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
-    raise UserError(f"init_from={path}: there is no such folder")
+    raise UserError(f"there is no checkpoint {path}: no such folder")
   if (path / FOLDER).is_dir():
     steps = [p for p in (path / FOLDER).iterdir() if p.name.isdigit()]
     if not steps:
-      raise UserError(f"init_from={path} holds no finished checkpoint")
+      raise UserError(f"{path} holds no finished checkpoint")
     path = max(steps, key=lambda p: int(p.name))
   config = path.parent.parent / "config.json"
   if not (path.name.isdigit() and config.is_file()):
     raise UserError(
-      f"init_from={path} is neither a workdir nor one of its checkpoints"
+      f"{path} is neither a workdir nor one of its checkpoints"
       f" (WORKDIR/{FOLDER}/STEP)"
     )
   # Asking for NumPy arrays makes the devices it was saved from irrelevant.

@@ -11,6 +11,12 @@ def common(config):
     positive(config, key)
   for key in ("evaluate_every_epochs", "checkpoint_every_steps"):
     positive(config, key)
+  for key in config.model:
+    if isinstance(config.model[key], int):
+      positive(config, f"model.{key}")
+  positive(config, "evaluate_batch_size")
+  for key in ("keep_every_epochs", "optim.warmup_epochs", "seed"):
+    not_negative(config, key)
   choice(config, "dtype", ["auto", "float32", "bfloat16"])
   choice(config, "placement", ["auto", "device", "host"])
   if config.max_steps < 0:
@@ -30,6 +36,16 @@ def value(config, key):
 def positive(config, key):
   if value(config, key) < 1:
     raise UserError(f"{key}={value(config, key)} has to be at least 1")
+
+
+def not_negative(config, key):
+  if value(config, key) < 0:
+    raise UserError(f"{key}={value(config, key)} has to be at least 0")
+
+
+def length(config, key, count):
+  if len(value(config, key)) != count:
+    raise UserError(f"{key}={value(config, key)} has to be {count} numbers")
 
 
 def share(config, key):

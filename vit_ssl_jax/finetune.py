@@ -17,6 +17,7 @@ from vit_ssl_jax import (
   sharding,
 )
 from vit_ssl_jax.augment import mix, policies, views
+from vit_ssl_jax.errors import UserError
 
 
 @flax.struct.dataclass
@@ -126,7 +127,13 @@ def read_backbone(config, model):
   """
   if not config.init_from:
     return {}
-  state, _ = checkpoints.read(config.init_from)
+  state, source = checkpoints.read(config.init_from)
+  heads = source["model"]["num_heads"]  # which the shapes do not show
+  if heads != config.model.num_heads:
+    raise UserError(
+      f"init_from={config.init_from} was trained with model.num_heads={heads}"
+      f" and not {config.model.num_heads}"
+    )
   given = (
     state["teacher"]["backbone"] if "teacher" in state else state["params"]
   )
@@ -160,8 +167,12 @@ def run(config, workdir):
   """
   check(config)
   mesh = sharding.make_mesh(config.mesh.fsdp, config.batch_size)
-  # What does not fit is said before the data set is read.
-  backbone = read_backbone(config, models.from_config(config, num_classes=0))
+  loop.check_workdir(config, workdir)
+  # What does not fit is said before the data set is read. A run that goes on
+  # from its own checkpoint no longer needs where it came from.
+  backbone = {}
+  if not checkpoints.any_in(workdir):
+    backbone = read_backbone(config, models.from_config(config, num_classes=0))
   dataset, source = loop.open_data(config, mesh)
   model = models.from_config(config, num_classes=len(dataset.classes))
   learning_rate = make_schedule(config, source.steps_per_epoch)
@@ -205,4 +216,4 @@ def run(config, workdir):
 def summarize(lines):
   """The final figures: the last top-1, and the best of all on the test set."""
   top1 = [line["top1"] for line in lines if "top1" in line]
-  return {"top1": top1[-1], "best_top1_on_test": max(top1)}
+  return {"top1": top1[-1], "best_top1_on_test": max(top1)} if top1 else {}

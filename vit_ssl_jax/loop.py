@@ -1,6 +1,7 @@
 """The one host loop: restore, step, log, evaluate, save, stop."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from importlib import metadata
+from typing import Any
 
 import jax
 import tqdm
@@ -26,36 +28,52 @@ MAY_CHANGE = (
   "data_dir",
   "placement",
   "tensorboard",
+  "evaluate_batch_size",
   "mesh.fsdp",
 )
-SHOWN = ("knn", "top1")
 
 
-def prepare(config, workdir):
-  """Makes a workdir, or checks that it belongs to this config's run.
+def check_workdir(config, workdir):
+  """Checks that a workdir is new, or belongs to this config's run.
 
   Raises:
     UserError: the workdir holds another run; the message names its keys.
   """
+  if jax.process_count() > 1:
+    raise UserError("training on several hosts is not there yet: use one")
   path = pathlib.Path(workdir, "config.json")
-  text = json.dumps(config.to_dict(), indent=2)
-  if path.exists():
-    old, new = flat(json.loads(path.read_text())), flat(json.loads(text))
-    changed = [
-      f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
-      for key in sorted(old.keys() | new.keys())
-      if old.get(key) != new.get(key) and key not in MAY_CHANGE
-    ]
-    if changed:
-      raise UserError(
-        f"{workdir} holds another run, whose config differs in"
-        f" {', '.join(changed)}: choose another --workdir"
-      )
+  if not path.exists():
+    return
+  old, new = flat(json.loads(path.read_text())), flat(json.loads(dump(config)))
+  changed = [
+    f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key) and key not in MAY_CHANGE
+  ]
+  if changed:
+    raise UserError(
+      f"{workdir} holds another run, whose config differs in"
+      f" {', '.join(changed)}: choose another --workdir"
+    )
+
+
+def make_workdir(config, workdir):
+  """Makes a workdir and writes the config into it.
+
+  Raises:
+    UserError: it cannot be written to.
+  """
+  path = pathlib.Path(workdir, "config.json")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, text + "\n")
+    files.write(path, dump(config))
   except OSError as e:
     raise UserError(f"cannot write to --workdir={workdir}: {e}") from e
+
+
+def dump(config):
+  """A config as JSON."""
+  return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 def flat(tree, prefix=""):
@@ -144,7 +162,7 @@ def run(
     UserError: a value of a step was not finite.
     KeyboardInterrupt: the run was told to stop; it has saved a checkpoint.
   """
-  prepare(config, workdir)
+  make_workdir(config, workdir)
   parameters = models.count(model)
   say(
     f"{config.model.name}: {parameters:,} parameters in {model.dtype.name} on"
@@ -153,70 +171,130 @@ def run(
   per_epoch = source.steps_per_epoch
   total = config.epochs * per_epoch
   stop = min(total, config.max_steps or total)
-  evaluate_every = config.evaluate_every_epochs * per_epoch
-  keep_every = config.keep_every_epochs * per_epoch
+  # TensorBoard's writer needs TensorFlow, which an npz run does without.
+  events = config.tensorboard and not config.dataset.startswith("npz:")
   with contextlib.ExitStack() as stack:
     saver = stack.enter_context(
-      checkpoints.manager(workdir, config.keep_last, keep_every)
+      checkpoints.manager(
+        workdir, config.keep_last, config.keep_every_epochs * per_epoch
+      )
     )
     start = checkpoints.latest_step(saver)
+    if start >= stop and (result := finished(workdir, start)):
+      say(f"finished already, at step {start} of {total}")
+      return result
     state, shardings = first_state(saver, mesh, init_state)
     if start:
       say(f"going on from step {start} of {total}")
-    recorder = stack.enter_context(
-      contextlib.closing(
-        metrics.Recorder(workdir, start, per_epoch, config.tensorboard)
-      )
-    )
-    step_fn = compiled(train_step, source, shardings)
-    items = source.items(start)
-    clock = Clock()
-    step = start
+    recorder = metrics.Recorder(workdir, start, per_epoch, events)
+    stack.callback(close, recorder)
     stopping = stack.enter_context(stop_signals())
     bar = stack.enter_context(progress_bar(start, stop, config.batch_size))
+    steps = Steps(config, per_epoch, start, stop, total)
+    clock = Clock()
     try:
-      for step in range(start + 1, stop + 1):
-        state, values = step_fn(state, source.arrays, next(items))
-        recorder.add(step, values)
-        bar.update(config.batch_size)
-        if step == start + 1:
-          jax.block_until_ready(state)
-          clock.restart()
-          bar.unpause()
-        last = step == stop or stopping.is_set()
-        if step % config.log_every_steps == 0 or last:
-          recorder.flush(keep=1)
-          show(bar, recorder.recent, warn)
-        due = step == total or step % evaluate_every == 0
-        if due or last:
-          recorder.flush(keep=1)
-          clock.pause()
-          recorder.pending[-1].update(evaluate(state, due))
-          clock.restart()
-        kept = keep_every and step % keep_every == 0
-        if step % config.checkpoint_every_steps == 0 or kept or last:
-          recorder.flush()
-          checkpoints.save(saver, step, state)
-        if last:
-          break
+      state = train(
+        steps, state, compiled(train_step, source, shardings), source,
+        evaluate, warn, recorder, saver, bar, clock, stopping,
+      )  # fmt: skip
     except metrics.NotFiniteError as e:
       raise not_finite(e, workdir, saver) from e
-    clock.pause()
-  if stopping.is_set() and step < stop:
+    figures = {} if start < stop else evaluate(state, start == total)
+    seconds = recorder.elapsed()
+  lines = metrics.read(workdir)
+  if lines[-1]["step"] < stop:
     raise KeyboardInterrupt(
-      f"stopped at step {step} of {total} with a checkpoint: the same command"
-      " goes on from there"
+      f"stopped at step {lines[-1]['step']} of {total} with a checkpoint: the"
+      " same command goes on from there"
     )
-  rate = (stop - start - 1) * config.batch_size / max(clock.seconds, 1e-9)
   return write_result(
     workdir,
     state,
     {
-      **summarize(metrics.read(workdir)),
+      **summarize(lines),
+      **figures,
       "parameters": parameters,
-      "images_per_second": rate if stop > start + 1 else None,
+      "images_per_second": clock.rate((stop - start - 1) * config.batch_size),
+      "seconds": seconds,
     },
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+  """What is done when."""
+
+  config: Any
+  per_epoch: int
+  start: int
+  stop: int
+  total: int
+
+  def logs(self, step):
+    return step % self.config.log_every_steps == 0 or step == self.stop
+
+  def evaluates(self, step):
+    every = self.config.evaluate_every_epochs * self.per_epoch
+    return step % every == 0 or step == self.total
+
+  def saves(self, step):
+    kept = self.config.keep_every_epochs * self.per_epoch
+    return (
+      step % self.config.checkpoint_every_steps == 0
+      or (kept and step % kept == 0)
+      or step == self.stop
+    )
+
+
+def train(
+  steps, state, step_fn, source, evaluate, warn, recorder, saver, bar, clock,
+  stopping,
+):  # fmt: skip
+  """Makes the steps from steps.start to steps.stop; the state they end with.
+
+  It ends earlier, with a checkpoint, where `stopping` is set.
+  """
+  items = source.items(steps.start)
+  for step in range(steps.start + 1, steps.stop + 1):
+    state, values = step_fn(state, source.arrays, next(items))
+    recorder.add(step, values)
+    bar.update(steps.config.batch_size)
+    if step == steps.start + 1:
+      jax.block_until_ready(state)
+      clock.restart()
+      bar.unpause()
+    if steps.logs(step):
+      recorder.flush(keep=1)
+      show(bar, recorder, warn)
+    if steps.evaluates(step) or step == steps.stop:
+      jax.block_until_ready(state)
+      clock.pause()
+      figures = evaluate(state, steps.evaluates(step))
+      recorder.complete(figures)
+      for name, value in figures.items():
+        say(f"epoch {step / steps.per_epoch:.4g}: {name} {value:.2f} %")
+      clock.restart()
+    if steps.saves(step) or stopping.is_set():
+      recorder.flush()
+      checkpoints.save(saver, step, state)
+    if stopping.is_set():
+      break
+  jax.block_until_ready(state)
+  clock.pause()
+  return state
+
+
+def finished(workdir, step):
+  """The result of a run that has reached a step, or None."""
+  path = pathlib.Path(workdir, "result.json")
+  result = json.loads(path.read_text()) if path.exists() else {}
+  return result if result.get("step") == step else None
+
+
+def close(recorder):
+  """Closes a recorder; that events could not be written costs no result."""
+  if problem := recorder.close():
+    say(f"warning: TensorBoard events were not written: {problem}")
 
 
 def first_state(saver, mesh, init_state):
@@ -259,13 +337,25 @@ class Clock:
       self.seconds += time.perf_counter() - self.since
     self.since = None
 
+  def rate(self, count):
+    """How many of `count` a second, or None where there were none."""
+    return count / self.seconds if count > 0 and self.seconds else None
+
 
 @contextlib.contextmanager
 def stop_signals():
-  """Yields an Event that SIGINT and SIGTERM set, for an orderly stop."""
+  """Yields an Event that SIGINT and SIGTERM set, for an orderly stop.
+
+  A second signal stops at once.
+  """
   stopping = threading.Event()
+
+  def handle(number, _):
+    stopping.set()
+    signal.signal(number, old[number])
+
   old = {
-    number: signal.signal(number, lambda *_: stopping.set())
+    number: signal.signal(number, handle)
     for number in (signal.SIGINT, signal.SIGTERM)
   }
   try:
@@ -287,14 +377,16 @@ def progress_bar(start, stop, batch_size):
   )
 
 
-def show(bar, lines, warn):
-  """Brings the bar's figures up to date, and says what there is to warn of."""
-  if not lines:
+def show(bar, recorder, warn):
+  """Brings the bar's loss up to date; says once what there is to warn of."""
+  if not recorder.recent:
     return
-  figures = {k: v for k, v in lines[-1].items() if k in ("loss", *SHOWN)}
-  bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
-  if warning := warn(lines):
-    say(f"warning: step {lines[-1]['step']}: {warning}")
+  last = recorder.recent[-1]
+  bar.set_postfix({"loss": f"{last['loss']:.4g}"}, refresh=False)
+  warning = warn(recorder.recent)
+  if warning and warning != recorder.warned:
+    say(f"warning: step {last['step']}: {warning}")
+  recorder.warned = warning
 
 
 def say(text):
@@ -328,7 +420,6 @@ def write_result(workdir, state, figures):
     "epoch": lines[-1]["epoch"],
     "loss": lines[-1]["loss"],
     "state_sha256": checkpoints.sha256(state),
-    "seconds": lines[-1]["seconds"],
     "devices": [str(d.device_kind) for d in jax.devices()],
     "platform": jax.default_backend(),
     "versions": {name: metadata.version(name) for name in packages},

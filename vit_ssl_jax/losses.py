@@ -17,7 +17,6 @@ def centered_probabilities(logits, center, temperature):
     (..., K) probabilities.
   """
   center = jnp.broadcast_to(center, logits.shape)
-  center = jnp.broadcast_to(center, logits.shape)
   return jax.nn.softmax((logits - center) / temperature)
 
 

@@ -13,10 +13,10 @@
                                 where --config is given
 """
 
+import contextlib
 import ctypes
 import difflib
 import importlib.util
-import os
 import pathlib
 import sys
 
@@ -88,6 +88,11 @@ def check_keys(argv, recipe):
     if not argument.startswith("--config."):
       continue
     key = argument.removeprefix("--config.").partition("=")[0]
+    if key == "stage":
+      raise UserError(
+        "the stage is the recipe's: choose configs/pretrain.py or"
+        " configs/finetune.py"
+      )
     part_of = recipe
     for part in key.split("."):
       known = list(part_of) if hasattr(part_of, "keys") else []
@@ -111,28 +116,38 @@ def main(argv):
   from vit_ssl_jax import finetune, pretrain
   from vit_ssl_jax.report import tables
 
-  stage = {"pretrain": pretrain, "finetune": finetune}[FLAGS.config.stage]
+  stages = {"pretrain": pretrain, "finetune": finetune}
+  with reporting_errors():
+    result = stages[FLAGS.config.stage].run(FLAGS.config, FLAGS.workdir)
+  shown = {k: v for k, v in result.items() if isinstance(v, int | float)}
+  print(tables.table(("result", ""), shown.items()))
+
+
+@contextlib.contextmanager
+def reporting_errors():
+  """Turns what a user is to read into one sentence and an exit status."""
   try:
-    result = stage.run(FLAGS.config, FLAGS.workdir)
+    yield
   except UserError as e:
     fail(str(e))
   except KeyboardInterrupt as e:
-    print(e or "interrupted", file=sys.stderr)
+    print(str(e) or "interrupted", file=sys.stderr)
     sys.exit(130)
-  shown = {k: v for k, v in result.items() if isinstance(v, int | float)}
-  print(tables.table(("result", ""), shown.items()))
 
 
 def set_up():
   """Quietens libraries, and lets JAX keep what it compiles."""
   logging.set_verbosity(logging.WARNING)
-  keep_freed_memory()
   import jax
 
-  cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  jax.config.update(
-    "jax_compilation_cache_dir", str(pathlib.Path(cache, "vit_ssl_jax", "xla"))
-  )
+  from vit_ssl_jax.data import cache
+
+  if not jax.config.jax_compilation_cache_dir:
+    folder = cache.directory("xla")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+  if jax.default_backend() == "cpu":
+    keep_freed_memory()
 
 
 def keep_freed_memory():

@@ -35,8 +35,7 @@ class Recorder:
 
   Attributes:
     recent: the last lines, dicts with "step", "epoch", "seconds" and values.
-    images: how many images were trained on in `busy` seconds; the first step,
-      which compiles, and evaluations are not counted.
+    warned: the warning that the user has been given, or None.
   """
 
   def __init__(self, workdir, start_step, steps_per_epoch, tensorboard):
@@ -45,6 +44,7 @@ class Recorder:
     files.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
     self.steps_per_epoch = steps_per_epoch
     self.pending = []
+    self.warned = None
     self.recent = collections.deque(kept[-RECENT:], RECENT)
     earlier = kept[-1]["seconds"] if kept else 0.0
     self.begin = time.perf_counter() - earlier
@@ -53,12 +53,20 @@ class Recorder:
     self.events = None
     if tensorboard:
       self.events = self.thread.submit(open_events, str(workdir))
+    self.written = [self.events]
+
+  def elapsed(self):
+    """Seconds of wall time in this workdir, earlier runs' included."""
+    return round(time.perf_counter() - self.begin, 3)
 
   def add(self, step, values):
     """Takes a step's metrics, scalars that may still be computed."""
     line = {"step": step, "epoch": round(step / self.steps_per_epoch, 4)}
-    seconds = round(time.perf_counter() - self.begin, 3)
-    self.pending.append(line | values | {"seconds": seconds})
+    self.pending.append(line | values | {"seconds": self.elapsed()})
+
+  def complete(self, figures):
+    """Adds what evaluation has found to the last step's line."""
+    self.pending[-1] |= figures | {"seconds": self.elapsed()}
 
   def flush(self, keep=0):
     """Fetches and writes what was added, but for the last `keep` steps.
@@ -77,15 +85,20 @@ class Recorder:
     with self.path.open("a") as f:
       f.writelines(json.dumps(line) + "\n" for line in good)
     if self.events is not None:
-      self.thread.submit(write_events, self.events, good)
+      self.written.append(self.thread.submit(write_events, self.events, good))
     self.recent.extend(good)
     if bad:
       raise NotFiniteError(bad["step"], not_finite(bad))
 
   def close(self):
-    if self.events is not None:
-      self.thread.submit(lambda: self.events.result().close()).result()
+    """Waits for the events; what kept them from being written, or None."""
     self.thread.shutdown()
+    if self.events is None:
+      return None
+    problem = next((f.exception() for f in self.written if f.exception()), None)
+    if not self.events.exception():
+      self.events.result().close()
+    return problem
 
 
 class NotFiniteError(Exception):
@@ -121,20 +134,21 @@ def collapse(lines, outputs):
   """Says how a teacher's outputs have collapsed, or None where they have not.
 
   Args:
-    lines: the last steps' metrics, with "loss" and "teacher_entropy".
+    lines: the last steps' metrics: "loss", "teacher_entropy", "teacher_kl".
     outputs: K, the number of outputs.
 
   Returns:
-    "uniform" where every loss and entropy is at ln K, so that the targets say
-    nothing; "one-hot" where every entropy and loss is at 0, so that all images
-    get the same one; else None.
+    "uniform" where loss and entropy are at ln K in every line, so that the
+    targets say nothing; "one-hot" where the entropy is at 0 and no target
+    differs from the batch's mean; else None.
   """
   top = math.log(outputs)
-  values = [
-    line[name] for line in lines for name in ("loss", "teacher_entropy")
-  ]
-  if all(abs(value - top) < 1e-3 * top for value in values):
+
+  def near(name, value):
+    return all(abs(line[name] - value) < 1e-3 * top for line in lines)
+
+  if near("loss", top) and near("teacher_entropy", top):
     return "uniform"
-  if all(value < 1e-3 * top for value in values):
+  if near("teacher_entropy", 0) and near("teacher_kl", 0):
     return "one-hot"
   return None

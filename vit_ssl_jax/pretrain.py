@@ -211,6 +211,9 @@ def check(config):
   checks.interval(config, "views.local_scale")
   for key in ("views.global_size", "views.local_size"):
     checks.multiple(config, key, "model.patch_size")
+  checks.not_negative(config, "views.local_views")
+  checks.length(config, "views.color_jitter", 4)
+  checks.length(config, "views.blur_probability", 3)
 
 
 def run(config, workdir):
@@ -225,6 +228,7 @@ def run(config, workdir):
     UserError: something given does not fit; the message says what.
   """
   check(config)
+  loop.check_workdir(config, workdir)
   mesh = sharding.make_mesh(config.mesh.fsdp, config.batch_size)
   model = models.from_config(config, num_classes=0)
   head = models.ProjectionHead(**config.head, dtype=model.dtype)

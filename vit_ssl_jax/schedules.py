@@ -39,6 +39,9 @@ def pretrain_learning_rate(peak, end, steps, warmup_steps):
 def finetune_learning_rate(peak, end, steps, warmup_steps):
   """Linear from `end` to `peak`, reached after the warm-up, then a cosine.
 
+  The paper's code, but for a run without warm-up, whose first step it makes at
+  `end` and this one at `peak`.
+
   Returns:
     (steps,) float64.
 

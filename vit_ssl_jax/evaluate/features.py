@@ -13,12 +13,13 @@ def extract(function, images, labels, batch_size, batch_sharding):
     function: a jitted (images (B, H, W, 3) uint8) -> (B, ...).
     images: (N, H, W, 3) uint8.
     labels: (N,).
-    batch_size: B, which the devices divide.
+    batch_size: B, rounded up to what the devices divide.
     batch_sharding: how a batch lies on the devices.
 
   Returns:
     (N, ...) NumPy array.
   """
+  batch_size += -batch_size % batch_sharding.mesh.size
   outputs = []
   for batch in data.padded_batches(images, labels, batch_size):
     placed = jax.device_put(batch["image"], batch_sharding)
