@@ -10,6 +10,7 @@ FLOORS = [
   {"main"},
   {"pretrain", "finetune"},
   {"loop", "report"},
+  {"workdirs"},
   {"checkpoints", "data", "evaluate", "interop", "metrics", "augment"}
   | {"losses", "optimizers", "schedules", "sharding", "checks", "models"},
   {"files", "errors"},

@@ -19,6 +19,7 @@ from vit_ssl_jax import (
   metrics,
   models,
   pretrain,
+  workdirs,
 )
 from vit_ssl_jax.errors import UserError
 
@@ -131,7 +132,7 @@ def test_killed_run_ends_with_the_same_bits(
     sys.executable, "-m", "main", f"--workdir={tmp_path}",
     "--config=configs/pretrain.py:vit,cifar10",
   ]  # fmt: skip
-  tiny = loop.flat(json.loads(pretrain_tiny.to_json()))
+  tiny = workdirs.flat(json.loads(pretrain_tiny.to_json()))
   tiny.pop("stage")  # the recipe's
   for key, value in tiny.items():
     shown = tuple(value) if isinstance(value, list) else value

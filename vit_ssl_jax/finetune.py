@@ -15,6 +15,7 @@ from vit_ssl_jax import (
   optimizers,
   schedules,
   sharding,
+  workdirs,
 )
 from vit_ssl_jax.augment import mix, policies, views
 from vit_ssl_jax.errors import UserError
@@ -167,7 +168,7 @@ def run(config, workdir):
   """
   check(config)
   mesh = sharding.make_mesh(config.mesh.fsdp, config.batch_size)
-  loop.check_workdir(config, workdir)
+  workdirs.check(config, workdir)
   # What does not fit is said before the data set is read. A run that goes on
   # from its own checkpoint no longer needs where it came from.
   backbone = {}

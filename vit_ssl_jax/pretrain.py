@@ -21,6 +21,7 @@ from vit_ssl_jax import (
   optimizers,
   schedules,
   sharding,
+  workdirs,
 )
 from vit_ssl_jax.augment import views
 
@@ -228,7 +229,7 @@ def run(config, workdir):
     UserError: something given does not fit; the message says what.
   """
   check(config)
-  loop.check_workdir(config, workdir)
+  workdirs.check(config, workdir)
   mesh = sharding.make_mesh(config.mesh.fsdp, config.batch_size)
   model = models.from_config(config, num_classes=0)
   head = models.ProjectionHead(**config.head, dtype=model.dtype)

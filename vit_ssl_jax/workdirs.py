@@ -1,0 +1,106 @@
+"""A run's folder: its config, whose run it is, and its result."""
+
+import json
+import pathlib
+from importlib import metadata
+
+import jax
+
+from vit_ssl_jax import checkpoints, files, metrics
+from vit_ssl_jax.errors import UserError
+
+# What may differ between the runs that share a workdir: it changes how far a
+# run goes and what is said on the way, and not what a step computes.
+MAY_CHANGE = (
+  "max_steps",
+  "log_every_steps",
+  "checkpoint_every_steps",
+  "keep_last",
+  "keep_every_epochs",
+  "data_dir",
+  "placement",
+  "tensorboard",
+  "evaluate_batch_size",
+  "mesh.fsdp",
+)
+
+
+def check(config, workdir):
+  """Checks that a workdir is new, or belongs to this config's run.
+
+  Raises:
+    UserError: the workdir holds another run; the message names its keys.
+  """
+  if jax.process_count() > 1:
+    raise UserError("training on several hosts is not there yet: use one")
+  path = pathlib.Path(workdir, "config.json")
+  if not path.exists():
+    return
+  old, new = flat(json.loads(path.read_text())), flat(json.loads(dump(config)))
+  changed = [
+    f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key) and key not in MAY_CHANGE
+  ]
+  if changed:
+    raise UserError(
+      f"{workdir} holds another run, whose config differs in"
+      f" {', '.join(changed)}: choose another --workdir"
+    )
+
+
+def make(config, workdir):
+  """Makes a workdir and writes the config into it.
+
+  Raises:
+    UserError: it cannot be written to.
+  """
+  path = pathlib.Path(workdir, "config.json")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, dump(config))
+  except OSError as e:
+    raise UserError(f"cannot write to --workdir={workdir}: {e}") from e
+
+
+def dump(config):
+  """A config as JSON."""
+  return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def flat(tree, prefix=""):
+  """A nested dict as {"a.b": value}."""
+  out = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      out |= flat(value, f"{prefix}{key}.")
+    else:
+      out[prefix + key] = value
+  return out
+
+
+def finished(workdir, step):
+  """The result of a run that has reached a step, or None."""
+  path = pathlib.Path(workdir, "result.json")
+  result = json.loads(path.read_text()) if path.exists() else {}
+  return result if result.get("step") == step else None
+
+
+def write_result(workdir, state, figures):
+  """Writes result.json, the run's final figures, and returns its content."""
+  lines = metrics.read(workdir)
+  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+  result = {
+    **figures,
+    "step": lines[-1]["step"],
+    "epoch": lines[-1]["epoch"],
+    "loss": lines[-1]["loss"],
+    "state_sha256": checkpoints.sha256(state),
+    "devices": [str(d.device_kind) for d in jax.devices()],
+    "platform": jax.default_backend(),
+    "versions": {name: metadata.version(name) for name in packages},
+  }
+  files.write(
+    pathlib.Path(workdir, "result.json"), json.dumps(result, indent=2) + "\n"
+  )
+  return result
