@@ -4,7 +4,9 @@ Reads every size and hyperparameter from the files, so that it works on any
 folder of their format: set GOLDEN_DIR.
 """
 
+import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,6 @@ from vit_ssl_jax import (
   schedules,
 )
 from vit_ssl_jax.augment import mix
-from vit_ssl_jax.errors import UserError
 
 SIZES = (
   "image_size",
@@ -37,18 +38,7 @@ SIZES = (
   "layer_scale_init",
   "num_classes",
 )
-# An architecture that is not there yet fails in `models.build`; the mark turns
-# into a failure of its own as soon as it is.
-TO_COME = [
-  pytest.param(
-    name,
-    marks=pytest.mark.xfail(
-      raises=UserError, strict=True, reason=f"{name} is not built yet"
-    ),
-  )
-  for name in ("swin", "cait")
-]
-ARCHITECTURES = ["vit", *TO_COME]
+ARCHITECTURES = ["vit", "swin", "cait"]
 
 
 def load(golden_dir, name):
@@ -116,7 +106,8 @@ def test_model(golden_dir, name):
       "last_attention": "attention",
     }
     if kind in method:
-      ours = model.apply({"params": params}, images, method=method[kind])
+      apply = functools.partial(model.apply, method=method[kind])
+      ours = jax.jit(apply)({"params": params}, images)
       assert_close(ours, want)
       compared += 1
   assert compared >= 2
@@ -127,11 +118,18 @@ def test_model(golden_dir, name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_initialization(golden_dir, name):
-  models.build(name)
   golden = json.loads((golden_dir / f"init_{name}.json").read_text())
-  model = models.build(name, **sizes_of(golden))
+  model = models.build(name, **sizes_of(name, golden))
+  images = jnp.zeros((1, model.image_size, model.image_size, 3))
+  fresh = jax.jit(lambda key: model.init(key, images)["params"])
   seeds = [
-    interop.to_torch(models.init(model, jax.random.key(seed)), model)
+    {
+      key: value
+      for key, value in interop.to_torch(
+        fresh(jax.random.key(seed)), model
+      ).items()
+      if value.dtype == np.float32  # the rest is constant
+    }
     for seed in range(3)
   ]
   assert seeds[0].keys() == golden.keys()
@@ -146,20 +144,61 @@ def test_initialization(golden_dir, name):
     assert abs(ours.mean() - want["mean"]) <= error + 1e-9, key
 
 
-def sizes_of(golden):
-  """A ViT's sizes from the shapes of its parameters."""
-  patch = golden["patch_embed.proj.weight"]["shape"]
-  side = round((golden["pos_embed"]["shape"][1] - 1) ** 0.5)
-  classes = golden.get("head.bias", {"shape": [0]})["shape"][0]
+def sizes_of(name, golden):
+  """A model's sizes from the shapes of its parameters."""
+  shape = {key: value["shape"] for key, value in golden.items()}
+  classes = shape.get("head.bias", [0])[0]
+  if name == "swin":
+    return {"num_classes": classes, **swin_sizes_of(shape)}
+  tokens, width = shape["pos_embed"][1:]
+  if name == "vit":
+    side, patch = (tokens - 1) ** 0.5, shape["patch_embed.proj.weight"][-1]
+    of_its_own = {"num_heads": 1}  # shows neither in shapes nor in values
+  else:
+    side, patch = tokens**0.5, (shape["patch_embed.1.weight"][1] / 3) ** 0.5
+    of_its_own = {
+      "num_heads": shape["blocks.0.attn.proj_l.bias"][0],
+      "depth_token_only": count(shape, r"blocks_token_only\.\d+\.gamma_1"),
+      "layer_scale_init": golden["blocks.0.gamma_1"]["mean"],
+    }
   return {
-    "image_size": side * patch[-1],
-    "patch_size": patch[-1],
-    "embed_dim": patch[0],
-    "depth": sum(key.endswith("norm1.bias") for key in golden),
-    "num_heads": 1,  # does not show in the shapes, nor in a fresh model
-    "mlp_ratio": golden["blocks.0.mlp.fc1.bias"]["shape"][0] / patch[0],
+    "image_size": round(side * patch),
+    "patch_size": round(patch),
+    "embed_dim": width,
+    "depth": count(shape, r"blocks\.\d+\.norm1\.bias"),
+    "mlp_ratio": shape["blocks.0.mlp.fc1.bias"][0] / width,
     "num_classes": classes,
+    **of_its_own,
   }
+
+
+def swin_sizes_of(shape):
+  width, _, patch, _ = shape["patch_embed.proj.weight"]
+  stages = 1 + count(shape, r"layers\.\d+\.downsample\.norm\.bias")
+  tables = [
+    shape[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"]
+    for stage in range(stages)
+  ]
+  windows = [(round(rows**0.5) + 1) // 2 for rows, _ in tables]
+  return {
+    # Of a window that shrank to its stage the stage's size shows; of the
+    # others any size will do.
+    "image_size": 2 ** (stages - 1) * windows[-1] * patch,
+    "patch_size": patch,
+    "embed_dim": width,
+    "depths": [
+      count(shape, rf"layers\.{stage}\.blocks\.\d+\.norm1\.bias")
+      for stage in range(stages)
+    ],
+    "num_heads": [heads for _, heads in tables],
+    "window_size": windows[0],
+    "mlp_ratio": shape["layers.0.blocks.0.mlp.fc1.bias"][0] / width,
+  }
+
+
+def count(names, pattern):
+  """How many names a regular expression matches."""
+  return sum(bool(re.fullmatch(pattern, name)) for name in names)
 
 
 def projection_head(state):
@@ -271,7 +310,7 @@ def pretrain_config(hyper):
   )
 
 
-@pytest.mark.parametrize("name", ["vit", TO_COME[0]])
+@pytest.mark.parametrize("name", ["vit", "swin"])
 def test_pretrain_trajectory(golden_dir, name):
   arrays, hyper = load(golden_dir, f"pretrain_trajectory_{name}.npz")
   model = build(name, hyper)

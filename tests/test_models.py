@@ -8,7 +8,7 @@ from jax import test_util
 
 from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.models import layers
+from vit_ssl_jax.models import attention, layers, patches
 
 SMALL = {
   "image_size": 16,
@@ -45,9 +45,9 @@ def test_attention_of_any_block_is_a_distribution(vit):
     model.apply({"params": params}, images, block, method="attention")
     for block in range(3)
   ]
-  for attention in every:
-    assert attention.shape == (2, 2, 17, 17)
-    np.testing.assert_allclose(attention.sum(-1), 1, rtol=1e-5)
+  for weights in every:
+    assert weights.shape == (2, 2, 17, 17)
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
   last = model.apply({"params": params}, images, method="attention")
   np.testing.assert_array_equal(last, every[-1])
   assert not np.allclose(every[0], every[1])
@@ -88,7 +88,7 @@ def test_drop_path_keeps_the_mean():
   [
     (layers.gelu, [(4, 5)]),
     (layers.standardize, [(4, 5)]),
-    (layers.attend, [(1, 2, 3, 4)] * 3),
+    (attention.attend, [(1, 2, 3, 4)] * 3 + [(1, 1, 3, 3)]),
   ],
 )
 def test_own_derivatives_against_finite_differences(function, shapes):
@@ -109,11 +109,11 @@ def test_half_precision_stays_near(vit):
 
 def test_resizing_positions_keeps_what_it_must():
   same = jax.random.normal(jax.random.key(0), (1, 16, 3))
-  ours = layers.resize_position_embedding(same, (4, 4), (4, 4))
+  ours = patches.resize_position_embedding(same, (4, 4), (4, 4))
   np.testing.assert_array_equal(ours, same)
   constant = jnp.ones((1, 16, 3))
   for grid in ((2, 2), (7, 3)):
-    ours = layers.resize_position_embedding(constant, (4, 4), grid)
+    ours = patches.resize_position_embedding(constant, (4, 4), grid)
     assert ours.shape == (1, grid[0] * grid[1], 3)
     np.testing.assert_allclose(ours, 1, rtol=1e-5)
 
@@ -139,7 +139,7 @@ def test_head_outputs_are_cosines():
     ({"patch": 4}, "did you mean 'patch_size'"),
     ({"image_size": 30}, "model.image_size=30 is not a multiple"),
     ({"image_size": 2}, "smaller than a patch"),
-    ({"num_heads": 5}, "model.embed_dim=192 is not a multiple"),
+    ({"num_heads": 5}, "5 heads do not divide a width of 192"),
   ],
 )
 def test_sizes_that_do_not_fit(sizes, words):

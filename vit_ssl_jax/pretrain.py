@@ -82,7 +82,7 @@ def make_optimizer(config, tables, steps_per_epoch):
 def init_state(model, head, optimizer, key):
   """A student, a teacher with the same weights, a centre at zero."""
   backbone_key, head_key = jax.random.split(key)
-  features = jnp.zeros((1, model.embed_dim))
+  features = jnp.zeros((1, model.num_features))
   student = {
     "backbone": models.init(model, backbone_key),
     "head": head.init(head_key, features)["params"],

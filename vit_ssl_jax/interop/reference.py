@@ -3,7 +3,8 @@
 There a linear layer's weight is (out, in), a convolution's (out, in, kh, kw),
 and every block has names of its own (`blocks.3.attn.qkv.weight`); here kernels
 are (in, out), patches are cut row by row with the channel last, and blocks are
-stacked along a leading axis.
+stacked along a leading axis. Swin's blocks are stacked in pairs, and its table
+of relative positions, a constant, is among the names there.
 """
 
 import jax
@@ -11,7 +12,9 @@ import numpy as np
 
 from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.models import swin
 
+INDEX = "relative_position_index"
 HEAD_NAMES = {"fc1": "mlp.0", "fc2": "mlp.2", "fc3": "mlp.4"}
 
 
@@ -24,7 +27,8 @@ def to_torch(params, model, layout="reference"):
     layout: "reference", the paper's own PyTorch classes.
 
   Returns:
-    A dict from name to float32 NumPy array.
+    A dict from name to NumPy array: float32, and int64 for Swin's constant
+    `relative_position_index`.
 
   Raises:
     UserError: an unknown layout.
@@ -36,11 +40,23 @@ def to_torch(params, model, layout="reference"):
     keys = [key.key for key in path]
     leaf = np.asarray(leaf)
     slices = leaf if stacked(keys) else leaf[None]
-    for name, piece in zip(torch_names(keys, len(slices)), slices, strict=True):
+    names = torch_names(keys, len(slices), model)
+    for name, piece in zip(names, slices, strict=True):
       state[name] = to_layout(keys, piece, model)
   if isinstance(model, models.ProjectionHead):
     state["last_layer.weight_g"] = np.ones((model.out_dim, 1), np.float32)
-  return state
+  return state | position_indices(state)
+
+
+def position_indices(state):
+  """What Swin's code stores beside each table: (window², window²) int64."""
+  indices = {}
+  for name, x in state.items():
+    if name.endswith("relative_position_bias_table"):
+      window = (round(len(x) ** 0.5) + 1) // 2
+      name = name.replace("relative_position_bias_table", INDEX)
+      indices[name] = swin.relative_position_index(window)
+  return indices
 
 
 def from_torch(state_dict, model):
@@ -65,10 +81,13 @@ def from_torch(state_dict, model):
   models.check_parameters(to_torch(template, model), state, "the state dict")
   if np.any(state.get("last_layer.weight_g", 1.0) != 1):
     raise UserError("last_layer.weight_g is not 1: the head's gain is fixed")
+  for name, index in position_indices(state).items():
+    if not np.array_equal(state[name], index):
+      raise UserError(f"{name} is not that of windows numbered row by row")
 
   def read(path, leaf):
     keys = [key.key for key in path]
-    names = torch_names(keys, len(leaf) if stacked(keys) else 1)
+    names = torch_names(keys, len(leaf) if stacked(keys) else 1, model)
     pieces = [from_layout(keys, state[name]) for name in names]
     return np.stack(pieces) if stacked(keys) else pieces[0]
 
@@ -88,31 +107,56 @@ def abstract_params(model, state):
 
 def stacked(keys):
   """Whether a parameter has a leading axis over blocks."""
-  return keys[0] == "blocks"
+  return keys[0].startswith("blocks")
 
 
-def torch_names(keys, count):
+def torch_names(keys, count, model):
   """The reference's name of each slice of a parameter."""
   *modules, leaf = keys
-  modules = (
-    [HEAD_NAMES.get(m, m) for m in modules] if len(keys) == 2 else modules
-  )
-  if modules == ["patch_embed"]:
-    modules = ["patch_embed", "proj"]
   if modules == ["last_layer"]:
-    leaf = "weight_v"
+    return ["last_layer.weight_v"]
   leaf = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
-  if stacked(keys):
-    inner = ".".join([*modules[1:], leaf])
-    return [f"blocks.{i}.{inner}" for i in range(count)]
-  return [".".join([*modules, leaf])]
+  return [
+    ".".join([*prefix, leaf]) for prefix in torch_modules(modules, count, model)
+  ]
+
+
+def torch_modules(modules, count, model):
+  """The reference's modules, for each slice, of a parameter's modules."""
+  match modules:
+    case ["patch_embed", "proj"] if isinstance(model, models.CaiT):
+      return [["patch_embed", "1"]]
+    case [("blocks" | "blocks_token_only") as name, *inner]:
+      return [[name, str(i), *inner] for i in range(count)]
+    case [name, ("regular" | "shifted") as kind, *inner]:
+      stage = ["layers", name.removeprefix("blocks_"), "blocks"]
+      odd = kind == "shifted"
+      return [[*stage, str(2 * i + odd), *inner] for i in range(count)]
+    case [name, *inner] if name.startswith("last_block_"):
+      stage = name.removeprefix("last_block_")
+      last = model.depths[int(stage)] - 1
+      return [["layers", stage, "blocks", str(last), *inner]]
+    case [name, *inner] if name.startswith("downsample_"):
+      return [
+        ["layers", name.removeprefix("downsample_"), "downsample", *inner]
+      ]
+    case [("fc1" | "fc2" | "fc3") as name]:
+      return [[HEAD_NAMES[name]]]
+  return [modules]
+
+
+def is_convolution(keys, model):
+  """Whether the reference projects patches by a convolution."""
+  if keys[0] != "patch_embed":
+    return False
+  return not isinstance(model, models.CaiT) and not model.has("spt")
 
 
 def to_layout(keys, x, model):
   """One parameter in PyTorch's layout."""
   if keys[-1] != "kernel":
     return np.array(x)
-  if keys[0] == "patch_embed":
+  if is_convolution(keys, model):
     p = model.patch_size
     x = x.reshape(p, p, -1, x.shape[-1])
     return np.array(x.transpose(3, 2, 0, 1))
@@ -123,6 +167,6 @@ def from_layout(keys, x):
   """One parameter in our layout."""
   if keys[-1] != "kernel":
     return np.array(x)
-  if keys[0] == "patch_embed":
+  if x.ndim == 4:  # a convolution over patches
     return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
   return np.array(x.T)

@@ -12,17 +12,23 @@ import jax
 import jax.numpy as jnp
 
 from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.models.cait import CaiT
 from vit_ssl_jax.models.heads import ProjectionHead
+from vit_ssl_jax.models.swin import SwinTransformer
 from vit_ssl_jax.models.vit import VisionTransformer
 
-ARCHITECTURES = {"vit": VisionTransformer}
+ARCHITECTURES = {
+  "vit": VisionTransformer,
+  "swin": SwinTransformer,
+  "cait": CaiT,
+}
 
 
 def build(name, **sizes):
   """Builds an architecture by its name.
 
   Args:
-    name: "vit".
+    name: "vit", "swin" or "cait".
     **sizes: the module's attributes, such as image_size, patch_size,
       embed_dim, depth, num_heads, mlp_ratio, num_classes, drop_path_rate.
 
@@ -44,23 +50,10 @@ def build(name, **sizes):
       near = difflib.get_close_matches(size, known, 1)
       hint = f"did you mean {near[0]!r}" if near else ", ".join(known)
       raise UserError(f"{name} has no size {size!r}: {hint}")
-  model = architecture(**sizes)
-  if model.image_size < model.patch_size:
-    raise UserError(
-      f"images of {model.image_size} pixels are smaller than a patch of"
-      f" {model.patch_size}: model.patch_size can be at most"
-      f" {model.image_size}"
-    )
-  if model.image_size % model.patch_size:
-    raise UserError(
-      f"model.image_size={model.image_size} is not a multiple of"
-      f" model.patch_size={model.patch_size}"
-    )
-  if model.embed_dim % model.num_heads:
-    raise UserError(
-      f"model.embed_dim={model.embed_dim} is not a multiple of"
-      f" model.num_heads={model.num_heads}"
-    )
+  model = architecture(
+    **{k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
+  )
+  model.check()
   return model
 
 
@@ -135,6 +128,7 @@ def named_shapes(params):
 
 __all__ = [
   "ARCHITECTURES",
+  "CaiT",
   "ProjectionHead",
   "build",
   "check_parameters",

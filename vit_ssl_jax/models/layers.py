@@ -5,6 +5,7 @@ normalisation statistics and softmax stay in float32 whatever it is.
 """
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -28,7 +29,7 @@ def linear(features, dtype, name=None):
   return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
 
 
-# The three functions below have derivatives of their own. They equal what
+# The two functions below have derivatives of their own. They equal what
 # automatic differentiation gives, but keep less for the backward pass and walk
 # over it fewer times, which is what a CPU's step waits for.
 
@@ -71,53 +72,6 @@ def standardize_backward(kept, g):
 standardize.defvjp(standardize_forward, standardize_backward)
 
 
-@jax.custom_vjp
-def attend(q, k, v):
-  """Softmax attention over (B, heads, N, d), queries already scaled.
-
-  Returns:
-    (B, heads, N, d) in v's type; the softmax is computed in float32.
-  """
-  return attend_forward(q, k, v)[0]
-
-
-def attention_weights(q, k):
-  """exp(q·k - max) (B, heads, N, M) and its sums (B, heads, N, 1), float32."""
-  scores = jnp.einsum(
-    "bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32
-  )
-  weights = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
-  return weights, jnp.sum(weights, -1, keepdims=True)
-
-
-def attend_forward(q, k, v):
-  weights, total = attention_weights(q, k)
-  weights = weights.astype(v.dtype)
-  out = jnp.einsum(
-    "bhnm,bhmd->bhnd", weights, v, preferred_element_type=jnp.float32
-  )
-  out = (out / total).astype(v.dtype)
-  return out, (q, k, v, weights, total, out)
-
-
-def attend_backward(kept, g):
-  q, k, v, weights, total, out = kept
-  g = (g / total).astype(v.dtype)
-  # Products over rows, transposed afterwards, are what XLA has kernels for.
-  dv = jnp.einsum("bhdn,bhnm->bhdm", g.swapaxes(2, 3), weights).swapaxes(2, 3)
-  along = jnp.sum((g * out).astype(jnp.float32), -1, keepdims=True)
-  dweights = jnp.einsum(
-    "bhnd,bhmd->bhnm", g, v, preferred_element_type=jnp.float32
-  )
-  dscores = weights * (dweights - along).astype(v.dtype)
-  dq = jnp.einsum("bhnm,bhmd->bhnd", dscores, k)
-  dk = jnp.einsum("bhdn,bhnm->bhdm", q.swapaxes(2, 3), dscores).swapaxes(2, 3)
-  return dq, dk, dv
-
-
-attend.defvjp(attend_forward, attend_backward)
-
-
 class LayerNorm(nn.Module):
   """Layer normalisation (Ba et al., 2016) with PyTorch's epsilon of ViTs."""
 
@@ -131,42 +85,6 @@ class LayerNorm(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
     y = standardize(x) * scale.reshape(shape) + bias.reshape(shape)
     return y.astype(self.dtype)
-
-
-class Attention(nn.Module):
-  """Multi-head self-attention (Vaswani et al., 2017, section 3.2)."""
-
-  num_heads: int
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, groups, return_attention=False):
-    """Tokens attend to those of their own view.
-
-    Args:
-      x: (B, T, D).
-      groups: how the T tokens are made up: (V, N) for V views of N tokens.
-      return_attention: whether to return the attention as well.
-
-    Returns:
-      (B, T, D); the first group's attention (B · V, heads, N, N), or None.
-    """
-    B, _, D = x.shape
-    qkv = linear(3 * D, self.dtype, "qkv")(x)
-    outs, attention, start = [], None, 0
-    for V, N in groups:
-      part = qkv[:, start : start + V * N]
-      start += V * N
-      part = part.reshape(B * V, N, 3, self.num_heads, -1)
-      q, k, v = part.transpose(2, 0, 3, 1, 4)
-      q *= (D // self.num_heads) ** -0.5
-      if return_attention and attention is None:
-        weights, total = attention_weights(q, k)
-        attention = weights / total
-      out = attend(q, k, v)
-      outs.append(out.transpose(0, 2, 1, 3).reshape(B, V * N, D))
-    out = jnp.concatenate(outs, 1) if len(outs) > 1 else outs[0]
-    return linear(D, self.dtype, "proj")(out), attention
 
 
 class Mlp(nn.Module):
@@ -199,58 +117,78 @@ def drop_path_masks(key, rates, views):
   return jnp.where(draws < keep, 1 / keep, 0.0)
 
 
-def patches(images, patch_size):
-  """Cuts images (B, H, W, C) into (B, H/p · W/p, p·p·C), row by row."""
-  B, H, W, C = images.shape
-  p = patch_size
-  x = images.reshape(B, H // p, p, W // p, p, C)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, p * p * C)
+class Block(nn.Module):
+  """Pre-norm transformer block; one step of a scan over the depth.
+
+  Attributes:
+    attention: makes the attention module, given its name.
+    mlp_ratio: hidden width of the MLP over D.
+    tokens: how many tokens each view has, in order; drop path takes out a
+      branch for a whole view.
+    layer_scale_init: what each channel of a branch is multiplied by at first
+      (LayerScale, Touvron et al., 2021, section 2); 0 is no such factor.
+    dtype: type of the arithmetic.
+  """
+
+  attention: Callable[..., nn.Module]
+  mlp_ratio: float
+  tokens: tuple[int, ...]
+  layer_scale_init: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, masks, return_attention=False):
+    """One block.
+
+    Args:
+      x: (B, T, D), the tokens of all views.
+      masks: (2, B, V) drop path of the two branches, or None.
+      return_attention: whether to return the attention as well.
+
+    Returns:
+      (B, T, D); what the attention module returns beside its output, or None.
+    """
+    y = LayerNorm(self.dtype, name="norm1")(x)
+    y, attention = self.attention(name="attn")(y, return_attention)
+    x = x + self.branch(y, masks, 0)
+    y = LayerNorm(self.dtype, name="norm2")(x)
+    hidden_dim = int(x.shape[-1] * self.mlp_ratio)
+    y = Mlp(hidden_dim, self.dtype, name="mlp")(y)
+    return x + self.branch(y, masks, 1), attention
+
+  def branch(self, y, masks, index):
+    """A branch (B, T, D), scaled, and dropped for some views."""
+    if self.layer_scale_init:
+      y *= layer_scale(self, index, self.layer_scale_init, y)
+    if masks is None:
+      return y
+    tokens = np.repeat(np.arange(len(self.tokens)), self.tokens)
+    return y * masks[index][:, tokens, None].astype(y.dtype)
 
 
-def cubic_resize_matrix(size, new_size):
-  """The weights with which a row of positions is resized.
+def layer_scale(module, index, initial, like):
+  """A block's factor of each channel, (1, 1, D), for one of its branches."""
+  init = nn.initializers.constant(initial)
+  gamma = module.param(f"gamma_{index + 1}", init, like.shape[-1:])
+  return gamma.astype(like.dtype)[None, None]
 
-  They are those of PyTorch's bicubic interpolation (a = -0.75, half-pixel
-  centres, borders repeated, no antialiasing) under the scale factor
-  (new_size + 0.1) / size that the paper's models use.
+
+def scan(block, length, sliced):
+  """Repeats a block over its depth, with parameters stacked along it.
 
   Args:
-    size: length of the given row.
-    new_size: length wanted.
+    block: a module class with `__call__(x, other, return_attention)`.
+    length: the depth.
+    sliced: whether each block gets its own slice of `other`, or all of it.
 
   Returns:
-    (new_size, size) float32 NumPy array.
+    A module class that takes the same, and returns the last x and what the
+    blocks returned beside it, stacked.
   """
-  a = -0.75
-  position = (np.arange(new_size) + 0.5) * size / (new_size + 0.1) - 0.5
-  first = np.floor(position).astype(int)
-  matrix = np.zeros((new_size, size))
-  for tap in range(-1, 3):
-    d = np.abs(position - (first + tap))
-    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-    column = np.clip(first + tap, 0, size - 1)
-    np.add.at(
-      matrix, (np.arange(new_size), column), np.where(d <= 1, near, far)
-    )
-  return matrix.astype(np.float32)
-
-
-def resize_position_embedding(embedding, grid, new_grid):
-  """Resizes position embeddings (1, h·w, D) from one grid (h, w) to another.
-
-  "Dynamic position embeddings" of the paper, section 3.1. Returns
-  (1, h'·w', D), unchanged where the grids are the same.
-  """
-  if grid == new_grid:
-    return embedding
-  rows = cubic_resize_matrix(grid[0], new_grid[0])
-  columns = cubic_resize_matrix(grid[1], new_grid[1])
-  D = embedding.shape[-1]
-  return jnp.einsum(
-    "yh,xw,hwd->yxd",
-    rows,
-    columns,
-    embedding.reshape(*grid, D),
-    precision=jax.lax.Precision.HIGHEST,
-  ).reshape(1, -1, D)
+  return nn.scan(
+    block,
+    variable_axes={"params": 0},
+    split_rngs={"params": True},
+    in_axes=(0 if sliced else nn.broadcast, nn.broadcast),
+    length=length,
+  )

@@ -1,0 +1,160 @@
+"""Softmax attention, with a derivative of its own, and ViT's use of it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_ssl_jax.models import layers
+
+# Added to a score that is not to count; finite, so that a token with nobody
+# else to attend to gets a number.
+MASKED = -1e9
+
+
+@jax.custom_vjp
+def attend(q, k, v, bias):
+  """Softmax attention over (..., heads, N, d), queries already scaled.
+
+  Its derivative equals what automatic differentiation gives, but keeps and
+  reads less.
+
+  Args:
+    q: (..., heads, N, d).
+    k, v: (..., heads, M, d).
+    bias: added to the scores (..., heads, N, M), with the same number of axes,
+      some of which may be 1; or None.
+
+  Returns:
+    (..., heads, N, d) in v's type; the softmax is computed in float32.
+  """
+  return attend_forward(q, k, v, bias)[0]
+
+
+def attention_weights(q, k, bias):
+  """exp(score - max) (..., heads, N, M) and sums (..., heads, N, 1), float32.
+
+  Arguments are those of `attend`.
+  """
+  scores = jnp.einsum(
+    "...nd,...md->...nm", q, k, preferred_element_type=jnp.float32
+  )
+  if bias is not None:
+    scores += bias
+  weights = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
+  return weights, jnp.sum(weights, -1, keepdims=True)
+
+
+def attend_forward(q, k, v, bias):
+  weights, total = attention_weights(q, k, bias)
+  weights = weights.astype(v.dtype)
+  out = jnp.einsum(
+    "...nm,...md->...nd", weights, v, preferred_element_type=jnp.float32
+  )
+  out = (out / total).astype(v.dtype)
+  return out, (q, k, v, bias, weights, total, out)
+
+
+def attend_backward(kept, g):
+  q, k, v, bias, weights, total, out = kept
+  g = (g / total).astype(v.dtype)
+  # Products over rows, transposed afterwards, are what XLA has kernels for.
+  dv = jnp.einsum("...dn,...nm->...dm", g.swapaxes(-2, -1), weights)
+  along = jnp.sum((g * out).astype(jnp.float32), -1, keepdims=True)
+  dweights = jnp.einsum(
+    "...nd,...md->...nm", g, v, preferred_element_type=jnp.float32
+  )
+  dscores = weights * (dweights - along).astype(v.dtype)
+  dq = jnp.einsum("...nm,...md->...nd", dscores, k)
+  dk = jnp.einsum("...dn,...nm->...dm", q.swapaxes(-2, -1), dscores)
+  dbias = None
+  if bias is not None:
+    spread = [i for i, size in enumerate(bias.shape) if size == 1]
+    dbias = jnp.sum(dscores.astype(jnp.float32), spread, keepdims=True)
+  return dq, dk.swapaxes(-2, -1), dv.swapaxes(-2, -1), dbias
+
+
+attend.defvjp(attend_forward, attend_backward)
+
+
+def query_scale(module, width, learned):
+  """What queries are multiplied by: 1 / √d, or a number learned per head.
+
+  The learned temperature is that of locality self-attention (Lee et al., 2021,
+  section 3.2). To be called from a compact method of `module`, which has
+  num_heads.
+
+  Returns:
+    A number, or (heads, 1, 1).
+  """
+  scale = (width // module.num_heads) ** -0.5
+  if not learned:
+    return scale
+  init = nn.initializers.constant(scale)
+  learned = module.param("inverse_temperature", init, (module.num_heads,))
+  return learned.astype(module.dtype)[:, None, None]
+
+
+def diagonal_mask(size):
+  """(N, N), so that no token attends to itself (Lee et al., 2021, eq. 8)."""
+  return MASKED * np.eye(size, dtype=np.float32)
+
+
+def split(x, groups):
+  """Cuts tokens (B, T, C) into one (B, V, N, C) for each of the groups.
+
+  Args:
+    x: the tokens of several views, one view after the other.
+    groups: for each group the number V of its views and its tokens N a view.
+  """
+  ends = np.cumsum([V * N for V, N in groups])
+  parts = jnp.split(x, ends[:-1], axis=1)
+  return [
+    part.reshape(len(x), V, N, -1)
+    for part, (V, N) in zip(parts, groups, strict=True)
+  ]
+
+
+def join(parts):
+  """The inverse of `split`."""
+  parts = [part.reshape(len(part), -1, part.shape[-1]) for part in parts]
+  return jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention (Vaswani et al., 2017, section 3.2).
+
+  Attributes:
+    num_heads: attention heads.
+    groups: how the tokens are made up: (V, N) for V views of N tokens.
+    local: locality self-attention (Lee et al., 2021, section 3.2).
+    dtype: type of the arithmetic.
+  """
+
+  num_heads: int
+  groups: tuple[tuple[int, int], ...]
+  local: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, return_attention=False):
+    """Tokens (B, T, D) attend to those of their own view.
+
+    Returns:
+      (B, T, D); the first group's attention (B · V, heads, N, N), or None.
+    """
+    B, _, D = x.shape
+    qkv = layers.linear(3 * D, self.dtype, "qkv")(x)
+    scale = query_scale(self, D, self.local)
+    outs, attention = [], None
+    for part, (V, N) in zip(split(qkv, self.groups), self.groups, strict=True):
+      part = part.reshape(B * V, N, 3, self.num_heads, -1)
+      q, k, v = part.transpose(2, 0, 3, 1, 4)
+      q *= scale
+      bias = diagonal_mask(N)[None, None] if self.local else None
+      if return_attention and attention is None:
+        weights, total = attention_weights(q, k, bias)
+        attention = weights / total
+      out = attend(q, k, v, bias)
+      outs.append(out.transpose(0, 2, 1, 3).reshape(B, V, N, D))
+    return layers.linear(D, self.dtype, "proj")(join(outs)), attention

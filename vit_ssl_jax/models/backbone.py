@@ -1,0 +1,178 @@
+"""What all architectures share: their sizes and their methods."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.models import layers, patches
+
+LOCALITIES = ("", "spt", "lsa", "spt+lsa")
+
+
+class Backbone(nn.Module):
+  """An architecture: images to features, and to logits if it has classes.
+
+  An architecture defines `num_features`, `depth_total`, `drop_path_rates` and
+  `encode`.
+
+  Attributes:
+    image_size: pixels a side that the model is laid out for; it takes images
+      of any size that the patch divides.
+    patch_size: pixels a side of a patch.
+    embed_dim: width D, of the first stage if there are several.
+    mlp_ratio: hidden width of an MLP over its input's.
+    num_classes: size of the classifier; 0 has none and returns features.
+    drop_path_rate: stochastic depth.
+    locality: "spt" for shifted patch tokenisation, "lsa" for locality
+      self-attention, "spt+lsa" for both (Lee et al., 2021); "" for neither.
+    dtype: type of the body's arithmetic.
+  """
+
+  image_size: int = 32
+  patch_size: int = 4
+  embed_dim: int = 192
+  mlp_ratio: float = 2.0
+  num_classes: int = 0
+  drop_path_rate: float = 0.0
+  locality: str = ""
+  dtype: jnp.dtype = jnp.float32
+
+  def __call__(self, images, train=False):
+    """Images (B, H, W, 3), normalised -> logits (B, num_classes), float32.
+
+    With train=True and a drop path rate above 0 it needs the PRNG stream
+    "drop_path".
+    """
+    return self.logits_and_grid(images, train)[0]
+
+  @nn.compact
+  def logits_and_grid(self, images, train=False):
+    """Images (B, H, W, 3) -> logits (B, num_classes), patches' tokens.
+
+    The tokens (B, h, w, D) are those of the last block, before the last
+    normalisation. Without classes the features take the place of logits.
+    """
+    x, grids, _ = self.encode([images[:, None]], train)
+    x, grid = x[:, 0], grids[0][:, 0]
+    if not self.num_classes:
+      return x, grid
+    return layers.linear(self.num_classes, jnp.float32, "head")(x), grid
+
+  def features(self, images, train=False):
+    """Images (B, H, W, 3) -> features (B, num_features), float32."""
+    return self.features_of_views([images[:, None]], train)[:, 0]
+
+  def features_of_views(self, groups, train=False):
+    """Features of several views of each image, in one pass.
+
+    Args:
+      groups: arrays (B, V, H, W, 3), each of another image size.
+      train: whether drop path is active.
+
+    Returns:
+      (B, sum of V, num_features) float32.
+    """
+    return self.encode(groups, train)[0]
+
+  def attention(self, images, block=-1):
+    """Images (B, H, W, 3) -> (B, heads, N, M), the attention of one block.
+
+    Row n is how token n attends to tokens m. `block` counts from 0 over all
+    blocks, or from the end if negative.
+
+    Raises:
+      UserError: there is no such block.
+    """
+    if not -self.depth_total <= block < self.depth_total:
+      raise UserError(
+        f"there is no block {block}: the model has {self.depth_total}"
+      )
+    every = self.encode([images[:, None]], False, return_attention=True)[2]
+    return every[block]
+
+  def encode(self, groups, train, return_attention=False):
+    """Views of each image to features.
+
+    Args:
+      groups: as in `features_of_views`.
+      train: whether drop path is active.
+      return_attention: whether to return the first view's attention.
+
+    Returns:
+      Features (B, sum of V, num_features), float32; for each group the
+      patches' tokens (B, V, h, w, D) after the last block; a list of every
+      block's attention, or None.
+    """
+    raise NotImplementedError
+
+  @property
+  def side(self):
+    """Patches a side of an image of image_size."""
+    return self.image_size // self.patch_size
+
+  def grid(self, images):
+    """Patches along the height and the width of images (..., H, W, C)."""
+    return tuple(size // self.patch_size for size in images.shape[-3:-1])
+
+  def has(self, part):
+    """Whether locality has "spt" or "lsa"."""
+    return part in self.locality.split("+")
+
+  def embed(self, groups, positions, init=None):
+    """Views (B, V, H, W, C) -> tokens (B, V, N, D) with their positions.
+
+    Args:
+      groups: as in `features_of_views`.
+      positions: (1, side², D) position embeddings, resized where a view is of
+        another size (the paper, section 3.1).
+      init: as in `PatchEmbed`.
+    """
+    project = patches.PatchEmbed(
+      self.patch_size, self.embed_dim, init, self.has("spt"),
+      dtype=self.dtype, name="patch_embed",
+    )  # fmt: skip
+    for images in groups:
+      x = project(images.reshape(-1, *images.shape[2:]))
+      x = x.reshape(*images.shape[:2], *x.shape[1:])
+      resized = patches.resize_position_embedding(
+        positions, (self.side, self.side), self.grid(images)
+      )
+      yield x + resized[None].astype(x.dtype)
+
+  def drop_path(self, batch_and_views, train):
+    """Masks of all blocks, (depth, 2, B, V), or None where nothing drops."""
+    if not train or not self.drop_path_rate:
+      return None
+    key = self.make_rng("drop_path")
+    return layers.drop_path_masks(key, self.drop_path_rates, batch_and_views)
+
+  def linear_drop_path(self, depth):
+    """Rates (depth,) on a line from 0 for the first block to the full rate."""
+    return np.linspace(0, self.drop_path_rate, depth)
+
+  def check(self):
+    """Raises a UserError where sizes do not fit together."""
+    if self.locality not in LOCALITIES:
+      known = ", ".join(map(repr, LOCALITIES))
+      raise UserError(
+        f"model.locality={self.locality!r} is unknown: possible are {known}"
+      )
+    if self.image_size < self.patch_size:
+      raise UserError(
+        f"images of {self.image_size} pixels are smaller than a patch of"
+        f" {self.patch_size}: model.patch_size can be at most {self.image_size}"
+      )
+    if self.image_size % self.patch_size:
+      raise UserError(
+        f"model.image_size={self.image_size} is not a multiple of"
+        f" model.patch_size={self.patch_size}"
+      )
+
+  def check_heads(self, width, heads):
+    """Raises a UserError where heads do not divide a width."""
+    if width % heads:
+      raise UserError(
+        f"model.num_heads={self.num_heads}: {heads} heads do not divide a width"
+        f" of {width} (model.embed_dim={self.embed_dim})"
+      )

@@ -1,0 +1,243 @@
+"""CaiT (Touvron et al., 2021, "Going deeper with Image Transformers")."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_ssl_jax.models import layers
+from vit_ssl_jax.models.attention import (
+  attend,
+  attention_weights,
+  diagonal_mask,
+  join,
+  query_scale,
+  split,
+)
+from vit_ssl_jax.models.backbone import Backbone
+
+
+class CaiT(Backbone):
+  """Self-attention among patches, then class attention, with LayerScale.
+
+  Its features are the class token's. All blocks of patches have the same drop
+  path rate, the class-attention blocks have none and an MLP ratio of 4. In
+  attention maps of the first `depth` blocks tokens are the patches, row by
+  row, and what is returned is the softmax, before heads are mixed again; in
+  those of the class-attention blocks there is one row, the class token's, and
+  it comes first in the columns.
+
+  Attributes:
+    depth: number of blocks among patches.
+    depth_token_only: number of class-attention blocks.
+    num_heads: attention heads a block.
+    layer_scale_init: what each channel of a branch is multiplied by at first.
+  """
+
+  depth: int = 24
+  depth_token_only: int = 2
+  num_heads: int = 4
+  layer_scale_init: float = 1e-5
+
+  @property
+  def num_features(self):
+    return self.embed_dim
+
+  @property
+  def depth_total(self):
+    return self.depth + self.depth_token_only
+
+  @property
+  def drop_path_rates(self):
+    return np.full(self.depth, self.drop_path_rate)
+
+  def check(self):
+    super().check()
+    self.check_heads(self.embed_dim, self.num_heads)
+
+  @nn.compact
+  def encode(self, groups, train, return_attention=False):
+    """As in `Backbone`."""
+    D = self.embed_dim
+    init = nn.initializers.normal(0.02)
+    token = self.param("cls_token", init, (1, 1, D))
+    positions = self.param("pos_embed", init, (1, self.side**2, D))
+    tokens = list(self.embed(groups, positions, init))
+    sizes = tuple(x.shape[1:3] for x in tokens)
+    views = tuple(N for V, N in sizes for _ in range(V))
+    B = len(tokens[0])
+    masks = self.drop_path((B, len(views)), train)
+    options = (self.num_heads, sizes, self.has("lsa"), self.dtype)
+    blocks = layers.scan(layers.Block, self.depth, masks is not None)(
+      functools.partial(TalkingHeadsAttention, *options),
+      self.mlp_ratio,
+      views,
+      self.layer_scale_init,
+      self.dtype,
+      name="blocks",
+    )
+    x, among_patches = blocks(join(tokens), masks, return_attention)
+    token = jnp.broadcast_to(token, (B, len(views), D)).astype(x.dtype)
+    blocks = layers.scan(ClassBlock, self.depth_token_only, False)(
+      functools.partial(ClassAttention, *options),
+      self.layer_scale_init,
+      self.dtype,
+      name="blocks_token_only",
+    )
+    token, of_class = blocks(token, x, return_attention)
+    features = layers.LayerNorm(name="norm")(token)
+    grids = [
+      part.reshape(*images.shape[:2], *self.grid(images), D)
+      for part, images in zip(split(x, sizes), groups, strict=True)
+    ]
+    attentions = [*among_patches, *of_class] if return_attention else None
+    return features, grids, attentions
+
+
+class TalkingHeadsAttention(nn.Module):
+  """Self-attention whose heads are mixed before and after the softmax.
+
+  (Shazeer et al., 2020.) Attributes are those of `Attention`; under locality
+  self-attention the diagonal is masked after the first mixing.
+  """
+
+  num_heads: int
+  groups: tuple[tuple[int, int], ...]
+  local: bool
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, return_attention=False):
+    """Tokens (B, T, D) attend to those of their own view.
+
+    Returns:
+      (B, T, D); the first group's attention (B · V, heads, N, N), or None.
+    """
+    B, _, D = x.shape
+    qkv = layers.linear(3 * D, self.dtype, "qkv")(x)
+    scale = query_scale(self, D, self.local)
+    before = MixHeads(self.num_heads, self.dtype, name="proj_l")
+    after = MixHeads(self.num_heads, self.dtype, name="proj_w")
+    outs, attention = [], None
+    for part, (V, N) in zip(split(qkv, self.groups), self.groups, strict=True):
+      part = part.reshape(B * V, N, 3, self.num_heads, -1)
+      q, k, v = part.transpose(2, 0, 3, 1, 4)
+      scores = before(jnp.einsum("bhnd,bhmd->bhnm", q * scale, k))
+      scores = scores.astype(jnp.float32)
+      if self.local:
+        scores += diagonal_mask(N)[None, None]
+      weights = jax.nn.softmax(scores)
+      if return_attention and attention is None:
+        attention = weights
+      weights = after(weights.astype(self.dtype))
+      out = jnp.einsum("bhnm,bhmd->bhnd", weights, v)
+      outs.append(out.transpose(0, 2, 1, 3).reshape(B, V, N, D))
+    return layers.linear(D, self.dtype, "proj")(join(outs)), attention
+
+
+class MixHeads(nn.Module):
+  """A linear map over the heads (B, heads, N, M)."""
+
+  num_heads: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.normal(0.02)
+    shape = (self.num_heads, self.num_heads)
+    kernel = self.param("kernel", init, shape).astype(self.dtype)
+    bias = self.param("bias", nn.initializers.zeros, shape[:1])
+    y = jnp.einsum("bhnm,hg->bgnm", x, kernel)
+    return y + bias.astype(self.dtype)[None, :, None, None]
+
+
+class ClassBlock(nn.Module):
+  """The class token looks at the patches; one step of a scan.
+
+  Attributes:
+    attention: makes the attention module, given its name.
+    layer_scale_init: as in `Block`.
+    dtype: type of the arithmetic.
+  """
+
+  attention: functools.partial
+  layer_scale_init: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, token, x, return_attention=False):
+    """Class tokens (B, V, D), patches' tokens (B, T, D).
+
+    Returns:
+      Class tokens (B, V, D); the first group's attention, or None.
+    """
+
+    def scaled(y, index):
+      init = self.layer_scale_init
+      return y * layers.layer_scale(self, index, init, y) if init else y
+
+    both = jnp.concatenate([token, x], 1)
+    y = layers.LayerNorm(self.dtype, name="norm1")(both)
+    y, attention = self.attention(name="attn")(y, return_attention)
+    token = token + scaled(y, 0)
+    y = layers.LayerNorm(self.dtype, name="norm2")(token)
+    y = layers.Mlp(4 * y.shape[-1], self.dtype, name="mlp")(y)
+    return token + scaled(y, 1), attention
+
+
+class ClassAttention(nn.Module):
+  """Attention of the class token alone (Touvron et al., 2021, section 3).
+
+  Attributes are those of `Attention`; locality self-attention learns the
+  temperature, and masks nothing.
+  """
+
+  num_heads: int
+  groups: tuple[tuple[int, int], ...]
+  local: bool
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, both, return_attention=False):
+    """Class tokens of all views, then all patches, (B, V + T, D).
+
+    Returns:
+      (B, V, D); the first group's attention (B · V, heads, 1, 1 + N), or None.
+    """
+    B, _, D = both.shape
+    total = sum(V for V, _ in self.groups)
+    q = layers.linear(D, self.dtype, "q")(both[:, :total])
+    k = layers.linear(D, self.dtype, "k")(both)
+    v = layers.linear(D, self.dtype, "v")(both)
+    scale = query_scale(self, D, self.local)
+    of_class = [(V, 1) for V, _ in self.groups]
+
+    def of_views(x, groups):
+      """(B, T, D) -> for each group (B · V, heads, tokens, d)."""
+      return [
+        part.reshape(-1, part.shape[2], self.num_heads, D // self.num_heads)
+        .swapaxes(1, 2)
+        for part in split(x, groups)
+      ]  # fmt: skip
+
+    def with_class(x):
+      pairs = zip(
+        of_views(x[:, :total], of_class),
+        of_views(x[:, total:], self.groups),
+        strict=True,
+      )
+      return [jnp.concatenate(pair, 2) for pair in pairs]
+
+    outs, attention = [], None
+    for query, key, value in zip(
+      of_views(q, of_class), with_class(k), with_class(v), strict=True
+    ):
+      query = query * scale
+      if return_attention and attention is None:
+        weights, sums = attention_weights(query, key, None)
+        attention = weights / sums
+      out = attend(query, key, value, None)
+      outs.append(out.reshape(B, -1, 1, D))
+    return layers.linear(D, self.dtype, "proj")(join(outs)), attention

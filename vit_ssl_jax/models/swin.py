@@ -1,0 +1,393 @@
+"""Swin (Liu et al., 2021) in the small form that the paper trains."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.models import layers, patches
+from vit_ssl_jax.models.attention import (
+  attend,
+  attention_weights,
+  diagonal_mask,
+  join,
+  query_scale,
+  split,
+)
+from vit_ssl_jax.models.backbone import Backbone
+
+# Added to the scores of tokens that were not neighbours before the shift.
+APART = -100.0
+
+
+class SwinTransformer(Backbone):
+  """Attention in windows, shifted in every other block, in several stages.
+
+  Its features are the mean over the last stage's tokens. The drop path rate is
+  that of the last block; the first has none and those between lie on a line.
+  In its attention maps tokens are the patches of the block's stage, row by
+  row, and those of other windows get none; where a window reaches over the
+  image's edge, padding takes a share, and a row sums to less than 1.
+
+  Attributes:
+    depths: number of blocks of each stage.
+    num_heads: attention heads of each stage; its width is embed_dim times
+      two to the power of the stage.
+    window_size: patches a side of a window.
+  """
+
+  patch_size: int = 2
+  embed_dim: int = 96
+  depths: tuple[int, ...] = (2, 6, 4)
+  num_heads: tuple[int, ...] = (3, 6, 12)
+  window_size: int = 4
+
+  @property
+  def num_features(self):
+    return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+  @property
+  def depth_total(self):
+    return sum(self.depths)
+
+  @property
+  def drop_path_rates(self):
+    return self.linear_drop_path(self.depth_total)
+
+  def check(self):
+    super().check()
+    if len(self.depths) != len(self.num_heads):
+      raise UserError(
+        f"model.depths={self.depths} and model.num_heads={self.num_heads} have"
+        " to be equally long: one number for each stage"
+      )
+    for stage, heads in enumerate(self.num_heads):
+      self.check_heads(self.embed_dim * 2**stage, heads)
+    if self.side % 2 ** (len(self.depths) - 1):
+      raise UserError(
+        f"model.image_size={self.image_size} has {self.side} patches of"
+        f" {self.patch_size} pixels a side, which {len(self.depths)} stages"
+        f" cannot halve {len(self.depths) - 1} times"
+      )
+    if self.window_size > self.side:
+      raise UserError(
+        f"model.window_size={self.window_size} is larger than the first stage"
+        f" of {self.side} patches a side"
+      )
+
+  @nn.compact
+  def encode(self, groups, train, return_attention=False):
+    """As in `Backbone`."""
+    embed = patches.PatchEmbed(
+      self.patch_size,
+      self.embed_dim,
+      shifted=self.has("spt"),
+      norm=not self.has("spt"),
+      dtype=self.dtype,
+      name="patch_embed",
+    )
+    x = join(
+      [
+        embed(images.reshape(-1, *images.shape[2:])).reshape(
+          *images.shape[:2], -1, self.embed_dim
+        )
+        for images in groups
+      ]
+    )
+    sizes = tuple((images.shape[1], *self.grid(images)) for images in groups)
+    masks = self.drop_path((len(x), sum(V for V, *_ in sizes)), train)
+    attentions = []
+    for stage, depth in enumerate(self.depths):
+      first = sum(self.depths[:stage])
+      x, every = self.stage(
+        x,
+        sizes,
+        None if masks is None else masks[first : first + depth],
+        stage,
+        return_attention,
+      )
+      attentions += every
+      if stage + 1 < len(self.depths):
+        merge = Merge(
+          sizes, self.has("spt"), self.dtype, name=f"downsample_{stage}"
+        )
+        x = merge(x)
+        sizes = tuple((V, -(-H // 2), -(-W // 2)) for V, H, W in sizes)
+    parts = split(x, token_counts(sizes))
+    grids = [
+      part.reshape(*part.shape[:2], H, W, -1)
+      for part, (_, H, W) in zip(parts, sizes, strict=True)
+    ]
+    x = layers.LayerNorm(name="norm")(x)
+    means = [part.mean(2) for part in split(x, token_counts(sizes))]
+    features = jnp.concatenate(means, 1)
+    return features, grids, attentions if return_attention else None
+
+  def stage(self, x, sizes, masks, stage, return_attention):
+    """The blocks of one stage, scanned in pairs.
+
+    Args:
+      x: (B, T, C).
+      sizes: (V, H, W) of each group.
+      masks: (depth, 2, B, V) drop path, or None.
+      stage: its number.
+      return_attention: whether to return a list of attentions.
+    """
+    side = self.side // 2**stage
+    shift = self.window_size // 2 if side > self.window_size else 0
+    window = min(self.window_size, side)
+    views = tuple(H * W for V, H, W in sizes for _ in range(V))
+
+    def block(shift):
+      return functools.partial(
+        layers.Block,
+        functools.partial(
+          WindowAttention, self.num_heads[stage], sizes, window, shift,
+          self.has("lsa"), self.dtype,
+        ),
+        self.mlp_ratio,
+        views,
+        dtype=self.dtype,
+      )  # fmt: skip
+
+    pairs, odd = divmod(self.depths[stage], 2)
+    attentions = []
+    if pairs:
+      paired = None
+      if masks is not None:
+        paired = masks[: 2 * pairs].reshape(pairs, 2, *masks.shape[1:])
+      x, every = layers.scan(Pair, pairs, masks is not None)(
+        block(0), block(shift), name=f"blocks_{stage}"
+      )(x, paired, return_attention)
+      if return_attention:
+        attentions = [a[i] for i in range(pairs) for a in every]
+    if odd:
+      last = None if masks is None else masks[-1]
+      x, attention = block(0)(name=f"last_block_{stage}")(
+        x, last, return_attention
+      )
+      attentions.append(attention)
+    return x, attentions
+
+
+class Pair(nn.Module):
+  """A block with windows in place and one with shifted windows.
+
+  Attributes:
+    regular, shifted: make the two blocks, given their names.
+  """
+
+  regular: Callable[..., nn.Module]
+  shifted: Callable[..., nn.Module]
+
+  @nn.compact
+  def __call__(self, x, masks, return_attention=False):
+    """(B, T, C), masks (2, 2, B, V) or None; as in `Block`."""
+    first, second = (None, None) if masks is None else masks
+    x, a = self.regular(name="regular")(x, first, return_attention)
+    x, b = self.shifted(name="shifted")(x, second, return_attention)
+    return x, (a, b)
+
+
+class Merge(nn.Module):
+  """Patch merging: 2 x 2 tokens become one of twice the width.
+
+  With shifted patch tokenisation instead, tokens are seen together with four
+  copies shifted by one (Lee et al., 2021, section 4).
+
+  Attributes:
+    sizes: (V, H, W) of each group.
+    shifted: shifted patch tokenisation.
+    dtype: type of the arithmetic.
+  """
+
+  sizes: tuple[tuple[int, int, int], ...]
+  shifted: bool
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    """(B, T, C) -> (B, ~T / 4, 2 · C); odd sides are padded with zeros."""
+    B, _, C = x.shape
+    merged = []
+    for part, (V, H, W) in zip(
+      split(x, token_counts(self.sizes)), self.sizes, strict=True
+    ):
+      part = part.reshape(B * V, H, W, C)
+      if self.shifted:
+        part = patches.with_shifted_copies(part, 1)
+      part = jnp.pad(part, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)))
+      h, w = part.shape[1] // 2, part.shape[2] // 2
+      part = part.reshape(B * V, h, 2, w, 2, -1)
+      # Of the four the rows run fastest, as in the authors' code.
+      part = part.transpose(0, 1, 3, 4, 2, 5)
+      merged.append(part.reshape(B, V, h * w, -1))
+    y = layers.LayerNorm(self.dtype, name="norm")(join(merged))
+    return nn.Dense(
+      2 * C,
+      use_bias=self.shifted,
+      dtype=self.dtype,
+      kernel_init=nn.initializers.normal(0.02),
+      name="reduction",
+    )(y)
+
+
+class WindowAttention(nn.Module):
+  """Self-attention within windows, with relative position bias.
+
+  (Liu et al., 2021, section 3.2.)
+
+  Attributes:
+    num_heads: attention heads.
+    sizes: (V, H, W) of each group of tokens: V views of H x W.
+    window: tokens a side of a window.
+    shift: by how many tokens windows are shifted.
+    local: locality self-attention (Lee et al., 2021, section 3.2).
+    dtype: type of the arithmetic.
+  """
+
+  num_heads: int
+  sizes: tuple[tuple[int, int, int], ...]
+  window: int
+  shift: int
+  local: bool
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, return_attention=False):
+    """Tokens (B, T, C) attend to those of their window.
+
+    Returns:
+      (B, T, C); the first view's attention (B, heads, N, N), or None.
+    """
+    C = x.shape[-1]
+    project = layers.linear(3 * C, self.dtype, "qkv")
+    # A token of padding is zero before this projection, and takes part.
+    padding = project(jnp.zeros((1, 1, C), x.dtype))[0, 0]
+    qkv = to_windows(project(x), self.sizes, self.window, self.shift, padding)
+    qkv = qkv.reshape(*qkv.shape[:3], 3, self.num_heads, -1)
+    q, k, v = qkv.transpose(3, 0, 1, 4, 2, 5)
+    q *= query_scale(self, C, self.local)
+    bias = self.position_bias()[None, None]
+    if self.shift:
+      bias += shift_mask(self.sizes, self.window, self.shift)[None, :, None]
+    if self.local:
+      bias += diagonal_mask(self.window**2)[None, None, None]
+    attention = None
+    if return_attention:
+      weights, total = attention_weights(q, k, bias)
+      attention = self.unfold(weights / total)
+    out = attend(q, k, v, bias).swapaxes(2, 3)
+    out = out.reshape(*out.shape[:3], C)
+    out = from_windows(out, self.sizes, self.window, self.shift)
+    return layers.linear(C, self.dtype, "proj")(out), attention
+
+  def position_bias(self):
+    """(heads, window², window²), looked up by relative position."""
+    table = self.param(
+      "relative_position_bias_table",
+      nn.initializers.normal(0.02),
+      ((2 * self.window - 1) ** 2, self.num_heads),
+    )
+    return table[relative_position_index(self.window)].transpose(2, 0, 1)
+
+  def unfold(self, attention):
+    """(B, windows, heads, n, n) -> the first view's (B, heads, N, N)."""
+    _, H, W = self.sizes[0]
+    sizes, N = ((1, H, W),), H * W
+    number = jnp.arange(1, N + 1)[None, :, None]
+    slots = to_windows(
+      number, sizes, self.window, self.shift, jnp.zeros((1,), number.dtype)
+    )[0, :, :, 0]
+    attention = attention[:, : len(slots)].swapaxes(1, 2)
+    every = jnp.zeros((*attention.shape[:2], N + 1, N + 1))
+    rows, columns = slots[:, :, None], slots[:, None, :]
+    return every.at[:, :, rows, columns].set(attention)[:, :, 1:, 1:]
+
+
+def token_counts(sizes):
+  """(V, H, W) of each group -> (V, N)."""
+  return [(V, H * W) for V, H, W in sizes]
+
+
+def padded(H, W, window):
+  """The height and width in whole windows."""
+  return -(-H // window) * window, -(-W // window) * window
+
+
+def to_windows(x, sizes, window, shift, padding):
+  """Tokens (B, T, C) -> (B, windows, window², C), view by view.
+
+  Args:
+    x: the tokens of several views, row by row.
+    sizes: (V, H, W) of each group.
+    window: tokens a side of a window.
+    shift: by how many tokens views are rolled up and left before.
+    padding: (C,) the token that fills windows at the right and the bottom.
+  """
+  B, _, C = x.shape
+  parts = []
+  for part, (V, H, W) in zip(split(x, token_counts(sizes)), sizes, strict=True):
+    part = part.reshape(B * V, H, W, C)
+    Hp, Wp = padded(H, W, window)
+    if (Hp, Wp) != (H, W):
+      part = jnp.pad(part, ((0, 0), (0, Hp - H), (0, Wp - W), (0, 0)))
+      inside = np.zeros((1, Hp, Wp, 1), bool)
+      inside[:, :H, :W] = True
+      part = jnp.where(inside, part, padding[None, None, None])
+    part = jnp.roll(part, (-shift, -shift), (1, 2)) if shift else part
+    part = part.reshape(
+      B, V * Hp // window, window, Wp // window, window, C
+    ).swapaxes(2, 3)
+    parts.append(part.reshape(B, -1, window**2, C))
+  return jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def from_windows(x, sizes, window, shift):
+  """(B, windows, window², C) -> tokens (B, T, C); undoes `to_windows`."""
+  B, _, _, C = x.shape
+  parts, start = [], 0
+  for V, H, W in sizes:
+    Hp, Wp = padded(H, W, window)
+    count = V * Hp * Wp // window**2
+    part = x[:, start : start + count]
+    start += count
+    part = part.reshape(
+      B, V * Hp // window, Wp // window, window, window, C
+    ).swapaxes(2, 3)
+    part = part.reshape(B * V, Hp, Wp, C)
+    part = jnp.roll(part, (shift, shift), (1, 2)) if shift else part
+    parts.append(part[:, :H, :W].reshape(B, V, H * W, C))
+  return join(parts)
+
+
+def relative_position_index(window):
+  """(window², window²) the row of the table for each pair of tokens."""
+  rows, columns = np.divmod(np.arange(window**2), window)
+  down = rows[:, None] - rows[None] + window - 1
+  right = columns[:, None] - columns[None] + window - 1
+  return down * (2 * window - 1) + right
+
+
+def shift_mask(sizes, window, shift):
+  """(windows, window², window²): APART where a roll brought tokens together.
+
+  (Liu et al., 2021, section 3.2, "Efficient batch computation".)
+  """
+
+  def regions(length):
+    n = np.arange(length)
+    return (n >= length - window).astype(int) + (n >= length - shift)
+
+  masks = []
+  for V, H, W in sizes:
+    Hp, Wp = padded(H, W, window)
+    region = 3 * regions(Hp)[:, None] + regions(Wp)[None]
+    region = region.reshape(Hp // window, window, Wp // window, window)
+    region = region.swapaxes(1, 2).reshape(-1, window**2)
+    mask = np.where(region[:, :, None] != region[:, None], APART, 0.0)
+    masks.append(np.tile(mask.astype(np.float32), (V, 1, 1)))
+  return np.concatenate(masks)
