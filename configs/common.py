@@ -17,7 +17,31 @@ STATISTICS = {
   "digits": ((0.3053,) * 3, (0.3530,) * 3),
 }
 POLICY = {"cifar10": "cifar", "cifar100": "cifar", "svhn": "svhn", "digits": ""}
-ARCHITECTURES = ("vit",)
+# The paper's sizes at 32 pixels (its code's build_model.py).
+MODELS = {
+  "vit": {"patch_size": 4, "embed_dim": 192, "depth": 9, "num_heads": 12},
+  "swin": {
+    "patch_size": 2,
+    "embed_dim": 96,  # of the first stage; doubled by each other
+    "depths": (2, 6, 4),
+    "num_heads": (3, 6, 12),
+    "window_size": 4,
+  },
+  "cait": {
+    "patch_size": 4,
+    "embed_dim": 192,
+    "depth": 24,
+    "depth_token_only": 2,
+    "num_heads": 4,
+    "layer_scale_init": 1e-5,
+  },
+}
+# Sizes for digits at 16 pixels, where they differ.
+DIGITS = {
+  "vit": {"embed_dim": 64, "depth": 3, "num_heads": 4},
+  "swin": {"embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4)},
+  "cait": {"embed_dim": 64, "depth": 3, "layer_scale_init": 0.1},
+}
 
 
 def parse(arg):
@@ -28,23 +52,24 @@ def parse(arg):
   """
   arch, _, dataset = (arg or "").partition(",")
   arch, dataset = arch or "vit", dataset or "cifar10"
-  if arch not in ARCHITECTURES or dataset not in STATISTICS:
+  if arch not in MODELS or dataset not in STATISTICS:
     raise ValueError(
       f"the config's argument is {arg!r}: it has to be ARCH,DATASET with ARCH"
-      f" of {', '.join(ARCHITECTURES)} and DATASET of {', '.join(STATISTICS)}"
+      f" of {', '.join(MODELS)} and DATASET of {', '.join(STATISTICS)}"
     )
   return arch, dataset
 
 
 def model(arch, dataset):
   """The paper's sizes for an architecture and the image size of a set."""
-  sizes = ml_collections.ConfigDict({"name": arch, "drop_path_rate": 0.1})
-  sizes.image_size, sizes.patch_size = 32, 4
-  sizes.embed_dim, sizes.depth, sizes.num_heads = 192, 9, 12
+  sizes = ml_collections.ConfigDict({"name": arch, "image_size": 32})
+  sizes.update(MODELS[arch])
   sizes.mlp_ratio = 2.0
+  sizes.drop_path_rate = 0.1
+  sizes.locality = ""  # or spt, lsa, spt+lsa
   if dataset == "digits":
-    sizes.image_size, sizes.embed_dim, sizes.depth = 16, 64, 3
-    sizes.num_heads = 4
+    sizes.image_size = 16
+    sizes.update(DIGITS[arch])
   return sizes
 
 

@@ -4,7 +4,13 @@
     --config.init_from=A
 
 Without init_from it trains from scratch. The paper's "100 epochs" take three
-passes over the data each; here an epoch is one pass.
+passes over the data each; here an epoch is one pass. ARCH is vit, swin or cait.
+
+The two other methods that the paper compares with are one value each:
+
+  --config.model.locality=spt+lsa  SL-ViT, SL-Swin, SL-CaiT: shifted patch
+                                   tokenisation and locality self-attention
+  --config.drloc.enabled=True      dense relative localisation (ViT and Swin)
 
 Measured results: none yet for the whole recipe. The recipe for `digits` is
 that of `launch/quickstart.sh`; the README gives its figures.
@@ -34,6 +40,14 @@ def get_config(arg=""):
     }
   )
   config.label_smoothing = 0.1
+  config.drloc = ml_collections.ConfigDict(
+    {
+      "enabled": False,
+      # As its authors chose for Swin (0.5) and for others (0.1).
+      "weight": 0.5 if arch == "swin" else 0.1,
+      "pairs": 32,  # of tokens, in each image
+    }
+  )
   config.mix = ml_collections.ConfigDict(
     {"probability": 0.5, "mixup_alpha": 1.0, "cutmix_alpha": 1.0}
   )

@@ -368,9 +368,7 @@ def test_finetune_trajectory(golden_dir):
   )
   optimizer = optimizers.finetune(arrays["lr"], hyper["weight_decay"])
   params = interop.from_torch(under(arrays, "init/"), model)
-  state = finetune.FinetuneState(
-    jnp.zeros((), jnp.int32), params, optimizer.init(params)
-  )
+  state = finetune.state_of(params, {}, optimizer)
   update = jax.jit(finetune.make_update(config, model, optimizer))
   loss = []
   for i, mode in enumerate(arrays["mode"]):

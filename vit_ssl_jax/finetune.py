@@ -3,6 +3,7 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vit_ssl_jax import (
@@ -28,11 +29,13 @@ class FinetuneState:
   Attributes:
     step: () int32, steps done.
     params: the classifier's parameters, float32.
-    opt_state: the optimizer's state.
+    offset_head: parameters of the head of dense relative localisation, or {}.
+    opt_state: the optimizer's state, of both.
   """
 
   step: jax.Array
   params: dict
+  offset_head: dict
   opt_state: optax.OptState
 
 
@@ -47,6 +50,32 @@ def make_schedule(config, steps_per_epoch):
   )
 
 
+def localization(params, grid, key, pairs):
+  """The loss of dense relative localisation on random pairs of tokens.
+
+  Args:
+    params: of a `models.OffsetHead`.
+    grid: (B, h, w, D) tokens.
+    key: PRNG key.
+    pairs: how many pairs of each image.
+
+  Returns:
+    A scalar.
+  """
+  B, h, w, D = grid.shape
+  ends = jnp.asarray((h, w))[None, None, None]
+  first, second = jax.random.randint(key, (2, B, pairs, 2), 0, ends)
+  tokens = grid.reshape(B, h * w, D)
+
+  def at(place):
+    index = place[..., 0] * w + place[..., 1]
+    return jnp.take_along_axis(tokens, index[..., None], axis=1)
+
+  both = jnp.concatenate([at(first), at(second)], -1)
+  offsets = models.OffsetHead().apply({"params": params}, both)
+  return losses.dense_relative_localization(offsets, first, second, (h, w))
+
+
 def make_update(config, model, optimizer):
   """Makes the part of a step that comes after augmentation and mixing.
 
@@ -56,20 +85,31 @@ def make_update(config, model, optimizer):
   """
 
   def update(state, images, targets, key):
-    def loss_fn(params):
-      logits = model.apply(
-        {"params": params}, images, train=True, rngs={"drop_path": key}
+    def loss_fn(trained):
+      params, offset_head = trained
+      logits, grid = model.apply(
+        {"params": params},
+        images,
+        train=True,
+        method="logits_and_grid",
+        rngs={"drop_path": key},
       )
-      return losses.classification(logits, targets, config.label_smoothing)
+      loss = losses.classification(logits, targets, config.label_smoothing)
+      if not offset_head:
+        return loss, {}
+      pair_key = jax.random.fold_in(key, 1)
+      drloc = localization(offset_head, grid, pair_key, config.drloc.pairs)
+      return loss + config.drloc.weight * drloc, {"drloc": drloc}
 
-    loss, gradients = jax.value_and_grad(loss_fn)(state.params)
-    updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params
+    trained = (state.params, state.offset_head)
+    (loss, parts), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+      trained
     )
-    params = optax.apply_updates(state.params, updates)
-    new_state = FinetuneState(state.step + 1, params, opt_state)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+    params, offset_head = optax.apply_updates(trained, updates)
+    new_state = FinetuneState(state.step + 1, params, offset_head, opt_state)
     norm = optax.tree.norm(gradients)
-    return new_state, {"loss": loss, "gradient_norm": norm}
+    return new_state, {"loss": loss, **parts, "gradient_norm": norm}
 
   return update
 
@@ -107,10 +147,28 @@ def make_train_step(config, model, optimizer, learning_rate):
   return train_step
 
 
-def init_state(model, optimizer, key):
-  """Fresh parameters, and an optimizer that has done nothing."""
-  params = models.init(model, key)
-  return FinetuneState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def init_state(model, optimizer, key, drloc=False):
+  """Fresh parameters, and an optimizer that has done nothing.
+
+  Args:
+    model: a classifier of `models.build`.
+    optimizer: an optax transformation.
+    key: PRNG key.
+    drloc: whether there is a head for dense relative localisation.
+  """
+  params, offset_head = models.init(model, key), {}
+  if drloc:
+    pair = jnp.zeros((1, 2 * model.num_features))
+    head_key = jax.random.fold_in(key, 1)
+    offset_head = models.OffsetHead().init(head_key, pair)["params"]
+  return state_of(params, offset_head, optimizer)
+
+
+def state_of(params, offset_head, optimizer):
+  """The state of step 0 with these parameters."""
+  opt_state = optimizer.init((params, offset_head))
+  step = jnp.zeros((), jnp.int32)
+  return FinetuneState(step, params, offset_head, opt_state)
 
 
 def read_backbone(config, model):
@@ -129,12 +187,13 @@ def read_backbone(config, model):
   if not config.init_from:
     return {}
   state, source = checkpoints.read(config.init_from)
-  heads = source["model"]["num_heads"]  # which the shapes do not show
-  if heads != config.model.num_heads:
-    raise UserError(
-      f"init_from={config.init_from} was trained with model.num_heads={heads}"
-      f" and not {config.model.num_heads}"
-    )
+  for key in ("name", "num_heads"):  # of which the latter shows in no shape
+    theirs, ours = source["model"][key], config.model[key]
+    if not np.array_equal(theirs, ours):
+      raise UserError(
+        f"init_from={config.init_from} was trained with model.{key}={theirs}"
+        f" and not {ours}"
+      )
   given = (
     state["teacher"]["backbone"] if "teacher" in state else state["params"]
   )
@@ -152,6 +211,13 @@ def check(config):
   checks.common(config)
   checks.choice(config, "augment.autoaugment", ["", *policies.POLICIES])
   checks.share(config, "label_smoothing")
+  checks.positive(config, "drloc.pairs")
+  checks.not_negative(config, "drloc.weight")
+  if config.drloc.enabled and config.model.name == "cait":
+    raise UserError(
+      "drloc.enabled=True: dense relative localisation is for vit and swin,"
+      " not for cait"
+    )
   checks.interval(config, "augment.erasing_area")
 
 
@@ -179,7 +245,11 @@ def run(config, workdir):
   learning_rate = make_schedule(config, source.steps_per_epoch)
   optimizer = optimizers.finetune(learning_rate, config.optim.weight_decay)
 
-  fresh = jax.jit(lambda: init_state(model, optimizer, loop.init_key(config)))
+  fresh = jax.jit(
+    lambda: init_state(
+      model, optimizer, loop.init_key(config), config.drloc.enabled
+    )
+  )
 
   def first_state():
     state = fresh()

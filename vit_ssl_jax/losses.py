@@ -111,3 +111,21 @@ def classification(logits, targets, smoothing):
   """
   targets = optax.smooth_labels(targets, smoothing)
   return jnp.mean(optax.softmax_cross_entropy(logits, targets))
+
+
+def dense_relative_localization(offsets, first, second, grid):
+  """How wrongly the distance of two tokens is told (Liu et al., 2021, eq. 1-3).
+
+  The distance is the absolute one along either axis, as a share of the grid.
+  arXiv 2106.03746; the mean over both axes, as in its appendix A.
+
+  Args:
+    offsets: (B, M, 2) predicted distances of M pairs, by rows and by columns.
+    first, second: (B, M, 2) the pairs' positions, integers.
+    grid: (h, w) the number of rows and of columns.
+
+  Returns:
+    The mean absolute error, a scalar.
+  """
+  sides = jnp.asarray(grid, jnp.float32)[None, None]
+  return jnp.mean(jnp.abs(offsets - jnp.abs(first - second) / sides))

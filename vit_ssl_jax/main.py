@@ -4,13 +4,20 @@
   python -m main --config=configs/finetune.py:vit,cifar10 --workdir=B \\
     --config.init_from=A
 
-  --config=RECIPE:ARCH,DATASET  the recipe, and what it is for; without
-                                init_from, fine-tuning starts from scratch
+  --config=RECIPE:ARCH,DATASET  the recipe, and what it is for; ARCH is vit,
+                                swin or cait
   --config.KEY=VALUE            changes one of the recipe's values
   --workdir=FOLDER              the run's folder; the same command given again
                                 goes on from its last checkpoint
   --help                        this text, and the recipe's keys and values
                                 where --config is given
+
+What the paper compares with, each by one value of the fine-tuning recipe:
+
+  no --config.init_from             training from scratch
+  --config.model.locality=spt+lsa   SL-ViT, SL-Swin, SL-CaiT: shifted patch
+                                    tokenisation, locality self-attention
+  --config.drloc.enabled=True       dense relative localisation (ViT, Swin)
 """
 
 import contextlib

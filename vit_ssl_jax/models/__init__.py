@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models.cait import CaiT
-from vit_ssl_jax.models.heads import ProjectionHead
+from vit_ssl_jax.models.heads import OffsetHead, ProjectionHead
 from vit_ssl_jax.models.swin import SwinTransformer
 from vit_ssl_jax.models.vit import VisionTransformer
 
@@ -129,6 +129,7 @@ def named_shapes(params):
 __all__ = [
   "ARCHITECTURES",
   "CaiT",
+  "OffsetHead",
   "ProjectionHead",
   "build",
   "check_parameters",

@@ -77,22 +77,28 @@ def attend_backward(kept, g):
 attend.defvjp(attend_forward, attend_backward)
 
 
-def query_scale(module, width, learned):
+def query_scale(module, width, learned, axes=4):
   """What queries are multiplied by: 1 / √d, or a number learned per head.
 
   The learned temperature is that of locality self-attention (Lee et al., 2021,
-  section 3.2). To be called from a compact method of `module`, which has
-  num_heads.
+  section 3.2). To be called from a compact method of `module`.
+
+  Args:
+    module: the attention module, with num_heads and dtype.
+    width: D, of all heads together.
+    learned: whether it is learned.
+    axes: how many axes the queries (..., heads, N, d) have.
 
   Returns:
-    A number, or (heads, 1, 1).
+    A number, or an array (..., heads, 1, 1).
   """
   scale = (width // module.num_heads) ** -0.5
   if not learned:
     return scale
   init = nn.initializers.constant(scale)
   learned = module.param("inverse_temperature", init, (module.num_heads,))
-  return learned.astype(module.dtype)[:, None, None]
+  shape = (1,) * (axes - 3) + (module.num_heads, 1, 1)
+  return learned.astype(module.dtype).reshape(shape)
 
 
 def diagonal_mask(size):

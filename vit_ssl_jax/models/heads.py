@@ -1,4 +1,4 @@
-"""The projection head of self-supervised view prediction."""
+"""The heads that training alone needs: projections, and offsets of tokens."""
 
 import flax.linen as nn
 import jax
@@ -40,6 +40,23 @@ class LastLayer(nn.Module):
     """(..., D) -> the kernel (D, out_dim)."""
     shape = (x.shape[-1], self.out_dim)
     return self.param("kernel", layers.uniform_fan_in(shape[0]), shape)
+
+
+class OffsetHead(nn.Module):
+  """How far two tokens lie apart, of dense relative localisation.
+
+  An MLP with two hidden layers (Liu et al., 2021, arXiv 2106.03746, section 4;
+  their width in the authors' code).
+  """
+
+  hidden_dim: int = 512
+
+  @nn.compact
+  def __call__(self, pairs):
+    """Two tokens, one behind the other, (..., 2 · D) -> (..., 2)."""
+    x = layers.linear(self.hidden_dim, jnp.float32, "fc1")(pairs)
+    x = layers.linear(self.hidden_dim, jnp.float32, "fc2")(nn.relu(x))
+    return layers.linear(2, jnp.float32, "fc3")(nn.relu(x))
 
 
 def normalize(x, axis):

@@ -270,7 +270,7 @@ class WindowAttention(nn.Module):
     qkv = to_windows(project(x), self.sizes, self.window, self.shift, padding)
     qkv = qkv.reshape(*qkv.shape[:3], 3, self.num_heads, -1)
     q, k, v = qkv.transpose(3, 0, 1, 4, 2, 5)
-    q *= query_scale(self, C, self.local)
+    q *= query_scale(self, C, self.local, axes=5)
     bias = self.position_bias()[None, None]
     if self.shift:
       bias += shift_mask(self.sizes, self.window, self.shift)[None, :, None]
