@@ -7,20 +7,51 @@ import pytest
 from vit_ssl_jax import interop, models
 from vit_ssl_jax.errors import UserError
 
+SIZES = {
+  "vit": {"patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2},
+  "swin": {"embed_dim": 8, "depths": (2, 3), "num_heads": (1, 2)},
+  "cait": {"patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2},
+}
 
-@pytest.fixture(scope="module")
-def weights():
-  model = models.build(
-    "vit", image_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2
-  )
+
+def make(name, **sizes):
+  """A small model, its parameters, and the same under PyTorch's names."""
+  model = models.build(name, image_size=8, **SIZES[name], **sizes)
   params = models.init(model, jax.random.key(0))
   return model, params, interop.to_torch(params, model)
 
 
-def test_there_and_back(weights):
-  model, params, state = weights
+@pytest.fixture(scope="module")
+def weights():
+  return make("vit")
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("locality", ["", "spt+lsa"])
+def test_there_and_back(name, locality):
+  model, params, state = make(name, locality=locality)
   back = interop.from_torch(state, model)
   jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_odd_last_block_of_a_stage():
+  _, params, state = make("swin")
+  np.testing.assert_array_equal(
+    state["layers.1.blocks.2.attn.proj.weight"],
+    params["last_block_1"]["attn"]["proj"]["kernel"].T,
+  )
+  np.testing.assert_array_equal(
+    state["layers.1.blocks.1.attn.proj.weight"],
+    params["blocks_1"]["shifted"]["attn"]["proj"]["kernel"][0].T,
+  )
+
+
+def test_other_relative_positions_are_refused():
+  model, _, state = make("swin")
+  name = "layers.0.blocks.1.attn.relative_position_index"
+  assert state[name].dtype == np.int64
+  with pytest.raises(UserError, match=f"{name} is not that of windows"):
+    interop.from_torch(state | {name: state[name].T}, model)
 
 
 def test_what_does_not_fit_is_listed(weights):

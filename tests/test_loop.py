@@ -221,7 +221,10 @@ def test_finetuning_starts_from_the_teacher(
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    ({"patch_size": 2}, r"patch_embed.kernel has shape \(48, 8\) and not \(12"),
+    (
+      {"patch_size": 2},
+      r"proj.kernel has shape \(48, 8\) and not \(12",
+    ),
     ({"depth": 3}, "blocks.attn.proj.bias has shape"),
     ({"num_heads": 4}, "was trained with model.num_heads=2 and not 4"),
   ],

@@ -1,5 +1,7 @@
 """Properties of the models that golden numbers do not show."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,52 +13,137 @@ from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import attention, layers, patches
 
 SMALL = {
-  "image_size": 16,
-  "patch_size": 4,
-  "embed_dim": 8,
-  "depth": 3,
-  "num_heads": 2,
+  "vit": {"patch_size": 4, "embed_dim": 8, "depth": 3, "num_heads": 2},
+  "swin": {
+    "patch_size": 2,
+    "embed_dim": 8,
+    "depths": (2, 3),
+    "num_heads": (1, 2),
+    "window_size": 4,
+  },
+  "cait": {
+    "patch_size": 4,
+    "embed_dim": 8,
+    "depth": 2,
+    "depth_token_only": 1,
+    "num_heads": 2,
+    "layer_scale_init": 0.5,
+  },
 }
 
 
-@pytest.fixture(scope="module")
-def vit():
-  model = models.build("vit", num_classes=5, drop_path_rate=0.5, **SMALL)
+@pytest.fixture(scope="module", params=SMALL)
+def small(request):
+  """A small model of each architecture for 16 pixels, and its parameters."""
+  model = models.build(
+    request.param,
+    image_size=16,
+    num_classes=5,
+    drop_path_rate=0.5,
+    **SMALL[request.param],
+  )
   return model, models.init(model, jax.random.key(0))
 
 
-def test_published_sizes():
-  assert models.count(models.build("vit", num_classes=10)) == 2_697_610
+@pytest.mark.parametrize(
+  ("name", "parameters"),
+  [("vit", 2_697_610), ("swin", 7_048_612), ("cait", 8_053_450)],
+)
+def test_published_sizes(name, parameters):
+  assert models.count(models.build(name, num_classes=10)) == parameters
 
 
-def test_shapes_at_every_image_size(vit):
-  model, params = vit
-  for side in (8, 16, 24):
-    images = jnp.ones((2, side, side, 3))
-    assert model.apply({"params": params}, images).shape == (2, 5)
-    features = model.apply({"params": params}, images, method="features")
-    assert features.shape == (2, 8)
+def test_shapes_at_every_image_size(small):
+  model, params = small
+
+  @jax.jit
+  def outputs(images):
+    variables = {"params": params}
+    logits, grid = model.apply(variables, images, method="logits_and_grid")
+    features = model.apply(variables, images, method="features")
+    return logits, grid, features
+
+  for height, width in ((16, 16), (8, 8), (24, 20)):
+    logits, grid, features = outputs(jnp.ones((2, height, width, 3)))
+    assert logits.shape == (2, 5)
+    assert features.shape == (2, model.num_features)
+    rows, columns = height // 4, width // 4  # 2 and a merging for Swin
+    assert grid.shape == (2, rows, columns, model.num_features)
 
 
-def test_attention_of_any_block_is_a_distribution(vit):
-  model, params = vit
-  images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
-  every = [
-    model.apply({"params": params}, images, block, method="attention")
-    for block in range(3)
+def test_views_together_are_as_views_alone(small):
+  """Several views of several sizes in one pass, against one at a time."""
+  model, params = small
+  keys = jax.random.split(jax.random.key(5))
+  groups = [
+    jax.random.normal(key, (2, views, side, side, 3))
+    for key, views, side in zip(keys, (2, 3), (16, 8), strict=True)
   ]
-  for weights in every:
-    assert weights.shape == (2, 2, 17, 17)
+  together, alone = jax.jit(
+    lambda params: (
+      model.apply({"params": params}, groups, method="features_of_views"),
+      [
+        model.apply({"params": params}, views[:, i], method="features")
+        for views in groups
+        for i in range(views.shape[1])
+      ],
+    )
+  )(params)
+  np.testing.assert_allclose(together, np.stack(alone, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_of_any_block_is_a_distribution(small):
+  model, params = small
+  images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+  name = type(model).__name__
+  tokens = {
+    "VisionTransformer": [(17, 17)] * 3,
+    "SwinTransformer": [(64, 64)] * 2 + [(16, 16)] * 3,
+    "CaiT": [(16, 16)] * 2 + [(1, 17)],
+  }[name]
+  *every, last = attentions(model, params, images, (*range(len(tokens)), -1))
+  for weights, shape in zip(every, tokens, strict=True):
+    assert weights.shape[2:] == shape
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
-  last = model.apply({"params": params}, images, method="attention")
   np.testing.assert_array_equal(last, every[-1])
   assert not np.allclose(every[0], every[1])
+  beyond = len(tokens)
+  with pytest.raises(UserError, match=f"no block {beyond}: the model has"):
+    attentions(model, params, images, [beyond])
 
 
-def test_drop_path_is_random_in_training_alone(vit):
-  model, params = vit
+def attentions(model, params, images, blocks):
+  """The attention of several blocks, compiled as one program."""
+
+  def apply(params):
+    apply = functools.partial(model.apply, {"params": params}, images)
+    return [apply(block, method="attention") for block in blocks]
+
+  return jax.jit(apply)(params)
+
+
+def test_attention_of_swin_stays_in_its_window():
+  """Every patch sees those of its window, and over the edge nothing."""
+  model = models.build("swin", image_size=16, **SMALL["swin"])
+  params = models.init(model, jax.random.key(0))
+  images = jax.random.normal(jax.random.key(1), (1, 16, 16, 3))
+  regular, shifted = (
+    np.asarray(weights[0, 0] > 1e-9).reshape(8, 8, 8, 8)
+    for weights in attentions(model, params, images, [0, 1])
+  )
+  np.testing.assert_array_equal(np.argwhere(regular[1, 6]).min(0), [0, 4])
+  np.testing.assert_array_equal(np.argwhere(regular[1, 6]).max(0), [3, 7])
+  np.testing.assert_array_equal(np.argwhere(shifted[1, 4]).min(0), [0, 2])
+  np.testing.assert_array_equal(np.argwhere(shifted[1, 4]).max(0), [1, 5])
+  assert regular.sum() == 64 * 16
+  assert shifted.sum() == 16**2 + 2 * 2 * 8**2 + 4 * 4**2
+
+
+def test_drop_path_is_random_in_training_alone(small):
+  model, params = small
   images = jnp.ones((1, 16, 16, 3))
 
+  @jax.jit
   def train(seed):
     return model.apply(
       {"params": params},
@@ -97,12 +184,12 @@ def test_own_derivatives_against_finite_differences(function, shapes):
   test_util.check_grads(function, args, 1, modes="rev", atol=1e-2, rtol=1e-2)
 
 
-def test_half_precision_stays_near(vit):
-  model, params = vit
+def test_half_precision_stays_near(small):
+  model, params = small
   half = model.clone(dtype=jnp.bfloat16)
   images = jax.random.normal(jax.random.key(2), (4, 16, 16, 3))
-  exact = model.apply({"params": params}, images)
-  near = half.apply({"params": params}, images)
+  exact = jax.jit(model.apply)({"params": params}, images)
+  near = jax.jit(half.apply)({"params": params}, images)
   assert near.dtype == jnp.float32
   assert np.abs(near - exact).max() < 0.03 * np.abs(exact).max() + 0.01
 
@@ -145,3 +232,21 @@ def test_head_outputs_are_cosines():
 def test_sizes_that_do_not_fit(sizes, words):
   with pytest.raises(UserError, match=words):
     models.build(**{"name": "vit"} | sizes)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "words"),
+  [
+    (
+      {"image_size": 36},
+      "18 patches of 2 pixels a side, which 3 stages",
+    ),
+    ({"window_size": 17}, "larger than the first stage of 16 patches a side"),
+    ({"num_heads": (3, 5, 12)}, "5 heads do not divide a width of 192"),
+    ({"depths": (2, 2)}, "have to be equally long"),
+    ({"locality": "lsa+spt"}, "'spt\\+lsa'"),
+  ],
+)
+def test_sizes_that_do_not_fit_swin(sizes, words):
+  with pytest.raises(UserError, match=words):
+    models.build("swin", **sizes)
