@@ -10,7 +10,11 @@ import pathlib
 import shutil
 import time
 
-from configs import finetune as finetune_config, pretrain as pretrain_config
+from configs import (
+  common,
+  finetune as finetune_config,
+  pretrain as pretrain_config,
+)
 from vit_ssl_jax import (
   checkpoints,
   data,
@@ -121,7 +125,7 @@ def show(summary, out):
 if __name__ == "__main__":
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--out", type=pathlib.Path, default="runs/quickstart")
-  parser.add_argument("--arch", default="vit", choices=("vit",))
+  parser.add_argument("--arch", default="vit", choices=tuple(common.MODELS))
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
   main.set_up()

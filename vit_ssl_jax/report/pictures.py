@@ -1,5 +1,8 @@
 """Pictures of a run: curves, views of an image, attention maps."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,9 +91,10 @@ def restored(image, config):
 
 
 def draw_attention(fig, config, params, images):
-  """Images above where the last block's class token looks in them."""
+  """Images above where the last block looks in them."""
   maps = attention_maps(config, params, images)
-  fig.suptitle("Where the teacher looks (class token, last block, all heads)")
+  who = "all patches" if config.model.name == "swin" else "class token"
+  fig.suptitle(f"Where the teacher looks ({who}, last block, all heads)")
   for column, image, attention in zip(
     fig.subplots(2, len(images), squeeze=False).T, images, maps, strict=True
   ):
@@ -109,7 +113,9 @@ def draw_attention(fig, config, params, images):
 
 
 def attention_maps(config, params, images):
-  """The class token's attention to the patches, the mean over the heads.
+  """The last block's attention to the patches, the mean over the heads.
+
+  It is the class token's, or where there is none the mean over all patches.
 
   Args:
     config: the run's config.
@@ -117,11 +123,15 @@ def attention_maps(config, params, images):
     images: (B, H, W, 3) uint8.
 
   Returns:
-    (B, H/p, W/p) float32, which sums to 1 with the class token's own share.
+    (B, rows, columns) float32, which sums to 1 with the class token's own
+    share.
   """
   model = models.from_config(config, num_classes=0)
   x = views.evaluation_view(jnp.asarray(images), config.mean, config.std)
-  attention = model.apply({"params": params}, x, method="attention")
-  side = images.shape[1] // model.patch_size
-  of_class_token = np.asarray(attention[:, :, 0, 1:].mean(1))
-  return of_class_token.reshape(len(images), side, -1)
+  apply = functools.partial(model.apply, method="attention")
+  attention = np.asarray(jax.jit(apply)({"params": params}, x)).mean(1)
+  if config.model.name == "swin":
+    maps = attention.mean(1)
+  else:
+    maps = attention[:, 0, 1:]
+  return maps.reshape(len(images), math.isqrt(maps.shape[1]), -1)
