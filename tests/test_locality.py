@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax import models
-from vit_ssl_jax.models import cait, swin
+from vit_ssl_jax.models import cait, swin, windows
 
 
 def randomized(params, seed=0):
@@ -133,7 +133,7 @@ def test_vit_with_both():
 def test_window_attention_of_swin(shift):
   """Two views of 8 x 8 tokens and one of 4 x 4, in windows of 4 x 4."""
   heads, width, window = 2, 4, 4
-  module = swin.WindowAttention(
+  module = windows.WindowAttention(
     heads, ((2, 8, 8), (1, 4, 4)), window, shift, True, np.float32
   )
   tokens = np.random.default_rng(2).standard_normal((1, 144, width))

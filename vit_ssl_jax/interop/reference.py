@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.models import swin
+from vit_ssl_jax.models import windows
 
 INDEX = "relative_position_index"
 HEAD_NAMES = {"fc1": "mlp.0", "fc2": "mlp.2", "fc3": "mlp.4"}
@@ -55,7 +55,7 @@ def position_indices(state):
     if name.endswith("relative_position_bias_table"):
       window = (round(len(x) ** 0.5) + 1) // 2
       name = name.replace("relative_position_bias_table", INDEX)
-      indices[name] = swin.relative_position_index(window)
+      indices[name] = windows.relative_position_index(window)
   return indices
 
 
