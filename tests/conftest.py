@@ -58,31 +58,45 @@ def tiny_npz(tmp_path_factory):
   return f"npz:{path}"
 
 
-def tiny(config, tiny_npz):
-  """Shrinks a recipe so that a step takes milliseconds."""
-  config.dataset = tiny_npz
-  config.model.update(
-    image_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2
-  )
-  config.update(epochs=3, batch_size=16, tensorboard=False, log_every_steps=2)
-  config.update(evaluate_every_epochs=1, checkpoint_every_steps=2)
-  config.update(evaluate_batch_size=16)
-  config.optim.warmup_epochs = 1
-  return config
+TINY = {
+  "vit": {"patch_size": 4, "depth": 2, "num_heads": 2},
+  "swin": {"patch_size": 2, "depths": (2, 1), "num_heads": (1, 2)}
+  | {"window_size": 2},
+  "cait": {"patch_size": 4, "depth": 2, "num_heads": 2}
+  | {"depth_token_only": 1, "layer_scale_init": 0.1},
+}
 
 
 @pytest.fixture
-def pretrain_tiny(tiny_npz):
-  """A pretraining of 9 steps on the tiny set."""
-  config = tiny(pretrain_recipe.get_config("vit,cifar10"), tiny_npz)
-  config.head.update(out_dim=16, hidden_dim=8, bottleneck_dim=8)
-  config.views.update(global_size=8, local_size=4, local_views=2)
-  return config
+def make_tiny(tiny_npz):
+  """(stage, arch) -> a recipe of 9 steps on the tiny set, milliseconds each."""
+  recipes = {"pretrain": pretrain_recipe, "finetune": finetune_recipe}
+
+  def make(stage, arch):
+    config = recipes[stage].get_config(f"{arch},cifar10")
+    config.dataset = tiny_npz
+    config.model.update(image_size=8, embed_dim=8, **TINY[arch])
+    config.update(epochs=3, batch_size=16, tensorboard=False)
+    config.update(evaluate_every_epochs=1, checkpoint_every_steps=2)
+    config.update(evaluate_batch_size=16, log_every_steps=2)
+    config.optim.warmup_epochs = 1
+    if stage == "pretrain":
+      config.head.update(out_dim=16, hidden_dim=8, bottleneck_dim=8)
+      config.views.update(global_size=8, local_size=4, local_views=2)
+    else:
+      config.augment.update(autoaugment="", crop_padding=1)
+    return config
+
+  return make
 
 
 @pytest.fixture
-def finetune_tiny(tiny_npz):
-  """A fine-tuning of 9 steps on the tiny set, without AutoAugment."""
-  config = tiny(finetune_recipe.get_config("vit,cifar10"), tiny_npz)
-  config.augment.update(autoaugment="", crop_padding=1)
-  return config
+def pretrain_tiny(make_tiny):
+  """A pretraining of ViT on the tiny set."""
+  return make_tiny("pretrain", "vit")
+
+
+@pytest.fixture
+def finetune_tiny(make_tiny):
+  """A fine-tuning of ViT on the tiny set, without AutoAugment."""
+  return make_tiny("finetune", "vit")

@@ -97,6 +97,34 @@ def test_resuming_ends_with_the_same_bits(stage, request, tmp_path):
   assert ours == expected
 
 
+@pytest.mark.parametrize("arch", ["swin", "cait"])
+def test_both_stages_of_other_architectures(arch, make_tiny, tmp_path):
+  """Stopped and resumed as in one go; the second starts from the first."""
+  pretraining, tuning = (make_tiny(s, arch) for s in ("pretrain", "finetune"))
+  tuning.init_from = str(tmp_path / "whole_pretrain")
+  for run, config in ((pretrain.run, pretraining), (finetune.run, tuning)):
+    whole = run(config, tmp_path / f"whole_{config.stage}")
+    for stop in (4, 0):
+      with config.unlocked():
+        config.max_steps = stop
+      parts = run(config, tmp_path / config.stage)
+    assert parts["state_sha256"] == whole["state_sha256"]
+    with config.unlocked():
+      config.max_steps = 0
+  assert whole["step"] == 9
+
+
+@pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
+def test_training_with_locality(arch, make_tiny, tmp_path):
+  config = make_tiny("finetune", arch)
+  config.model.locality = "spt+lsa"
+  config.mix.probability = 0.0
+  config.update(epochs=10, evaluate_every_epochs=10, checkpoint_every_steps=30)
+  finetune.run(config, tmp_path)
+  losses = [line["loss"] for line in metrics.read(tmp_path)]
+  assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
 def test_checkpoints_that_are_kept(finetune_tiny, tmp_path):
   finetune_tiny.update(keep_last=1, keep_every_epochs=2)
   finetune.run(finetune_tiny, tmp_path)
@@ -265,6 +293,41 @@ def test_values_that_make_no_sense(finetune_tiny, tmp_path, changes, words):
   with pytest.raises(UserError, match=words):
     finetune.run(finetune_tiny, tmp_path)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize(
+  ("arch", "changes", "words"),
+  [
+    ("vit", {"image_size": 10}, "=10 is not a multiple of model.patch_size=4"),
+    ("swin", {"image_size": 6}, "3 patches of 2 pixels a side, which 2"),
+    ("swin", {"window_size": 5}, "window_size=5 is larger than the first"),
+    ("swin", {"depths": (2, 0)}, r"model.depths=\(2, 0\) has to be at least 1"),
+    ("cait", {"num_heads": 3}, "3 heads do not divide a width of 8"),
+    ("cait", {"locality": "both"}, "model.locality='both' is unknown"),
+    ("cait", {"drop_path_rate": 1.0}, "model.drop_path_rate=1.0"),
+  ],
+)
+def test_models_that_make_no_sense(
+  stage, arch, changes, words, make_tiny, tmp_path, monkeypatch
+):
+  """They are refused before data is read, and before anything compiles."""
+  monkeypatch.setattr(loop, "open_data", None)
+  config = make_tiny(stage, arch)
+  config.model.update(changes)
+  if stage == "pretrain":
+    config.views.update(global_size=8, local_size=4)
+  run = {"pretrain": pretrain.run, "finetune": finetune.run}[stage]
+  with pytest.raises(UserError, match=words):
+    run(config, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_dense_relative_localization_is_not_for_cait(make_tiny, tmp_path):
+  config = make_tiny("finetune", "cait")
+  config.drloc.enabled = True
+  with pytest.raises(UserError, match="is for vit and swin, not for cait"):
+    finetune.run(config, tmp_path)
 
 
 @pytest.mark.parametrize(

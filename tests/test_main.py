@@ -4,10 +4,11 @@ import pathlib
 
 import pytest
 
-from vit_ssl_jax import main
+from vit_ssl_jax import main, models
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = "--config=configs/pretrain.py:vit,digits"
+PAPER = {"vit": 2_697_610, "swin": 7_048_612, "cait": 8_053_450}
 # ml_collections loads a config file with a function that is being retired.
 pytestmark = pytest.mark.filterwarnings(
   "ignore:the load_module:DeprecationWarning"
@@ -45,6 +46,24 @@ def test_one_sentence(argv, words, capsys, monkeypatch):
   assert "\n" not in error
 
 
+@pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
+@pytest.mark.parametrize("recipe", ["pretrain", "finetune"])
+def test_recipe_of_every_architecture(recipe, arch):
+  config = main.load_recipe([f"--config=configs/{recipe}.py:{arch},cifar10"])
+  model = models.from_config(config, num_classes=10)
+  assert models.count(model) == PAPER[arch]
+
+
+def test_several_stages_on_the_command_line(monkeypatch):
+  argv = [
+    "main.py", "--workdir=A", "--config=configs/pretrain.py:swin,cifar10",
+    "--config.model.depths=(2, 4)", "--config.model.num_heads=(3, 6)",
+  ]  # fmt: skip
+  monkeypatch.setattr("sys.argv", argv)
+  main.parse(argv)
+  assert main.FLAGS.config.model.depths == (2, 4)
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["--help", RECIPE]])
 def test_help(argv, capsys):
   with pytest.raises(SystemExit) as stop:
@@ -52,4 +71,6 @@ def test_help(argv, capsys):
   assert stop.value.code == 0
   text = capsys.readouterr().out
   assert "--workdir" in text
+  for baseline in ("no --config.init_from", "model.locality=spt+lsa", "drloc"):
+    assert baseline in text
   assert ("learning_rate" in text) == (RECIPE in argv)
