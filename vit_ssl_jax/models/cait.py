@@ -118,14 +118,16 @@ class TalkingHeadsAttention(nn.Module):
     B, _, D = x.shape
     qkv = layers.linear(3 * D, self.dtype, "qkv")(x)
     scale = query_scale(self, D, self.local)
-    before = MixHeads(self.num_heads, self.dtype, name="proj_l")
+    before = MixHeads(self.num_heads, jnp.float32, name="proj_l")
     after = MixHeads(self.num_heads, self.dtype, name="proj_w")
     outs, attention = [], None
     for part, (V, N) in zip(split(qkv, self.groups), self.groups, strict=True):
       part = part.reshape(B * V, N, 3, self.num_heads, -1)
       q, k, v = part.transpose(2, 0, 3, 1, 4)
-      scores = before(jnp.einsum("bhnd,bhmd->bhnm", q * scale, k))
-      scores = scores.astype(jnp.float32)
+      scores = jnp.einsum(
+        "bhnd,bhmd->bhnm", q * scale, k, preferred_element_type=jnp.float32
+      )
+      scores = before(scores)
       if self.local:
         scores += diagonal_mask(N)[None, None]
       weights = jax.nn.softmax(scores)
