@@ -43,9 +43,10 @@ def get_config(arg=""):
   config.drloc = ml_collections.ConfigDict(
     {
       "enabled": False,
-      # As its authors chose for Swin (0.5) and for others (0.1).
+      # As its authors chose for Swin; for T2T and CvT they chose 0.1, and for
+      # ViT they give none.
       "weight": 0.5 if arch == "swin" else 0.1,
-      "pairs": 32,  # of tokens, in each image
+      "pairs": 64,  # of tokens, in each image
     }
   )
   config.mix = ml_collections.ConfigDict(

@@ -29,10 +29,11 @@ def test_pairs_and_head_against_one_image_at_a_time():
   params = jax.tree.map(lambda x: 5 * x + 0.1, params)
   key = jax.random.key(2)
   ours = finetune.localization(params, grid, key, pairs)
-  first, second = drawn(key, B, pairs, h, w)
+  first, second = finetune.sample_pairs(key, B, pairs, (h, w))
   errors = []
   for b in range(B):
-    for (i, j), (k, m) in zip(first[b], second[b], strict=True):
+    places = np.asarray(first[b]), np.asarray(second[b])
+    for (i, j), (k, m) in zip(*places, strict=True):
       x = np.concatenate([grid[b, i, j], grid[b, k, m]])
       for name in ("fc1", "fc2", "fc3"):
         x = x @ params[name]["kernel"] + params[name]["bias"]
@@ -41,16 +42,9 @@ def test_pairs_and_head_against_one_image_at_a_time():
   np.testing.assert_allclose(ours, np.mean(errors), rtol=1e-4)
 
 
-def drawn(key, B, pairs, h, w):
-  """The pairs' positions as `finetune.localization` draws them."""
-  ends = np.array((h, w))[None, None, None]
-  first, second = jax.random.randint(key, (2, B, pairs, 2), 0, ends)
-  return np.asarray(first), np.asarray(second)
-
-
 def test_pairs_cover_the_grid():
-  first, second = drawn(jax.random.key(0), 4, 500, 2, 3)
-  for positions in (first, second):
+  pairs = finetune.sample_pairs(jax.random.key(0), 4, 500, (2, 3))
+  for positions in np.asarray(pairs):
     counts = np.unique(positions.reshape(-1, 2), axis=0, return_counts=True)[1]
     assert len(counts) == 6
     assert counts.min() > 0.7 * counts.max()

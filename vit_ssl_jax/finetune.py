@@ -50,6 +50,22 @@ def make_schedule(config, steps_per_epoch):
   )
 
 
+def sample_pairs(key, batch, pairs, grid):
+  """Positions of random pairs of tokens.
+
+  Args:
+    key: PRNG key.
+    batch: B.
+    pairs: M, how many pairs of each image.
+    grid: (h, w) the number of rows and of columns.
+
+  Returns:
+    Two (B, M, 2) of rows and columns, independent and uniform.
+  """
+  ends = jnp.asarray(grid)[None, None, None]
+  return jax.random.randint(key, (2, batch, pairs, 2), 0, ends)
+
+
 def localization(params, grid, key, pairs):
   """The loss of dense relative localisation on random pairs of tokens.
 
@@ -63,13 +79,15 @@ def localization(params, grid, key, pairs):
     A scalar.
   """
   B, h, w, D = grid.shape
-  ends = jnp.asarray((h, w))[None, None, None]
-  first, second = jax.random.randint(key, (2, B, pairs, 2), 0, ends)
+  first, second = sample_pairs(key, B, pairs, (h, w))
   tokens = grid.reshape(B, h * w, D)
 
   def at(place):
-    index = place[..., 0] * w + place[..., 1]
-    return jnp.take_along_axis(tokens, index[..., None], axis=1)
+    # A product, for its gradient adds up in the same order every time.
+    chosen = jax.nn.one_hot(place[..., 0] * w + place[..., 1], h * w)
+    return jnp.einsum(
+      "bmn,bnd->bmd", chosen, tokens, precision=jax.lax.Precision.HIGHEST
+    )
 
   both = jnp.concatenate([at(first), at(second)], -1)
   offsets = models.OffsetHead().apply({"params": params}, both)
@@ -187,8 +205,8 @@ def read_backbone(config, model):
   if not config.init_from:
     return {}
   state, source = checkpoints.read(config.init_from)
-  for key in ("name", "num_heads"):  # of which the latter shows in no shape
-    theirs, ours = source["model"][key], config.model[key]
+  for key in ("name", "num_heads", "locality"):
+    theirs, ours = source["model"].get(key, ""), config.model[key]
     if not np.array_equal(theirs, ours):
       raise UserError(
         f"init_from={config.init_from} was trained with model.{key}={theirs}"

@@ -1,6 +1,7 @@
 """CaiT (Touvron et al., 2021, "Going deeper with Image Transformers")."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -21,6 +22,9 @@ from vit_ssl_jax.models.backbone import Backbone
 
 class CaiT(Backbone):
   """Self-attention among patches, then class attention, with LayerScale.
+
+  For small views the paper's code cuts the position embeddings off; here they
+  are resized, as the paper's text has it (section 3.1).
 
   Its features are the class token's. All blocks of patches have the same drop
   path rate, the class-attention blocks have none and an MLP ratio of 4. In
@@ -78,8 +82,10 @@ class CaiT(Backbone):
       self.dtype,
       name="blocks",
     )
-    x, among_patches = blocks(join(tokens), masks, return_attention)
-    token = jnp.broadcast_to(token, (B, len(views), D)).astype(x.dtype)
+    # In half precision x + 1e-5 y would be x: LayerScale needs float32 sums.
+    x = join(tokens).astype(jnp.float32)
+    x, among_patches = blocks(x, masks, return_attention)
+    token = jnp.broadcast_to(token, (B, len(views), D))
     blocks = layers.scan(ClassBlock, self.depth_token_only, False)(
       functools.partial(ClassAttention, *options),
       self.layer_scale_init,
@@ -147,6 +153,7 @@ class MixHeads(nn.Module):
 
   @nn.compact
   def __call__(self, x):
+    """(B, heads, N, M) -> (B, heads, N, M)."""
     init = nn.initializers.normal(0.02)
     shape = (self.num_heads, self.num_heads)
     kernel = self.param("kernel", init, shape).astype(self.dtype)
@@ -164,7 +171,7 @@ class ClassBlock(nn.Module):
     dtype: type of the arithmetic.
   """
 
-  attention: functools.partial
+  attention: Callable[..., nn.Module]
   layer_scale_init: float
   dtype: jnp.dtype
 
