@@ -161,7 +161,7 @@ def test_window_attention_of_swin(shift):
 
 def test_merging_of_swin():
   batch = images(2, 4, 2)
-  module = swin.Merge(((1, 4, 4),), True, np.float32)
+  module = swin.PatchMerging(((1, 4, 4),), True, np.float32)
   params, ours = run(module, batch.reshape(2, 16, 2))
   assert ours.shape == (2, 4, 4)
   for image, merged in zip(batch, ours, strict=True):

@@ -255,6 +255,7 @@ def test_finetuning_starts_from_the_teacher(
     ),
     ({"depth": 3}, "blocks.attn.proj.bias has shape"),
     ({"num_heads": 4}, "was trained with model.num_heads=2 and not 4"),
+    ({"locality": "lsa"}, "was trained with model.locality='' and not 'lsa'"),
   ],
 )
 def test_init_from_another_model(
@@ -300,9 +301,12 @@ def test_values_that_make_no_sense(finetune_tiny, tmp_path, changes, words):
   ("arch", "changes", "words"),
   [
     ("vit", {"image_size": 10}, "=10 is not a multiple of model.patch_size=4"),
-    ("swin", {"image_size": 6}, "3 patches of 2 pixels a side, which 2"),
+    ("swin", {"image_size": 6}, "makes 3 patches a side"),
     ("swin", {"window_size": 5}, "window_size=5 is larger than the first"),
-    ("swin", {"depths": (2, 0)}, r"model.depths=\(2, 0\) has to be at least 1"),
+    ("swin", {"depths": (2, 0)}, r"model.depths=\(2, 0\) has to be whole"),
+    ("swin", {"num_heads": (1, 0)}, r"num_heads=\(1, 0\) has to be whole"),
+    ("vit", {"patch_size": 0}, "patch_size=0 has to be a whole number"),
+    ("vit", {"mlp_ratio": 0.0}, "mlp_ratio=0.0 leaves an MLP without"),
     ("cait", {"num_heads": 3}, "3 heads do not divide a width of 8"),
     ("cait", {"locality": "both"}, "model.locality='both' is unknown"),
     ("cait", {"drop_path_rate": 1.0}, "model.drop_path_rate=1.0"),
@@ -315,8 +319,6 @@ def test_models_that_make_no_sense(
   monkeypatch.setattr(loop, "open_data", None)
   config = make_tiny(stage, arch)
   config.model.update(changes)
-  if stage == "pretrain":
-    config.views.update(global_size=8, local_size=4)
   run = {"pretrain": pretrain.run, "finetune": finetune.run}[stage]
   with pytest.raises(UserError, match=words):
     run(config, tmp_path)

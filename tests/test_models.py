@@ -186,6 +186,30 @@ def test_half_precision_stays_near(small):
   assert np.abs(near - exact).max() < 0.03 * np.abs(exact).max() + 0.01
 
 
+def test_half_precision_keeps_what_layer_scale_makes_small():
+  """At first each branch adds a hundred-thousandth of itself."""
+  model = models.build(
+    "cait", image_size=16, embed_dim=16, depth=6, layer_scale_init=1e-5
+  )
+  params = models.init(model, jax.random.key(0))
+  images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
+
+  def varies(model):
+    """Of the features what differs between images."""
+    method = functools.partial(model.apply, method="features")
+    x = np.asarray(jax.jit(method)({"params": params}, images))
+    return x - x.mean(0)
+
+  exact, near = varies(model), varies(model.clone(dtype=jnp.bfloat16))
+  assert np.linalg.norm(near - exact) < 0.1 * np.linalg.norm(exact)
+
+
+def test_images_that_patches_do_not_divide(small):
+  model, params = small
+  with pytest.raises(UserError, match="images of 15 x 16 pixels cannot be cut"):
+    model.apply({"params": params}, jnp.ones((1, 15, 16, 3)))
+
+
 def test_resizing_positions_keeps_what_it_must():
   same = jax.random.normal(jax.random.key(0), (1, 16, 3))
   ours = patches.resize_position_embedding(same, (4, 4), (4, 4))
@@ -231,9 +255,11 @@ def test_sizes_that_do_not_fit(sizes, words):
   [
     (
       {"image_size": 36},
-      "18 patches of 2 pixels a side, which 3 stages",
+      r"makes 18 patches a side \(model.patch_size=2\); 3 stages need a mul",
     ),
     ({"window_size": 17}, "larger than the first stage of 16 patches a side"),
+    ({"num_heads": 3}, "num_heads=3 has to be whole numbers, one for each"),
+    ({"depths": (2, 6.0, 4)}, r"depths=\(2, 6.0, 4\) has to be whole numbers"),
     ({"num_heads": (3, 5, 12)}, "5 heads do not divide a width of 192"),
     ({"depths": (2, 2)}, "have to be equally long"),
     ({"locality": "lsa+spt"}, "'spt\\+lsa'"),

@@ -11,10 +11,6 @@ def common(config):
     positive(config, key)
   for key in ("evaluate_every_epochs", "checkpoint_every_steps"):
     positive(config, key)
-  for key, given in config.model.items():
-    for number in given if isinstance(given, tuple | list) else [given]:
-      if isinstance(number, int) and number < 1:
-        raise UserError(f"model.{key}={given} has to be at least 1")
   share(config, "model.drop_path_rate")
   positive(config, "evaluate_batch_size")
   for key in ("keep_every_epochs", "optim.warmup_epochs", "seed"):

@@ -209,8 +209,8 @@ def read_backbone(config, model):
     theirs, ours = source["model"].get(key, ""), config.model[key]
     if not np.array_equal(theirs, ours):
       raise UserError(
-        f"init_from={config.init_from} was trained with model.{key}={theirs}"
-        f" and not {ours}"
+        f"init_from={config.init_from} was trained with model.{key}={theirs!r}"
+        f" and not {ours!r}"
       )
   given = (
     state["teacher"]["backbone"] if "teacher" in state else state["params"]
@@ -250,6 +250,7 @@ def run(config, workdir):
   Raises:
     UserError: something given does not fit; the message says what.
   """
+  backbone_model = models.from_config(config, num_classes=0)
   check(config)
   mesh = sharding.make_mesh(config.mesh.fsdp, config.batch_size)
   workdirs.check(config, workdir)
@@ -257,7 +258,7 @@ def run(config, workdir):
   # from its own checkpoint no longer needs where it came from.
   backbone = {}
   if not checkpoints.any_in(workdir):
-    backbone = read_backbone(config, models.from_config(config, num_classes=0))
+    backbone = read_backbone(config, backbone_model)
   dataset, source = loop.open_data(config, mesh)
   model = models.from_config(config, num_classes=len(dataset.classes))
   learning_rate = make_schedule(config, source.steps_per_epoch)

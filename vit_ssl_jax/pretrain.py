@@ -228,10 +228,10 @@ def run(config, workdir):
   Raises:
     UserError: something given does not fit; the message says what.
   """
+  model = models.from_config(config, num_classes=0)
   check(config)
   workdirs.check(config, workdir)
   mesh = sharding.make_mesh(config.mesh.fsdp, config.batch_size)
-  model = models.from_config(config, num_classes=0)
   head = models.ProjectionHead(**config.head, dtype=model.dtype)
   dataset, source = loop.open_data(config, mesh)
   tables = make_schedules(config, source.steps_per_epoch)

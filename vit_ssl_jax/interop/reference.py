@@ -24,7 +24,8 @@ def to_torch(params, model, layout="reference"):
   Args:
     params: parameters of `model`, as `model.init` made them.
     model: a model of `models.build`, or a `models.ProjectionHead`.
-    layout: "reference", the paper's own PyTorch classes.
+    layout: "reference", the paper's own PyTorch classes; what locality adds to
+      a model has no counterpart there, and keeps the name it has here.
 
   Returns:
     A dict from name to NumPy array: float32, and int64 for Swin's constant

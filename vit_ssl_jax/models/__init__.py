@@ -48,8 +48,8 @@ def build(name, **sizes):
   for size in sizes:
     if size not in known:
       near = difflib.get_close_matches(size, known, 1)
-      hint = f"did you mean {near[0]!r}" if near else ", ".join(known)
-      raise UserError(f"{name} has no size {size!r}: {hint}")
+      hint = f"did you mean {near[0]!r}?" if near else ", ".join(known)
+      raise UserError(f"{name} has no size model.{size}: {hint}")
   model = architecture(
     **{k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
   )

@@ -96,9 +96,9 @@ def query_scale(module, width, learned, axes=4):
   if not learned:
     return scale
   init = nn.initializers.constant(scale)
-  learned = module.param("inverse_temperature", init, (module.num_heads,))
+  scales = module.param("inverse_temperature", init, (module.num_heads,))
   shape = (1,) * (axes - 3) + (module.num_heads, 1, 1)
-  return learned.astype(module.dtype).reshape(shape)
+  return scales.astype(module.dtype).reshape(shape)
 
 
 def diagonal_mask(size):

@@ -1,5 +1,8 @@
 """What all architectures share: their sizes and their methods."""
 
+import dataclasses
+import numbers
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +13,29 @@ from vit_ssl_jax.models import layers, patches
 LOCALITIES = ("", "spt", "lsa", "spt+lsa")
 
 
+def check_whole(name, kind, value):
+  """Raises a UserError where a size is not the whole number it has to be."""
+  if kind not in (int, tuple[int, ...]):
+    return
+  least = int(name != "num_classes")
+
+  def is_whole(x):
+    number = isinstance(x, numbers.Integral) and not isinstance(x, bool)
+    return number and x >= least
+
+  if kind is int:
+    fits, what = is_whole(value), "a whole number"
+  else:
+    fits = isinstance(value, tuple) and value and all(map(is_whole, value))
+    what = "whole numbers, one for each stage,"
+  if not fits:
+    raise UserError(f"model.{name}={value} has to be {what} at least {least}")
+
+
 class Backbone(nn.Module):
   """An architecture: images to features, and to logits if it has classes.
 
-  An architecture defines `num_features`, `depth_total`, `drop_path_rates` and
+  An architecture defines `num_features`, `num_blocks`, `drop_path_rates` and
   `encode`.
 
   Attributes:
@@ -84,9 +106,9 @@ class Backbone(nn.Module):
     Raises:
       UserError: there is no such block.
     """
-    if not -self.depth_total <= block < self.depth_total:
+    if not -self.num_blocks <= block < self.num_blocks:
       raise UserError(
-        f"there is no block {block}: the model has {self.depth_total}"
+        f"there is no block {block}: the model has {self.num_blocks}"
       )
     every = self.encode([images[:, None]], False, return_attention=True)[2]
     return every[block]
@@ -97,7 +119,7 @@ class Backbone(nn.Module):
     Args:
       groups: as in `features_of_views`.
       train: whether drop path is active.
-      return_attention: whether to return the first view's attention.
+      return_attention: whether to return the first group's attention.
 
     Returns:
       Features (B, sum of V, num_features), float32; for each group the
@@ -112,8 +134,19 @@ class Backbone(nn.Module):
     return self.image_size // self.patch_size
 
   def grid(self, images):
-    """Patches along the height and the width of images (..., H, W, C)."""
-    return tuple(size // self.patch_size for size in images.shape[-3:-1])
+    """Patches along the height and the width of images (..., H, W, C).
+
+    Raises:
+      UserError: the patch does not divide the images.
+    """
+    H, W = images.shape[-3:-1]
+    p = self.patch_size
+    if H % p or W % p or not H or not W:
+      raise UserError(
+        f"images of {H} x {W} pixels cannot be cut into patches of"
+        f" {p} x {p} (model.patch_size={p})"
+      )
+    return H // p, W // p
 
   def has(self, part):
     """Whether locality has "spt" or "lsa"."""
@@ -133,11 +166,11 @@ class Backbone(nn.Module):
       dtype=self.dtype, name="patch_embed",
     )  # fmt: skip
     for images in groups:
-      x = project(images.reshape(-1, *images.shape[2:]))
-      x = x.reshape(*images.shape[:2], *x.shape[1:])
       resized = patches.resize_position_embedding(
         positions, (self.side, self.side), self.grid(images)
       )
+      x = project(images.reshape(-1, *images.shape[2:]))
+      x = x.reshape(*images.shape[:2], *x.shape[1:])
       yield x + resized[None].astype(x.dtype)
 
   def drop_path(self, batch_and_views, train):
@@ -153,6 +186,12 @@ class Backbone(nn.Module):
 
   def check(self):
     """Raises a UserError where sizes do not fit together."""
+    for field in dataclasses.fields(self):
+      check_whole(field.name, field.type, getattr(self, field.name))
+    if not self.embed_dim * self.mlp_ratio >= 1:
+      raise UserError(
+        f"model.mlp_ratio={self.mlp_ratio} leaves an MLP without a hidden unit"
+      )
     if self.locality not in LOCALITIES:
       known = ", ".join(map(repr, LOCALITIES))
       raise UserError(

@@ -50,7 +50,7 @@ class CaiT(Backbone):
     return self.embed_dim
 
   @property
-  def depth_total(self):
+  def num_blocks(self):
     return self.depth + self.depth_token_only
 
   @property

@@ -1,4 +1,4 @@
-"""Layers that the architectures share: linear maps, attention, MLP, drop path.
+"""Layers that the architectures share: linear maps, MLP, blocks, drop path.
 
 Parameters are float32. `dtype` is the type that the layers compute in;
 normalisation statistics and softmax stay in float32 whatever it is.

@@ -40,12 +40,12 @@ class SwinTransformer(Backbone):
     return self.embed_dim * 2 ** (len(self.depths) - 1)
 
   @property
-  def depth_total(self):
+  def num_blocks(self):
     return sum(self.depths)
 
   @property
   def drop_path_rates(self):
-    return self.linear_drop_path(self.depth_total)
+    return self.linear_drop_path(self.num_blocks)
 
   def check(self):
     super().check()
@@ -58,9 +58,9 @@ class SwinTransformer(Backbone):
       self.check_heads(self.embed_dim * 2**stage, heads)
     if self.side % 2 ** (len(self.depths) - 1):
       raise UserError(
-        f"model.image_size={self.image_size} has {self.side} patches of"
-        f" {self.patch_size} pixels a side, which {len(self.depths)} stages"
-        f" cannot halve {len(self.depths) - 1} times"
+        f"model.image_size={self.image_size} makes {self.side} patches a side"
+        f" (model.patch_size={self.patch_size}); {len(self.depths)} stages need"
+        f" a multiple of {2 ** (len(self.depths) - 1)}"
       )
     if self.window_size > self.side:
       raise UserError(
@@ -71,6 +71,7 @@ class SwinTransformer(Backbone):
   @nn.compact
   def encode(self, groups, train, return_attention=False):
     """As in `Backbone`."""
+    sizes = tuple((images.shape[1], *self.grid(images)) for images in groups)
     embed = patches.PatchEmbed(
       self.patch_size,
       self.embed_dim,
@@ -87,7 +88,6 @@ class SwinTransformer(Backbone):
         for images in groups
       ]
     )
-    sizes = tuple((images.shape[1], *self.grid(images)) for images in groups)
     masks = self.drop_path((len(x), sum(V for V, *_ in sizes)), train)
     attentions = []
     for stage, depth in enumerate(self.depths):
@@ -102,7 +102,7 @@ class SwinTransformer(Backbone):
       attentions += every
       if stage + 1 < len(self.depths):
         name = f"downsample_{stage}"
-        x = Merge(sizes, self.has("spt"), self.dtype, name=name)(x)
+        x = PatchMerging(sizes, self.has("spt"), self.dtype, name=name)(x)
         sizes = tuple((V, -(-H // 2), -(-W // 2)) for V, H, W in sizes)
     parts = split(x, token_counts(sizes))
     grids = [
@@ -180,7 +180,7 @@ class Pair(nn.Module):
     return x, (a, b)
 
 
-class Merge(nn.Module):
+class PatchMerging(nn.Module):
   """Patch merging: 2 x 2 tokens become one of twice the width.
 
   With shifted patch tokenisation instead, tokens are seen together with four

@@ -31,7 +31,7 @@ class VisionTransformer(Backbone):
     return self.embed_dim
 
   @property
-  def depth_total(self):
+  def num_blocks(self):
     return self.depth
 
   @property

@@ -123,8 +123,8 @@ def attention_maps(config, params, images):
     images: (B, H, W, 3) uint8.
 
   Returns:
-    (B, rows, columns) float32, which sums to 1 with the class token's own
-    share.
+    (B, rows, columns) float32, which sums to 1 together with what the class
+    token keeps for itself.
   """
   model = models.from_config(config, num_classes=0)
   x = views.evaluation_view(jnp.asarray(images), config.mean, config.std)
