@@ -28,7 +28,7 @@ from vit_ssl_jax.report import pictures, tables
 
 FRACTIONS = (1.0, 0.1)
 # How the time divides, to say how much is left: pretraining, then each
-# fine-tuning; measured on two cores.
+# fine-tuning; measured with ViT on two cores.
 SHARES = {"pretrain": 0.75, 1.0: 0.08, 0.1: 0.04}
 
 
