@@ -205,7 +205,7 @@ def test_talking_heads_of_cait():
 
 def test_class_attention_learns_its_temperature_and_masks_nothing():
   heads, N, D = 2, 3, 4
-  module = cait.ClassAttention(heads, ((1, N),), True, np.float32)
+  module = cait.ClassAttention(heads, ((1, 1 + N),), True, np.float32)
   rng = np.random.default_rng(4)
   both = rng.standard_normal((1, 1 + N, D)).astype(np.float32)
   params, (ours, _) = run(module, both)

@@ -13,25 +13,6 @@ from vit_ssl_jax.models import layers, patches
 LOCALITIES = ("", "spt", "lsa", "spt+lsa")
 
 
-def check_whole(name, kind, value):
-  """Raises a UserError where a size is not the whole number it has to be."""
-  if kind not in (int, tuple[int, ...]):
-    return
-  least = int(name != "num_classes")
-
-  def is_whole(x):
-    number = isinstance(x, numbers.Integral) and not isinstance(x, bool)
-    return number and x >= least
-
-  if kind is int:
-    fits, what = is_whole(value), "a whole number"
-  else:
-    fits = isinstance(value, tuple) and value and all(map(is_whole, value))
-    what = "whole numbers, one for each stage,"
-  if not fits:
-    raise UserError(f"model.{name}={value} has to be {what} at least {least}")
-
-
 class Backbone(nn.Module):
   """An architecture: images to features, and to logits if it has classes.
 
@@ -215,3 +196,22 @@ class Backbone(nn.Module):
         f"model.num_heads={self.num_heads}: {heads} heads do not divide a width"
         f" of {width} (model.embed_dim={self.embed_dim})"
       )
+
+
+def check_whole(name, kind, value):
+  """Raises a UserError where a size is not the whole number it has to be."""
+  if kind not in (int, tuple[int, ...]):
+    return
+  least = int(name != "num_classes")
+
+  def is_whole(x):
+    number = isinstance(x, numbers.Integral) and not isinstance(x, bool)
+    return number and x >= least
+
+  if kind is int:
+    fits, what = is_whole(value), "a whole number"
+  else:
+    fits = isinstance(value, tuple) and value and all(map(is_whole, value))
+    what = "whole numbers, one for each stage,"
+  if not fits:
+    raise UserError(f"model.{name}={value} has to be {what} at least {least}")

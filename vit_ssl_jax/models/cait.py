@@ -1,7 +1,6 @@
 """CaiT (Touvron et al., 2021, "Going deeper with Image Transformers")."""
 
 import functools
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -73,9 +72,9 @@ class CaiT(Backbone):
     views = tuple(N for V, N in sizes for _ in range(V))
     B = len(tokens[0])
     masks = self.drop_path((B, len(views)), train)
-    options = (self.num_heads, sizes, self.has("lsa"), self.dtype)
+    options = (self.num_heads, sizes, self.has("lsa"))
     blocks = layers.scan(layers.Block, self.depth, masks is not None)(
-      functools.partial(TalkingHeadsAttention, *options),
+      functools.partial(TalkingHeadsAttention, *options, self.dtype),
       self.mlp_ratio,
       views,
       self.layer_scale_init,
@@ -87,10 +86,7 @@ class CaiT(Backbone):
     x, among_patches = blocks(x, masks, return_attention)
     token = jnp.broadcast_to(token, (B, len(views), D))
     blocks = layers.scan(ClassBlock, self.depth_token_only, False)(
-      functools.partial(ClassAttention, *options),
-      self.layer_scale_init,
-      self.dtype,
-      name="blocks_token_only",
+      *options, self.layer_scale_init, self.dtype, name="blocks_token_only"
     )
     token, of_class = blocks(token, x, return_attention)
     features = layers.LayerNorm(name="norm")(token)
@@ -166,12 +162,16 @@ class ClassBlock(nn.Module):
   """The class token looks at the patches; one step of a scan.
 
   Attributes:
-    attention: makes the attention module, given its name.
+    num_heads: attention heads.
+    groups: how the patches' tokens are made up: (V, N) for V views of N.
+    local: locality self-attention (Lee et al., 2021, section 3.2).
     layer_scale_init: as in `Block`.
     dtype: type of the arithmetic.
   """
 
-  attention: Callable[..., nn.Module]
+  num_heads: int
+  groups: tuple[tuple[int, int], ...]
+  local: bool
   layer_scale_init: float
   dtype: jnp.dtype
 
@@ -187,9 +187,17 @@ class ClassBlock(nn.Module):
       init = self.layer_scale_init
       return y * layers.layer_scale(self, index, init, y) if init else y
 
-    both = jnp.concatenate([token, x], 1)
+    first = split(token, [(V, 1) for V, _ in self.groups])
+    rest = split(x, self.groups)
+    both = join(
+      [jnp.concatenate(pair, 2) for pair in zip(first, rest, strict=True)]
+    )
+    groups = tuple((V, 1 + N) for V, N in self.groups)
     y = layers.LayerNorm(self.dtype, name="norm1")(both)
-    y, attention = self.attention(name="attn")(y, return_attention)
+    attend_to = ClassAttention(
+      self.num_heads, groups, self.local, self.dtype, name="attn"
+    )
+    y, attention = attend_to(y, return_attention)
     token = token + scaled(y, 0)
     y = layers.LayerNorm(self.dtype, name="norm2")(token)
     y = layers.Mlp(4 * y.shape[-1], self.dtype, name="mlp")(y)
@@ -199,8 +207,9 @@ class ClassBlock(nn.Module):
 class ClassAttention(nn.Module):
   """Attention of the class token alone (Touvron et al., 2021, section 3).
 
-  Attributes are those of `Attention`; locality self-attention learns the
-  temperature, and masks nothing.
+  Attributes are those of `Attention`, the first token of each view being its
+  class token; locality self-attention learns the temperature, and masks
+  nothing.
   """
 
   num_heads: int
@@ -209,41 +218,35 @@ class ClassAttention(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, both, return_attention=False):
-    """Class tokens of all views, then all patches, (B, V + T, D).
+  def __call__(self, x, return_attention=False):
+    """Tokens (B, T, D) of all views.
 
     Returns:
-      (B, V, D); the first group's attention (B · V, heads, 1, 1 + N), or None.
+      (B, V, D); the first group's attention (B · V, heads, 1, N), or None.
     """
-    B, _, D = both.shape
-    total = sum(V for V, _ in self.groups)
-    q = layers.linear(D, self.dtype, "q")(both[:, :total])
-    k = layers.linear(D, self.dtype, "k")(both)
-    v = layers.linear(D, self.dtype, "v")(both)
+    B, _, D = x.shape
+    views = [N for V, N in self.groups for _ in range(V)]
+    q = layers.linear(D, self.dtype, "q")(x[:, np.cumsum([0, *views])[:-1]])
+    k = layers.linear(D, self.dtype, "k")(x)
+    v = layers.linear(D, self.dtype, "v")(x)
     scale = query_scale(self, D, self.local)
-    of_class = [(V, 1) for V, _ in self.groups]
 
-    def of_views(x, groups):
-      """(B, T, D) -> for each group (B · V, heads, tokens, d)."""
-      return [
-        part.reshape(-1, part.shape[2], self.num_heads, D // self.num_heads)
-        .swapaxes(1, 2)
-        for part in split(x, groups)
-      ]  # fmt: skip
-
-    def with_class(x):
-      pairs = zip(
-        of_views(x[:, :total], of_class),
-        of_views(x[:, total:], self.groups),
-        strict=True,
+    def heads(part):
+      """(B, V, N, D) -> (B · V, heads, N, d)."""
+      N = part.shape[2]
+      return part.reshape(-1, N, self.num_heads, D // self.num_heads).swapaxes(
+        1, 2
       )
-      return [jnp.concatenate(pair, 2) for pair in pairs]
 
     outs, attention = [], None
-    for query, key, value in zip(
-      of_views(q, of_class), with_class(k), with_class(v), strict=True
+    for parts in zip(
+      split(q, [(V, 1) for V, _ in self.groups]),
+      split(k, self.groups),
+      split(v, self.groups),
+      strict=True,
     ):
-      query = query * scale
+      query, key, value = map(heads, parts)
+      query *= scale
       if return_attention and attention is None:
         weights, sums = attention_weights(query, key, None)
         attention = weights / sums
