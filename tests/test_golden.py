@@ -358,7 +358,9 @@ def test_pretrain_trajectory(golden_dir, name):
       ("head", "mlphead", head),
     )
   }
-  state = pretrain.init_state(model, head, optimizer, jax.random.key(0))
+  state = jax.jit(
+    lambda: pretrain.init_state(model, head, optimizer, jax.random.key(0))
+  )()
   state = state.replace(student=init, teacher=init)
   update = jax.jit(pretrain.make_update(config, model, head, optimizer, tables))
   loss, norm = [], []

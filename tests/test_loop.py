@@ -97,6 +97,7 @@ def test_resuming_ends_with_the_same_bits(stage, request, tmp_path):
   assert ours == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arch", ["swin", "cait"])
 def test_both_stages_of_other_architectures(arch, make_tiny, tmp_path):
   """Stopped and resumed as in one go; the second starts from the first."""

@@ -25,7 +25,9 @@ def train(config, mesh):
   _, source = loop.open_data(config, mesh)
   tables = pretrain.make_schedules(config, source.steps_per_epoch)
   optimizer = pretrain.make_optimizer(config, tables, source.steps_per_epoch)
-  state = pretrain.init_state(model, head, optimizer, jax.random.key(0))
+  state = jax.jit(
+    lambda: pretrain.init_state(model, head, optimizer, jax.random.key(0))
+  )()
   shardings = sharding.state_sharding(mesh, state)
   step = loop.compiled(
     pretrain.make_train_step(config, model, head, optimizer, tables),
