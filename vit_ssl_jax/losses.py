@@ -114,10 +114,10 @@ def classification(logits, targets, smoothing):
 
 
 def dense_relative_localization(offsets, first, second, grid):
-  """How wrongly the distance of two tokens is told (Liu et al., 2021, eq. 1-3).
+  """How wrongly the distance of two tokens is told (Liu et al., 2021).
 
-  The distance is the absolute one along either axis, as a share of the grid.
-  arXiv 2106.03746; the mean over both axes, as in its appendix A.
+  The distance is the absolute one along either axis, as a share of the grid,
+  and the error is the mean over both axes (arXiv 2106.03746).
 
   Args:
     offsets: (B, M, 2) predicted distances of M pairs, by rows and by columns.

@@ -45,6 +45,12 @@ def attention_weights(q, k, bias):
   return weights, jnp.sum(weights, -1, keepdims=True)
 
 
+def attention_map(q, k, bias):
+  """The softmax itself, (..., heads, N, M) float32, to look at."""
+  weights, total = attention_weights(q, k, bias)
+  return weights / total
+
+
 def attend_forward(q, k, v, bias):
   weights, total = attention_weights(q, k, bias)
   weights = weights.astype(v.dtype)
@@ -80,8 +86,8 @@ attend.defvjp(attend_forward, attend_backward)
 def query_scale(module, width, learned, axes=4):
   """What queries are multiplied by: 1 / √d, or a number learned per head.
 
-  The learned temperature is that of locality self-attention (Lee et al., 2021,
-  section 3.2). To be called from a compact method of `module`.
+  The learned temperature is that of locality self-attention (Lee et al., 2021).
+  To be called from a compact method of `module`.
 
   Args:
     module: the attention module, with num_heads and dtype.
@@ -102,7 +108,7 @@ def query_scale(module, width, learned, axes=4):
 
 
 def diagonal_mask(size):
-  """(N, N), so that no token attends to itself (Lee et al., 2021, eq. 8)."""
+  """(N, N), so that no token attends to itself (Lee et al., 2021)."""
   return MASKED * np.eye(size, dtype=np.float32)
 
 
@@ -127,13 +133,35 @@ def join(parts):
   return jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
 
 
+def over_views(qkv, groups, num_heads, attend_in_view):
+  """Lets tokens attend to those of their own view.
+
+  Args:
+    qkv: (B, T, 3 · D) queries, keys and values of the tokens of `groups`.
+    groups: as in `split`.
+    num_heads: attention heads.
+    attend_in_view: (q, k, v), each (B · V, heads, N, d) -> (B · V, heads, N, d)
+      and what is to be seen of the attention, or None.
+
+  Returns:
+    (B, T, D); what is to be seen of the first group's attention.
+  """
+  outs, seen = [], []
+  for part, (V, N) in zip(split(qkv, groups), groups, strict=True):
+    part = part.reshape(-1, N, 3, num_heads, part.shape[-1] // 3 // num_heads)
+    out, shown = attend_in_view(*part.transpose(2, 0, 3, 1, 4))
+    outs.append(out.transpose(0, 2, 1, 3).reshape(len(qkv), V, N, -1))
+    seen.append(shown)
+  return join(outs), seen[0]
+
+
 class Attention(nn.Module):
   """Multi-head self-attention (Vaswani et al., 2017, section 3.2).
 
   Attributes:
     num_heads: attention heads.
     groups: how the tokens are made up: (V, N) for V views of N tokens.
-    local: locality self-attention (Lee et al., 2021, section 3.2).
+    local: locality self-attention (Lee et al., 2021).
     dtype: type of the arithmetic.
   """
 
@@ -149,18 +177,15 @@ class Attention(nn.Module):
     Returns:
       (B, T, D); the first group's attention (B · V, heads, N, N), or None.
     """
-    B, _, D = x.shape
+    D = x.shape[-1]
     qkv = layers.linear(3 * D, self.dtype, "qkv")(x)
     scale = query_scale(self, D, self.local)
-    outs, attention = [], None
-    for part, (V, N) in zip(split(qkv, self.groups), self.groups, strict=True):
-      part = part.reshape(B * V, N, 3, self.num_heads, -1)
-      q, k, v = part.transpose(2, 0, 3, 1, 4)
+
+    def attend_in_view(q, k, v):
       q *= scale
-      bias = diagonal_mask(N)[None, None] if self.local else None
-      if return_attention and attention is None:
-        weights, total = attention_weights(q, k, bias)
-        attention = weights / total
-      out = attend(q, k, v, bias)
-      outs.append(out.transpose(0, 2, 1, 3).reshape(B, V, N, D))
-    return layers.linear(D, self.dtype, "proj")(join(outs)), attention
+      bias = diagonal_mask(q.shape[2])[None, None] if self.local else None
+      shown = attention_map(q, k, bias) if return_attention else None
+      return attend(q, k, v, bias), shown
+
+    out, shown = over_views(qkv, self.groups, self.num_heads, attend_in_view)
+    return layers.linear(D, self.dtype, "proj")(out), shown

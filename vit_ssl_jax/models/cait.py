@@ -9,10 +9,12 @@ import numpy as np
 
 from vit_ssl_jax.models import layers
 from vit_ssl_jax.models.attention import (
+  Attention,
   attend,
-  attention_weights,
+  attention_map,
   diagonal_mask,
   join,
+  over_views,
   query_scale,
   split,
 )
@@ -98,47 +100,36 @@ class CaiT(Backbone):
     return features, grids, attentions
 
 
-class TalkingHeadsAttention(nn.Module):
+class TalkingHeadsAttention(Attention):
   """Self-attention whose heads are mixed before and after the softmax.
 
-  (Shazeer et al., 2020.) Attributes are those of `Attention`; under locality
-  self-attention the diagonal is masked after the first mixing.
+  (Shazeer et al., 2020.) Under locality self-attention the diagonal is masked
+  after the first mixing.
   """
-
-  num_heads: int
-  groups: tuple[tuple[int, int], ...]
-  local: bool
-  dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x, return_attention=False):
-    """Tokens (B, T, D) attend to those of their own view.
-
-    Returns:
-      (B, T, D); the first group's attention (B · V, heads, N, N), or None.
-    """
-    B, _, D = x.shape
+    """As in `Attention`; what is returned is the softmax."""
+    D = x.shape[-1]
     qkv = layers.linear(3 * D, self.dtype, "qkv")(x)
     scale = query_scale(self, D, self.local)
     before = MixHeads(self.num_heads, jnp.float32, name="proj_l")
     after = MixHeads(self.num_heads, self.dtype, name="proj_w")
-    outs, attention = [], None
-    for part, (V, N) in zip(split(qkv, self.groups), self.groups, strict=True):
-      part = part.reshape(B * V, N, 3, self.num_heads, -1)
-      q, k, v = part.transpose(2, 0, 3, 1, 4)
+
+    def attend_in_view(q, k, v):
       scores = jnp.einsum(
         "bhnd,bhmd->bhnm", q * scale, k, preferred_element_type=jnp.float32
       )
       scores = before(scores)
       if self.local:
-        scores += diagonal_mask(N)[None, None]
+        scores += diagonal_mask(q.shape[2])[None, None]
       weights = jax.nn.softmax(scores)
-      if return_attention and attention is None:
-        attention = weights
-      weights = after(weights.astype(self.dtype))
-      out = jnp.einsum("bhnm,bhmd->bhnd", weights, v)
-      outs.append(out.transpose(0, 2, 1, 3).reshape(B, V, N, D))
-    return layers.linear(D, self.dtype, "proj")(join(outs)), attention
+      mixed = after(weights.astype(self.dtype))
+      out = jnp.einsum("bhnm,bhmd->bhnd", mixed, v)
+      return out, weights if return_attention else None
+
+    out, shown = over_views(qkv, self.groups, self.num_heads, attend_in_view)
+    return layers.linear(D, self.dtype, "proj")(out), shown
 
 
 class MixHeads(nn.Module):
@@ -164,7 +155,7 @@ class ClassBlock(nn.Module):
   Attributes:
     num_heads: attention heads.
     groups: how the patches' tokens are made up: (V, N) for V views of N.
-    local: locality self-attention (Lee et al., 2021, section 3.2).
+    local: locality self-attention (Lee et al., 2021).
     layer_scale_init: as in `Block`.
     dtype: type of the arithmetic.
   """
@@ -204,18 +195,12 @@ class ClassBlock(nn.Module):
     return token + scaled(y, 1), attention
 
 
-class ClassAttention(nn.Module):
+class ClassAttention(Attention):
   """Attention of the class token alone (Touvron et al., 2021, section 3).
 
-  Attributes are those of `Attention`, the first token of each view being its
-  class token; locality self-attention learns the temperature, and masks
-  nothing.
+  The first token of each view is its class token. Locality self-attention
+  learns the temperature, and masks nothing.
   """
-
-  num_heads: int
-  groups: tuple[tuple[int, int], ...]
-  local: bool
-  dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x, return_attention=False):
@@ -238,7 +223,7 @@ class ClassAttention(nn.Module):
         1, 2
       )
 
-    outs, attention = [], None
+    outs, seen = [], []
     for parts in zip(
       split(q, [(V, 1) for V, _ in self.groups]),
       split(k, self.groups),
@@ -247,9 +232,7 @@ class ClassAttention(nn.Module):
     ):
       query, key, value = map(heads, parts)
       query *= scale
-      if return_attention and attention is None:
-        weights, sums = attention_weights(query, key, None)
-        attention = weights / sums
+      seen.append(attention_map(query, key, None) if return_attention else None)
       out = attend(query, key, value, None)
       outs.append(out.reshape(B, -1, 1, D))
-    return layers.linear(D, self.dtype, "proj")(join(outs)), attention
+    return layers.linear(D, self.dtype, "proj")(join(outs)), seen[0]

@@ -45,8 +45,8 @@ class LastLayer(nn.Module):
 class OffsetHead(nn.Module):
   """How far two tokens lie apart, of dense relative localisation.
 
-  An MLP with two hidden layers (Liu et al., 2021, arXiv 2106.03746, section 4;
-  their width in the authors' code).
+  An MLP with two hidden layers (Liu et al., 2021, arXiv 2106.03746; their
+  width is that of the authors' code).
   """
 
   hidden_dim: int = 512

@@ -16,9 +16,9 @@ class PatchEmbed(nn.Module):
     features: width D.
     init: initialiser of the kernel; None is PyTorch's default for a
       convolution, uniform by the fan-in, for the bias as well.
-    shifted: shifted patch tokenisation (Lee et al., 2021, section 3.1): each
-      patch is seen together with four shifted copies of the image, and
-      normalised before it is projected.
+    shifted: shifted patch tokenisation (Lee et al., 2021): each patch is seen
+      together with four shifted copies of the image, and normalised before it
+      is projected.
     norm: whether tokens are normalised.
     dtype: type of the arithmetic.
   """
@@ -52,7 +52,7 @@ class PatchEmbed(nn.Module):
 def with_shifted_copies(images, pixels):
   """Puts four diagonally shifted copies behind the channels of images.
 
-  What is shifted in from outside is zero (Lee et al., 2021, section 3.1).
+  What is shifted in from outside is zero (Lee et al., 2021).
 
   Args:
     images: (B, H, W, C).

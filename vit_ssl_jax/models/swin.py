@@ -184,7 +184,7 @@ class PatchMerging(nn.Module):
   """Patch merging: 2 x 2 tokens become one of twice the width.
 
   With shifted patch tokenisation instead, tokens are seen together with four
-  copies shifted by one (Lee et al., 2021, section 4).
+  copies shifted by one (Lee et al., 2021).
 
   Attributes:
     sizes: (V, H, W) of each group.

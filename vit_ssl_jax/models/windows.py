@@ -8,7 +8,7 @@ import numpy as np
 from vit_ssl_jax.models import layers
 from vit_ssl_jax.models.attention import (
   attend,
-  attention_weights,
+  attention_map,
   diagonal_mask,
   join,
   query_scale,
@@ -31,7 +31,7 @@ class WindowAttention(nn.Module):
     sizes: (V, H, W) of each group of tokens: V views of H x W.
     window: tokens a side of a window.
     shift: by how many tokens windows are shifted.
-    local: locality self-attention (Lee et al., 2021, section 3.2).
+    local: locality self-attention (Lee et al., 2021).
     dtype: type of the arithmetic.
   """
 
@@ -65,8 +65,7 @@ class WindowAttention(nn.Module):
       bias += diagonal_mask(self.window**2)[None, None, None]
     attention = None
     if return_attention:
-      weights, total = attention_weights(q, k, bias)
-      attention = self.unfold(weights / total)
+      attention = self.unfold(attention_map(q, k, bias))
     out = attend(q, k, v, bias).swapaxes(2, 3)
     out = out.reshape(*out.shape[:3], C)
     out = from_windows(out, self.sizes, self.window, self.shift)
