@@ -17,6 +17,7 @@ INSTALL = [
   "orbax-checkpoint>=0.12,<0.13",
   "pillow>=11.0",
   "scikit-learn>=1.5",
+  "scipy>=1.13",  # reads the annotations of Stanford Cars
   "tensorboard>=2.18",  # needed by clu's writers
   "tensorflow>=2.20",
   "tensorflow-datasets>=4.9.8",

@@ -7,28 +7,38 @@ and statistics; every value can then be changed on the command line, such as
 
 import ml_collections
 
-# Channel means and standard deviations of the training images in [0, 1], as
-# the paper's code gives them; those of digits were measured on its training
-# images at 16 pixels.
-STATISTICS = {
-  "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-  "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-  "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-  "digits": ((0.3053,) * 3, (0.3530,) * 3),
+# The images' size in pixels. A set of one's own starts from Tiny-ImageNet's
+# recipe.
+OWN = ("folder:", "npz:")
+IMAGE_SIZE = {
+  "cifar10": 32,
+  "cifar100": 32,
+  "cinic10": 32,
+  "svhn": 32,
+  "tiny_imagenet": 64,
+  "aircraft": 224,
+  "cars": 224,
+  "digits": 16,
 }
+# The paper's patch sizes for images of 32 (and digits), 64 and 224 pixels.
+PATCH_SIZE = {
+  "vit": {16: 4, 32: 4, 64: 8, 224: 16},
+  "swin": {16: 2, 32: 2, 64: 4, 224: 4},
+  "cait": {16: 4, 32: 4, 64: 8, 224: 16},
+}
+# AutoAugment's, as the paper's code chooses them.
 POLICY = {"cifar10": "cifar", "cifar100": "cifar", "svhn": "svhn", "digits": ""}
-# The paper's sizes at 32 pixels (its code's build_model.py).
+OTHER_POLICY = "imagenet"
+# The paper's sizes (its code's build_model.py).
 MODELS = {
-  "vit": {"patch_size": 4, "embed_dim": 192, "depth": 9, "num_heads": 12},
+  "vit": {"embed_dim": 192, "depth": 9, "num_heads": 12},
   "swin": {
-    "patch_size": 2,
     "embed_dim": 96,  # of the first stage; doubled by each other
     "depths": (2, 6, 4),
     "num_heads": (3, 6, 12),
     "window_size": 4,
   },
   "cait": {
-    "patch_size": 4,
     "embed_dim": 192,
     "depth": 24,
     "depth_token_only": 2,
@@ -52,23 +62,36 @@ def parse(arg):
   """
   arch, _, dataset = (arg or "").partition(",")
   arch, dataset = arch or "vit", dataset or "cifar10"
-  if arch not in MODELS or dataset not in STATISTICS:
+  known = dataset in IMAGE_SIZE or dataset.startswith(OWN)
+  if arch not in MODELS or not known:
     raise ValueError(
       f"the config's argument is {arg!r}: it has to be ARCH,DATASET with ARCH"
-      f" of {', '.join(MODELS)} and DATASET of {', '.join(STATISTICS)}"
+      f" of {', '.join(MODELS)} and DATASET of {', '.join(IMAGE_SIZE)},"
+      " folder:/path or npz:/path/file.npz"
     )
   return arch, dataset
 
 
+def image_size(dataset):
+  """A set's image size in pixels; 64 for one of the user's own."""
+  return IMAGE_SIZE.get(dataset, 64)
+
+
+def policy(dataset):
+  """The name of a set's AutoAugment policy; "" is none."""
+  return POLICY.get(dataset, OTHER_POLICY)
+
+
 def model(arch, dataset):
   """The paper's sizes for an architecture and the image size of a set."""
-  sizes = ml_collections.ConfigDict({"name": arch, "image_size": 32})
+  size = image_size(dataset)
+  sizes = ml_collections.ConfigDict({"name": arch, "image_size": size})
+  sizes.patch_size = PATCH_SIZE[arch][size]
   sizes.update(MODELS[arch])
   sizes.mlp_ratio = 2.0
   sizes.drop_path_rate = 0.1
   sizes.locality = ""  # or spt, lsa, spt+lsa
   if dataset == "digits":
-    sizes.image_size = 16
     sizes.update(DIGITS[arch])
   return sizes
 
@@ -80,12 +103,25 @@ def base(arch, dataset):
   config.model = model(arch, dataset)
   config.dtype = "auto"  # of the model's body: auto, float32, bfloat16
 
-  config.dataset = dataset  # or npz:/path/file.npz
+  config.dataset = dataset  # or folder:/path, npz:/path/file.npz
   config.data_dir = ""  # of TFDS; "" is $TFDS_DATA_DIR or its default
-  config.train_split = "train"  # or, of a TFDS set, such as train[:10%]
+  # Parts of a TFDS set, such as train[:10%] or train+validation. "" is what
+  # the paper trains and tests on, and no validation images.
+  config.train_split = config.val_split = config.test_split = ""
+  config.val_fraction = 0.0  # of each class's training images, held out
+  config.test_fraction = 0.2  # held out of a folder without train and test
   config.data_fraction = 1.0  # of each class's training images
-  config.placement = "auto"  # of the training images: auto, device, host
-  config.mean, config.std = STATISTICS[dataset]
+  # An epoch is one pass over that share, or as many steps as of the whole set.
+  config.data_fraction_keeps = "epochs"  # or steps
+  # The shorter side is resized and the middle taken, or both are resized: an
+  # aircraft or a car fills a wide image.
+  config.resize = "squash" if dataset in ("aircraft", "cars") else "crop"
+  config.skip_broken_images = False  # of a folder
+  # Of the images' channels in [0, 1]; () are the set's published ones, or are
+  # computed from the training images.
+  config.mean = config.std = ()
+  config.placement = "auto"  # of the training images: auto, device, host, disk
+  config.memory_share = 0.3  # of either memory that they may take, if auto
 
   config.max_steps = 0  # stop after so many steps; 0 is the whole run
   config.log_every_steps = 20

@@ -56,7 +56,7 @@ def get_config(arg=""):
     {
       "flip_probability": 0.5,
       "crop_padding": 4,
-      "autoaugment": common.POLICY[dataset],  # "" is none
+      "autoaugment": common.policy(dataset),  # "" is none
       "erasing_probability": 0.25,
       "erasing_area": (0.02, 0.4),
       "erasing_aspect": (0.3, 1 / 0.3),

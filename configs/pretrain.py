@@ -47,14 +47,17 @@ def get_config(arg=""):
   config.head = ml_collections.ConfigDict(
     {"out_dim": 1024, "hidden_dim": 512, "bottleneck_dim": 256}
   )
+  small = config.model.image_size <= 32
   side = config.model.get_ref("image_size")  # follows what is set later
   config.views = ml_collections.ConfigDict(
     {
       "global_size": side * 1,  # a value of its own
       "local_size": side // 2,
       "local_views": 8,
-      "global_scale": (0.7, 1.0),  # share of the image's area
-      "local_scale": (0.2, 0.5),
+      # Shares of the image's area; those of larger images are the paper's for
+      # Tiny-ImageNet, which names none for 224 pixels.
+      "global_scale": (0.7, 1.0) if small else (0.5, 1.0),
+      "local_scale": (0.2, 0.5) if small else (0.2, 0.4),
       "flip_probability": 0.5,
       "color_jitter": (0.4, 0.4, 0.2, 0.1),  # brightness, contrast, sat., hue
       "color_jitter_probability": 0.8,

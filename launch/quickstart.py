@@ -10,6 +10,8 @@ import pathlib
 import shutil
 import time
 
+import ml_collections
+
 from configs import (
   common,
   finetune as finetune_config,
@@ -63,7 +65,7 @@ def quickstart(out, arch, seed):
       top1[f"top1_{name}"] = results[-1]["top1"]
       curves[title] = workdir
     runs.append({"label_fraction": fraction, **top1})
-  draw(out / "summary.png", config, pretrained, curves)
+  draw(out / "summary.png", pretrained, curves)
   trained = sum(result["seconds"] for result in results)
   seconds = max(time.perf_counter() - begin, trained)
   summary = {"runs": runs, "knn": knn, "seconds": round(seconds, 1)}
@@ -89,9 +91,10 @@ class Plan:
     loop.say(f"[{self.number}/{self.count}] {title}{about}")
 
 
-def draw(path, config, pretrained, curves):
+def draw(path, pretrained, curves):
   """Draws the summary's picture, on one test image of each digit."""
-  state, _ = checkpoints.read(pretrained)
+  state, config = checkpoints.read(pretrained)
+  config = ml_collections.ConfigDict(config)
   digits = data.load("digits", config.model.image_size, progress=False)
   first = [int((digits.test_labels == label).argmax()) for label in range(10)]
   pictures.summary(

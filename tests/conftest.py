@@ -58,6 +58,17 @@ def tiny_npz(tmp_path_factory):
   return f"npz:{path}"
 
 
+@pytest.fixture
+def one_device_mesh():
+  """A mesh of the first device alone."""
+  return jax.make_mesh(
+    (1, 1),
+    ("data", "fsdp"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    devices=jax.devices()[:1],
+  )
+
+
 TINY = {
   "vit": {"patch_size": 4, "depth": 2, "num_heads": 2},
   "swin": {"patch_size": 2, "depths": (2, 1), "num_heads": (1, 2)}

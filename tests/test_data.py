@@ -9,12 +9,10 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from vit_ssl_jax import data
-from vit_ssl_jax.data import cache, tfds_sets
-from vit_ssl_jax.data.load import subset
-from vit_ssl_jax.data.pixels import square_rgb
+from vit_ssl_jax.data import cache, facts, rows, tfds_sets
+from vit_ssl_jax.data.load import FRACTION
 from vit_ssl_jax.errors import UserError
 
 
@@ -80,16 +78,6 @@ def test_npz_of_grey_images_and_column_labels(tmp_path, shape):
   np.testing.assert_array_equal(got.train_labels, want["train_labels"][:, 0])
 
 
-def test_resizing_is_pillows_bicubic():
-  images = arrays(shape=(12, 10, 3))["train_images"]
-  got = square_rgb(images, 16)
-  assert got.shape == (20, 16, 16, 3)
-  want = Image.fromarray(images[3]).resize((16, 16), Image.Resampling.BICUBIC)
-  np.testing.assert_array_equal(got[3], np.asarray(want))
-  smooth = square_rgb(np.full((1, 28, 28), 77, np.uint8), 9)
-  np.testing.assert_array_equal(smooth, np.full((1, 9, 9, 3), 77))
-
-
 IMAGES = arrays()["train_images"]
 
 
@@ -143,7 +131,7 @@ def test_npz_refuses_what_is_no_npz(tmp_path):
     ({"data_fraction": float("nan")}, "data_fraction is nan"),
     ({"image_size": 0}, "image_size is 0"),
     ({"seed": -1}, "seed is -1"),
-    ({"train_split": "train[:10%]"}, 'npz: set has only "train"'),
+    ({"train_split": "train[:10%]"}, "has no splits of TFDS"),
   ],
 )
 def test_load_refuses_bad_arguments(tmp_path, arguments, words):
@@ -156,9 +144,8 @@ def test_load_refuses_bad_arguments(tmp_path, arguments, words):
   ("name", "words"),
   [
     ("cifar11", 'did you mean "cifar10"'),
-    ("imagenet", "there are cifar10, cifar100, svhn, digits, npz:"),
-    ("tiny_imagenet", "not yet supported"),
-    ("folder:/tmp", "not yet supported"),
+    ("imagenet", "there are cifar10, cifar100, cinic10, svhn, tiny_imagenet"),
+    ("folders:/tmp", "npz:/path/file.npz, folder:/path"),
   ],
 )
 def test_names_that_are_not_sets(name, words):
@@ -166,22 +153,11 @@ def test_names_that_are_not_sets(name, words):
     data.load(name, 32)
 
 
-def test_subset_is_stratified_nested_and_seeded():
-  labels = np.repeat(np.arange(3), [100, 40, 3])
-  quarter, half = (subset(labels, f, seed=1) for f in (0.25, 0.5))
-  assert np.bincount(labels[quarter]).tolist() == [25, 10, 1]
-  assert np.bincount(labels[half]).tolist() == [50, 20, 2]
-  assert set(quarter) < set(half)
-  assert (np.diff(half) > 0).all()
-  np.testing.assert_array_equal(quarter, subset(labels, 0.25, seed=1))
-  assert set(quarter) != set(subset(labels, 0.25, seed=2))
-  assert np.bincount(labels[subset(labels, 1e-9, seed=1)]).tolist() == [1] * 3
-
-
 def test_data_fraction_keeps_labels_with_their_images(tmp_path):
   name = save(tmp_path / "a.npz")
   part = data.load(name, 8, data_fraction=0.4, seed=3)
-  kept = subset(arrays()["train_labels"], 0.4, 3)
+  marks = cache.fingerprints(IMAGES)
+  kept = rows.stratified(arrays()["train_labels"], marks, 0.4, 3, FRACTION)
   assert np.bincount(part.train_labels).tolist() == [2] * 4
   np.testing.assert_array_equal(part.train_images, IMAGES[kept])
   np.testing.assert_array_equal(part.test_images, arrays()["test_images"])
@@ -203,32 +179,9 @@ def test_npz_needs_no_tensorflow(tmp_path):
   assert done.returncode == 0, done.stderr
 
 
-def test_cache_survives_damage_and_leaves_nothing_half_written(tmp_path):
-  made = {"images": np.arange(6), "labels": np.arange(6)}
-  calls = []
-
-  def make():
-    calls.append(1)
-    return made
-
-  for _ in range(2):
-    got = cache.arrays(tmp_path / "c", "x", make)
-    np.testing.assert_array_equal(got["images"], made["images"])
-  assert len(calls) == 1
-  (tmp_path / "c" / "x.images.npy").write_bytes(b"\x93NUMPY")
-  cache.arrays(tmp_path / "c", "x", make)
-  assert len(calls) == 2
-  names = sorted(p.name for p in (tmp_path / "c").iterdir())
-  assert names == ["x.images.npy", "x.labels.npy"]
-  (tmp_path / "file").write_text("in the way")
-  got = cache.arrays(tmp_path / "file", "x", make)
-  assert got is made
-
-
 def test_unprepared_set_is_one_sentence_and_quick(tmp_path, monkeypatch):
-  monkeypatch.setitem(
-    tfds_sets.SETS, "cifar10", ("cifar10", "http://127.0.0.1:9")
-  )
+  nowhere = facts.Facts("cifar10", host="http://127.0.0.1:9")
+  monkeypatch.setitem(facts.SETS, "cifar10", nowhere)
   root = tmp_path / "sets"
   with pytest.raises(UserError) as caught:
     data.load("cifar10", 32, data_dir=str(root))
@@ -310,7 +263,7 @@ class TestDigits:
     np.testing.assert_array_equal(tenth.train_images, whole.train_images[:144])
     np.testing.assert_array_equal(tenth.test_labels, whole.test_labels)
     before = len(list(cache_home.rglob("*.npy")))
-    for split in ("trian", "train[:0%]", "train[10", ""):
+    for split in ("trian", "train[:0%]", "train[10"):
       with pytest.raises(UserError, match=r"has test, train|has train, test"):
         load(split)
     assert len(list(cache_home.rglob("*.npy"))) == before
@@ -351,7 +304,7 @@ class TestDigits:
 
     import tensorflow_datasets as tfds
 
-    from vit_ssl_jax.data.digits import Digits
+    from vit_ssl_jax.data.builders.digits import Digits
 
     class Case(tfds.testing.DatasetBuilderTestCase):
       DATASET_CLASS = Digits

@@ -40,6 +40,8 @@ def imports(path):
 
 
 def room(path):
+  if path.name == "__main__.py":
+    return "main"  # a command is the top floor, wherever it lies
   return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -72,8 +74,8 @@ def test_tensorflow_is_imported_late_and_in_few_places():
     for module, top in imports(path):
       if module.split(".")[0] in ("tensorflow", "tensorflow_datasets", "clu"):
         assert room(path) in ("data", "metrics"), path
-        # The builders' own module is TensorFlow's, and imported late itself.
-        assert not top or path.name == "digits.py", path
+        # The builders are TensorFlow's own, and imported late themselves.
+        assert not top or "builders" in path.parts, path
 
 
 def test_configs_know_nothing_of_the_package():

@@ -1,5 +1,6 @@
 """The host loop through both stages, on a set of 48 tiny images."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -184,16 +185,14 @@ def test_terminated_run_saves_and_says_so(finetune_tiny, tmp_path, monkeypatch):
   real = loop.open_data
 
   def open_data(config, mesh):
-    dataset, source = real(config, mesh)
+    config, dataset, source = real(config, mesh)
     chosen = source.items(0)
 
     def generate(start):
       os.kill(os.getpid(), signal.SIGTERM)
       yield from chosen
 
-    return dataset, type(source)(
-      source.arrays, source.fetch, generate, source.steps_per_epoch
-    )
+    return config, dataset, dataclasses.replace(source, items=generate)
 
   monkeypatch.setattr(loop, "open_data", open_data)
   with pytest.raises(KeyboardInterrupt, match="stopped at step 1 of 9"):

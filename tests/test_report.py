@@ -22,6 +22,7 @@ def test_table_lines_up():
 @pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
 def test_attention_maps_share_out_what_there_is(arch, make_tiny):
   config = make_tiny("pretrain", arch)
+  config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   model = models.from_config(config, 0)
   params = models.init(model, jax.random.key(0))
   images = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), np.uint8)
@@ -35,6 +36,7 @@ def test_attention_maps_share_out_what_there_is(arch, make_tiny):
 
 
 def test_summary_is_a_picture(pretrain_tiny, tmp_path):
+  pretrain_tiny.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   model = models.from_config(pretrain_tiny, 0)
   params = models.init(model, jax.random.key(0))
   for name, value in (("pretrain", "knn"), ("tune", "top1")):

@@ -21,13 +21,19 @@ def manager(workdir, keep_last, keep_every_steps):
   Args:
     workdir: the run's folder; checkpoints are its `checkpoints/STEP`.
     keep_last: how many of the newest are kept.
-    keep_every_steps: those at multiples of this are kept too; 0 for none.
+    keep_every_steps: those at multiples of this are kept too; 0 for none. So
+      is the best one of those that were saved with a validation figure.
 
   Yields:
     A Checkpointer; leaving the context waits for what is being written.
   """
   policies = ocp.training.preservation_policies
-  keep = [policies.LatestN(keep_last)]
+  best = policies.BestN(
+    get_metric_fn=lambda metrics: metrics["val"],
+    n=1,
+    keep_checkpoints_without_metrics=False,
+  )
+  keep = [policies.LatestN(keep_last), best]
   if keep_every_steps:
     keep.append(policies.EveryNSteps(keep_every_steps))
   with ocp.training.Checkpointer(
@@ -38,9 +44,17 @@ def manager(workdir, keep_last, keep_every_steps):
     yield checkpointer
 
 
-def save(checkpointer, step, state):
-  """Starts writing a state in the background; it counts once it is whole."""
-  checkpointer.save_async(step, state, force=True)
+def save(checkpointer, step, state, val=None):
+  """Starts writing a state in the background; it counts once it is whole.
+
+  Args:
+    checkpointer: of `manager`.
+    step: the state's.
+    state: a pytree of arrays.
+    val: what validation has found, in percent, or None.
+  """
+  metrics = None if val is None else {"val": val}
+  checkpointer.save_async(step, state, force=True, metrics=metrics)
 
 
 def latest_step(checkpointer):

@@ -16,7 +16,15 @@ def common(config):
   for key in ("keep_every_epochs", "optim.warmup_epochs", "seed"):
     not_negative(config, key)
   choice(config, "dtype", ["auto", "float32", "bfloat16"])
-  choice(config, "placement", ["auto", "device", "host"])
+  choice(config, "placement", ["auto", "device", "host", "disk"])
+  choice(config, "data_fraction_keeps", ["epochs", "steps"])
+  choice(config, "resize", ["crop", "squash"])
+  for key in ("mean", "std"):
+    if len(config[key]) not in (0, 3):
+      raise UserError(
+        f"{key}={tuple(config[key])} has to be three numbers, or () for the"
+        " set's own"
+      )
   if config.max_steps < 0:
     raise UserError(
       f"max_steps={config.max_steps}: give 0 for the whole run, or how many"

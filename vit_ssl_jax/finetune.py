@@ -12,6 +12,7 @@ from vit_ssl_jax import (
   evaluate,
   loop,
   losses,
+  metrics,
   models,
   optimizers,
   schedules,
@@ -158,9 +159,9 @@ def make_train_step(config, model, optimizer, learning_rate):
     )
     targets = jax.nn.one_hot(batch["label"], model.num_classes)
     images, targets = mix.random_mix(mix_key, images, targets, **config.mix)
-    state, metrics = update(state, images, targets, drop_key)
+    state, values = update(state, images, targets, drop_key)
     rate = jnp.asarray(learning_rate, jnp.float32)[state.step - 1]
-    return state, metrics | {"learning_rate": rate}
+    return state, values | {"learning_rate": rate}
 
   return train_step
 
@@ -245,7 +246,8 @@ def run(config, workdir):
   Returns:
     The content of result.json: `top1` after the last step and
     `best_top1_on_test`, over all evaluations, both in percent of all test
-    images, beside the figures of every run.
+    images, and, with validation images, `metrics.best_on_val`'s, beside the
+    figures of every run.
 
   Raises:
     UserError: something given does not fit; the message says what.
@@ -259,7 +261,8 @@ def run(config, workdir):
   backbone = {}
   if not checkpoints.any_in(workdir):
     backbone = read_backbone(config, backbone_model)
-  dataset, source = loop.open_data(config, mesh)
+  config, dataset, source = loop.open_data(config, mesh)
+  workdirs.make(config, workdir, dataset)
   model = models.from_config(config, num_classes=len(dataset.classes))
   learning_rate = make_schedule(config, source.steps_per_epoch)
   optimizer = optimizers.finetune(learning_rate, config.optim.weight_decay)
@@ -281,14 +284,21 @@ def run(config, workdir):
 
   def evaluate_state(state, due):
     del due  # the test set is small enough to look at whenever a run stops
-    logits = evaluate.extract(
-      lambda images: predict(state.params, images),
-      dataset.test_images,
-      dataset.test_labels,
-      config.evaluate_batch_size,
-      sharding.batch_sharding(mesh),
-    )
-    return {"top1": evaluate.accuracy(logits, dataset.test_labels)}
+
+    def top1(images, labels):
+      logits = evaluate.extract(
+        lambda images: predict(state.params, images),
+        images,
+        labels,
+        config.evaluate_batch_size,
+        sharding.batch_sharding(mesh),
+      )
+      return evaluate.accuracy(logits, labels)
+
+    return {
+      f"{prefix}top1": top1(images, labels)
+      for prefix, images, labels in evaluate.parts(dataset)
+    }
 
   return loop.run(
     config,
@@ -304,6 +314,7 @@ def run(config, workdir):
 
 
 def summarize(lines):
-  """The final figures: the last top-1, and the best of all on the test set."""
+  """The final figures: the last top-1, and the best of all by test or val."""
   top1 = [line["top1"] for line in lines if "top1" in line]
-  return {"top1": top1[-1], "best_top1_on_test": max(top1)} if top1 else {}
+  last = {"top1": top1[-1], "best_top1_on_test": max(top1)} if top1 else {}
+  return last | metrics.best_on_val(lines, "top1")

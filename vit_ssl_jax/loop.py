@@ -23,32 +23,71 @@ from vit_ssl_jax.errors import UserError
 
 
 def open_data(config, mesh):
-  """Loads a config's data set, and makes its source of training batches.
+  """Loads a config's data set and says what it is.
 
   Returns:
-    A `data.Dataset` and a `data.Source`.
+    The config with the mean and standard deviation that it left to the set, a
+    `data.Dataset`, and a `data.Source` of training batches.
 
   Raises:
     UserError: as of `data.load` and `data.make_source`.
   """
+  given = ("data_fraction", "val_fraction", "test_fraction", "resize", "seed")
+  given += ("train_split", "val_split", "test_split", "skip_broken_images")
+  given += ("mean", "std")
   dataset = data.load(
     config.dataset,
     config.model.image_size,
     data_dir=config.data_dir or None,
-    data_fraction=config.data_fraction,
-    train_split=config.train_split,
-    seed=config.seed,
+    **{key: config[key] for key in given},
   )
+  config = config.copy_and_resolve_references()
+  with config.ignore_type():  # lists, where it was read from JSON
+    config.update(mean=dataset.mean, std=dataset.std)
+  whole = config.data_fraction_keeps == "steps"
   source = data.make_source(
     dataset.train_images,
     dataset.train_labels,
     config.batch_size,
     seed=config.seed,
     placement=config.placement,
+    memory_share=config.memory_share,
+    epoch_images=dataset.whole_train_size if whole else None,
+    fingerprints=dataset.train_fingerprints,
     mesh=mesh,
     streamer=dataset.streamer,
   )
-  return dataset, source
+  for line in describe(dataset, source):
+    say(line)
+  return config, dataset, source
+
+
+def describe(dataset, source):
+  """Lines on what a set holds, what is broken in it, and where it is kept."""
+  counts = [
+    f"{len(labels):,} {part}"
+    for part, labels in (
+      ("training", dataset.train_labels),
+      ("validation", dataset.val_labels),
+      ("test", dataset.test_labels),
+    )
+    if len(labels)
+  ]
+  size = dataset.train_images.shape[1]
+  place = {
+    "device": "kept on the device",
+    "host": "kept in memory and streamed",
+    "disk": "streamed from disk",
+  }[source.placement]
+  yield (
+    f"{dataset.name}: {', '.join(counts)} images of {size} x {size} in"
+    f" {len(dataset.classes)} classes; the training images take"
+    f" {dataset.train_images.nbytes / 1e6:,.1f} MB, {place}"
+  )
+  if broken := dataset.broken:
+    first = ", ".join(f"{name} ({why})" for name, why in [*broken.items()][:10])
+    more = ", ..." if len(broken) > 10 else ""
+    yield f"skipped {len(broken)} broken images: {first}{more}"
 
 
 def init_key(config):
@@ -78,7 +117,7 @@ def run(
 
   Args:
     config: the run's ConfigDict.
-    workdir: the run's folder, made if it is not there.
+    workdir: the run's folder, as `workdirs.make` makes it.
     mesh: a mesh of `sharding.make_mesh`.
     model: the network, to say how large it is.
     init_state: () -> the state of step 0, a dataclass of arrays.
@@ -97,7 +136,6 @@ def run(
     UserError: a value of a step was not finite.
     KeyboardInterrupt: the run was told to stop; it has saved a checkpoint.
   """
-  workdirs.make(config, workdir)
   parameters = models.count(model)
   say(
     f"{config.model.name}: {parameters:,} parameters in {model.dtype.name} on"
@@ -193,6 +231,7 @@ def train(
   for step in range(steps.start + 1, steps.stop + 1):
     state, values = step_fn(state, source.arrays, next(items))
     recorder.add(step, values)
+    better = None  # the validation figure, where it is the best so far
     bar.update(steps.config.batch_size)
     if step == steps.start + 1:
       jax.block_until_ready(state)
@@ -206,12 +245,13 @@ def train(
       clock.pause()
       figures = evaluate(state, steps.evaluates(step))
       recorder.complete(figures)
+      better = recorder.improved(figures)
       for name, value in figures.items():
         say(f"epoch {step / steps.per_epoch:.4g}: {name} {value:.2f} %")
       clock.restart()
-    if steps.saves(step) or stopping.is_set():
+    if steps.saves(step) or better or stopping.is_set():
       recorder.flush()
-      checkpoints.save(saver, step, state)
+      checkpoints.save(saver, step, state, better)
     if stopping.is_set():
       break
   jax.block_until_ready(state)

@@ -13,6 +13,7 @@ from vit_ssl_jax import files
 
 NAME = "metrics.jsonl"
 RECENT = 100  # lines that are kept at hand
+VAL = "val_"  # begins the names of figures on validation images
 
 
 def read(workdir):
@@ -46,6 +47,8 @@ class Recorder:
     self.pending = []
     self.warned = None
     self.recent = collections.deque(kept[-RECENT:], RECENT)
+    found = [v for x in kept for k, v in x.items() if k.startswith(VAL)]
+    self.best = max(found, default=-1.0)
     earlier = kept[-1]["seconds"] if kept else 0.0
     self.begin = time.perf_counter() - earlier
     # TensorFlow, which clu's writers import, loads beside the first steps.
@@ -67,6 +70,16 @@ class Recorder:
   def complete(self, figures):
     """Adds what evaluation has found to the last step's line."""
     self.pending[-1] |= figures | {"seconds": self.elapsed()}
+
+  def improved(self, figures):
+    """The figure of validation, if it is better than all before, or None."""
+    name, value = next(
+      ((k, v) for k, v in figures.items() if k.startswith(VAL)), (None, None)
+    )
+    if name is None or value <= self.best:
+      return None
+    self.best = value
+    return value
 
   def flush(self, keep=0):
     """Fetches and writes what was added, but for the last `keep` steps.
@@ -128,6 +141,30 @@ def write_events(events, lines):
   for line in lines:
     values = {k: v for k, v in line.items() if k not in ("step", "epoch")}
     events.result().write_scalars(line["step"], values)
+
+
+def best_on_val(lines, name):
+  """The final figures of a run with validation images.
+
+  Args:
+    lines: all of the run's lines.
+    name: of the figure on the test images; validation's has `VAL` before it.
+
+  Returns:
+    {} where there were none, else the best figure on the validation images,
+    the epoch and the step it was found at, and the test figure there, which
+    was not chosen by looking at the test images.
+  """
+  lines = [line for line in lines if VAL + name in line]
+  if not lines:
+    return {}
+  best = max(lines, key=lambda line: line[VAL + name])  # the first of equals
+  return {
+    f"best_{VAL}{name}": best[VAL + name],
+    f"{name}_at_best_val": best[name],
+    "epoch_at_best_val": best["epoch"],
+    "step_at_best_val": best["step"],
+  }
 
 
 def collapse(lines, outputs):

@@ -222,8 +222,8 @@ def run(config, workdir):
 
   Returns:
     The content of result.json: `knn`, the accuracy of nearest neighbours on
-    the teacher's features in percent of all test images, beside the figures of
-    every run.
+    the teacher's features in percent of all test images, and, with validation
+    images, `metrics.best_on_val`'s, beside the figures of every run.
 
   Raises:
     UserError: something given does not fit; the message says what.
@@ -233,7 +233,8 @@ def run(config, workdir):
   workdirs.check(config, workdir)
   mesh = sharding.make_mesh(config.mesh.fsdp, config.batch_size)
   head = models.ProjectionHead(**config.head, dtype=model.dtype)
-  dataset, source = loop.open_data(config, mesh)
+  config, dataset, source = loop.open_data(config, mesh)
+  workdirs.make(config, workdir, dataset)
   tables = make_schedules(config, source.steps_per_epoch)
   optimizer = make_optimizer(config, tables, source.steps_per_epoch)
 
@@ -246,27 +247,27 @@ def run(config, workdir):
     if not due:
       return {}
     backbone = state.teacher["backbone"]
-    train, test = (
-      evaluate.extract(
+
+    def extract(images, labels):
+      return evaluate.extract(
         lambda images: features(backbone, images),
         images,
         labels,
         config.evaluate_batch_size,
         sharding.batch_sharding(mesh),
       )
-      for images, labels in (
-        (dataset.train_images, dataset.train_labels),
-        (dataset.test_images, dataset.test_labels),
+
+    train = extract(dataset.train_images, dataset.train_labels)
+    return {
+      f"{prefix}knn": evaluate.knn_accuracy(
+        train,
+        dataset.train_labels,
+        extract(images, labels),
+        labels,
+        len(dataset.classes),
       )
-    )
-    knn = evaluate.knn_accuracy(
-      train,
-      dataset.train_labels,
-      test,
-      dataset.test_labels,
-      len(dataset.classes),
-    )
-    return {"knn": knn}
+      for prefix, images, labels in evaluate.parts(dataset)
+    }
 
   return loop.run(
     config,
@@ -287,7 +288,8 @@ def run(config, workdir):
 def summarize(lines):
   """The final figure: the last k-NN accuracy, where there has been one."""
   knn = [line["knn"] for line in lines if "knn" in line]
-  return {"knn": knn[-1]} if knn else {}
+  last = {"knn": knn[-1]} if knn else {}
+  return last | metrics.best_on_val(lines, "knn")
 
 
 def warn_of_collapse(lines, steps_per_epoch, head):

@@ -19,6 +19,7 @@ MAY_CHANGE = (
   "keep_every_epochs",
   "data_dir",
   "placement",
+  "memory_share",
   "tensorboard",
   "evaluate_batch_size",
   "mesh.fsdp",
@@ -40,7 +41,10 @@ def check(config, workdir):
   changed = [
     f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
     for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key) and key not in MAY_CHANGE
+    if old.get(key) != new.get(key)
+    and key not in MAY_CHANGE
+    # Left to the set until that is read.
+    and not (key in ("mean", "std") and new.get(key) == [])
   ]
   if changed:
     raise UserError(
@@ -49,18 +53,46 @@ def check(config, workdir):
     )
 
 
-def make(config, workdir):
-  """Makes a workdir and writes the config into it.
+def make(config, workdir, dataset):
+  """Makes a workdir, and writes into it the config and what it is trained on.
+
+  dataset.json holds the set's name, its classes in the order of the logits,
+  the mean and standard deviation, and the number of images of each part.
 
   Raises:
-    UserError: it cannot be written to.
+    UserError: it cannot be written to, or holds another run, or one that was
+      trained on other images.
   """
+  check(config, workdir)
   path = pathlib.Path(workdir, "config.json")
+  parts = ("train", "val", "test")
+  images = {part: len(getattr(dataset, f"{part}_labels")) for part in parts}
+  described = {
+    "name": dataset.name,
+    "classes": list(dataset.classes),
+    "mean": list(dataset.mean),
+    "std": list(dataset.std),
+    "images": images,
+  }
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
+    about = path.with_name("dataset.json")
+    if checkpoints.any_in(workdir) and about.exists():
+      check_same(json.loads(about.read_text()), described, workdir)
     files.write(path, dump(config))
+    files.write(about, json.dumps(described, indent=2) + "\n")
   except OSError as e:
     raise UserError(f"cannot write to --workdir={workdir}: {e}") from e
+
+
+def check_same(old, new, workdir):
+  """Raises a UserError where a data set has changed since a run's start."""
+  changed = [key for key in new if old.get(key) != new[key]]
+  if changed:
+    raise UserError(
+      f"{workdir} was trained on other images: the {', '.join(changed)} of"
+      f" {new['name']} changed since; choose another --workdir"
+    )
 
 
 def dump(config):

@@ -1,15 +1,15 @@
 """Training batches in an order fixed by (seed, epoch), and evaluation's.
 
 A set that fits lives on the device, and the jitted step gathers its batch by
-index. Any other stays in host memory, and its batches are streamed. Both give
-the same batches. B is the global batch, over all hosts.
+index. A larger one stays in the host's memory, a yet larger one on disk, and
+its batches are streamed. All give the same batches. B is the global batch, over
+all hosts.
 """
 
 import collections
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
@@ -17,13 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
+from vit_ssl_jax.data import cache
+from vit_ssl_jax.data.rows import ranked
 from vit_ssl_jax.errors import UserError
 
 BATCH_AXES = ("data", "fsdp")
-RESIDENT_SHARE = 0.3  # of a device's memory; the rest is the model's
+PLACEMENTS = ("device", "host", "disk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Source:
   # items(t): the items of steps t, t + 1, ... without end.
   items: Callable[[int], Iterator[Any]]
   steps_per_epoch: int
+  placement: str  # one of PLACEMENTS
 
 
 def order(seed: int, epoch: int, size: int) -> np.ndarray:
@@ -91,18 +93,29 @@ def make_source(
   *,
   seed: int,
   placement: str = "auto",
+  memory_share: float = 0.3,
+  epoch_images: int | None = None,
+  fingerprints: np.ndarray | None = None,
   mesh: Mesh | None = None,
   streamer: str = "tf",
 ) -> Source:
   """Makes the source of training batches.
 
   Args:
-    images: (N, H, W, 3) uint8, the same on every host.
+    images: (N, H, W, 3) uint8, the same on every host; where they are a
+      file's, only what is needed is read.
     labels: (N,) int32.
     batch_size: B.
     seed: with the epoch, fixes the order.
-    placement: "device" (resident), "host" (streamed), or "auto": resident if
-      the images take at most `RESIDENT_SHARE` of a device's memory.
+    placement: "device" (resident), "host" (streamed from memory), "disk"
+      (streamed from where the images are), or "auto", the first of them whose
+      share suffices.
+    memory_share: of a device's and of the host's memory that the images may
+      take, for "auto".
+    epoch_images: how many images count as an epoch; None is N.
+    fingerprints: (N,) uint64, by which the images are ranked before they are
+      put in an epoch's order, so that it does not matter in which order they
+      are stored; None leaves them as they are.
     mesh: with axes "data" and "fsdp", over which batches are sharded; None is
       one device.
     streamer: what streams: "tf" (tf.data) or "threads" (no TensorFlow).
@@ -112,9 +125,9 @@ def make_source(
       placement or streamer is none of these.
   """
   steps = steps_per_epoch(len(images), batch_size)
-  if placement not in ("auto", "device", "host"):
+  if placement not in ("auto", *PLACEMENTS):
     raise UserError(
-      f'placement is "{placement}"; it must be auto, device or host.'
+      f'placement is "{placement}"; it must be auto, device, host or disk.'
     )
   if streamer not in ("tf", "threads"):
     raise UserError(f'streamer is "{streamer}"; it must be tf or threads.')
@@ -123,22 +136,33 @@ def make_source(
       f"batch_size is {batch_size}, which cannot be split evenly over "
       f"{mesh.size} devices."
     )
+  if placement == "auto":
+    placement = _place(images.nbytes, memory_share, mesh)
+  if epoch_images is not None:
+    steps = steps_per_epoch(epoch_images, batch_size)
   sharding = None if mesh is None else NamedSharding(mesh, P(BATCH_AXES))
-  data = {"image": images, "label": labels}
-  indices = functools.partial(_indices, seed, len(images), batch_size)
-  if _resident(images.nbytes, placement, mesh):
+  rank = np.arange(len(images), dtype=np.int32)
+  if fingerprints is not None:
+    rank = ranked(labels, fingerprints)
+  indices = functools.partial(_indices, seed, rank, batch_size)
+  if placement == "device":
+    data = {"image": np.asarray(images), "label": labels}
     return Source(
       arrays=_replicate(data, mesh),
       fetch=functools.partial(_gather, sharding),
       items=lambda start: itertools.chain.from_iterable(indices(start)),
       steps_per_epoch=steps,
+      placement=placement,
     )
+  if placement == "host" and not _in_memory(images):
+    images = np.array(images)
+  data = {"image": images, "label": labels}
   stream = _tf_stream if streamer == "tf" else _thread_stream
   rows = _local_rows(sharding, batch_size)
 
   def items(start):
-    epochs = (epoch[:, rows] for epoch in indices(start))
-    for batch in stream(data, epochs):
+    passes = (batches[:, rows] for batches in indices(start))
+    for batch in stream(data, passes):
       yield _put(batch, sharding, batch_size)
 
   return Source(
@@ -146,33 +170,32 @@ def make_source(
     fetch=lambda arrays, item: item,
     items=items,
     steps_per_epoch=steps,
+    placement=placement,
   )
 
 
+def _in_memory(images) -> bool:
+  return type(images) is np.ndarray
+
+
 def _indices(
-  seed: int, size: int, batch_size: int, start: int
+  seed: int, rank: np.ndarray, batch_size: int, start: int
 ) -> Iterator[np.ndarray]:
-  """One (steps, B) int32 array an epoch; the first begins at step `start`."""
-  steps = steps_per_epoch(size, batch_size)
+  """One (steps, B) int32 array a pass; the first begins at step `start`."""
+  steps = steps_per_epoch(len(rank), batch_size)
   first, skipped = divmod(start, steps)
   for epoch in itertools.count(first):
-    chosen = order(seed, epoch, size)[: steps * batch_size]
+    chosen = rank[order(seed, epoch, len(rank))[: steps * batch_size]]
     yield chosen.reshape(steps, batch_size)[skipped:]
     skipped = 0
 
 
-def _resident(nbytes: int, placement: str, mesh: Mesh | None) -> bool:
-  if placement == "auto":
-    devices = jax.local_devices() if mesh is None else mesh.local_devices
-    resident = nbytes <= RESIDENT_SHARE * _memory(devices)
-  else:
-    resident = placement == "device"
-  logging.info(
-    "Training images: %.1f MB, %s.",
-    nbytes / 1e6,
-    "kept on the device" if resident else "streamed from the host",
-  )
-  return resident
+def _place(nbytes: int, share: float, mesh: Mesh | None) -> str:
+  """The first place of which `nbytes` take at most `share`."""
+  devices = jax.local_devices() if mesh is None else mesh.local_devices
+  if nbytes <= share * _memory(devices):
+    return "device"
+  return "host" if nbytes <= share * cache.memory() else "disk"
 
 
 def _memory(devices: list[jax.Device]) -> float:
@@ -181,8 +204,7 @@ def _memory(devices: list[jax.Device]) -> float:
   if "bytes_limit" in stats:
     return stats["bytes_limit"]
   # CPU devices report none and share the host's.
-  host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-  return host / len(devices)
+  return cache.memory() / len(devices)
 
 
 def _replicate(tree: Any, mesh: Mesh | None) -> Any:
@@ -229,34 +251,39 @@ def _put(batch: dict[str, np.ndarray], sharding, batch_size: int) -> Any:
 
 
 def _tf_stream(
-  data: dict[str, np.ndarray], epochs: Iterator[np.ndarray]
+  data: dict[str, np.ndarray], passes: Iterator[np.ndarray]
 ) -> Iterator[dict[str, np.ndarray]]:
-  """One tf.data pipeline an epoch, which gathers in parallel and ahead."""
+  """One tf.data pipeline a pass, which gathers in parallel and ahead."""
   from vit_ssl_jax.data.tfds_sets import tensorflow
 
   tf = tensorflow()
-  tensors = {key: tf.convert_to_tensor(x) for key, x in data.items()}
-  for indices in epochs:
+  types = [tf.as_dtype(x.dtype) for x in data.values()]
+
+  def gather(index):  # by NumPy: a tensor would be a second copy of the set
+    return [np.asarray(x[index]) for x in data.values()]
+
+  for indices in passes:
     batches = tf.data.Dataset.from_tensor_slices(indices)
     batches = batches.map(
-      lambda index: {k: tf.gather(x, index) for k, x in tensors.items()},
+      lambda index: tf.numpy_function(gather, [index], types, stateful=False),
       num_parallel_calls=tf.data.AUTOTUNE,
       deterministic=True,
     )
-    yield from batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    for batch in batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+      yield dict(zip(data, batch, strict=True))
 
 
 def _thread_stream(
-  data: dict[str, np.ndarray], epochs: Iterator[np.ndarray], ahead: int = 2
+  data: dict[str, np.ndarray], passes: Iterator[np.ndarray], ahead: int = 2
 ) -> Iterator[dict[str, np.ndarray]]:
   """The same from one thread, which stays `ahead` batches ahead."""
 
   def gather(index):
-    return {key: x[index] for key, x in data.items()}
+    return {key: np.asarray(x[index]) for key, x in data.items()}
 
   with futures.ThreadPoolExecutor(1) as pool:
     pending = collections.deque()
-    for index in itertools.chain.from_iterable(epochs):
+    for index in itertools.chain.from_iterable(passes):
       pending.append(pool.submit(gather, index))
       if len(pending) > ahead:
         yield pending.popleft().result()

@@ -1,32 +1,51 @@
-"""A set's name to its images in memory."""
+"""A set's name to its images."""
 
 import dataclasses
+import hashlib
 import os
 
 import numpy as np
 
-from vit_ssl_jax.data import npz, tfds_sets
-from vit_ssl_jax.data.pixels import square_rgb
+from vit_ssl_jax.data import facts, folder, npz, rows, statistics, tfds_sets
+from vit_ssl_jax.data.pixels import RESIZES
 from vit_ssl_jax.errors import UserError
 
-NPZ = "npz:"
+NPZ, FOLDER = "npz:", "folder:"
+# Streams of random numbers, one for each way of parting a set.
+VAL, FRACTION = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A labelled set of square RGB images, decoded, in host memory."""
+  """A labelled set of square RGB images, decoded.
+
+  Images are (N, S, S, 3) uint8, either in memory or in the cache's files, of
+  which only what is looked at is read (`numpy.memmap` or `rows.Rows`); labels
+  are (N,) int32 indices of `classes`. Without a validation part its arrays
+  have no images.
+  """
 
   name: str
-  train_images: np.ndarray  # (N, S, S, 3) uint8
-  train_labels: np.ndarray  # (N,) int32
-  test_images: np.ndarray  # (M, S, S, 3) uint8
-  test_labels: np.ndarray  # (M,) int32
+  train_images: np.ndarray | rows.Rows
+  train_labels: np.ndarray
+  val_images: np.ndarray | rows.Rows
+  val_labels: np.ndarray
+  test_images: np.ndarray | rows.Rows
+  test_labels: np.ndarray
   classes: tuple[str, ...]
+  # Of the training images' channels, in [0, 1].
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  # How many training images there were before `data_fraction`.
+  whole_train_size: int
+  train_fingerprints: np.ndarray  # of `cache.fingerprints`
+  # Images that could not be read, and why.
+  broken: dict[str, str]
 
   @property
   def streamer(self) -> str:
     """What `make_source` streams this set with: "tf" or "threads"."""
-    return "threads" if self.name.startswith(NPZ) else "tf"
+    return "threads" if self.name.startswith((NPZ, FOLDER)) else "tf"
 
 
 def load(
@@ -34,71 +53,174 @@ def load(
   image_size: int,
   *,
   data_dir: str | None = None,
+  train_split: str = "",
+  val_split: str = "",
+  test_split: str = "",
+  resize: str = "crop",
+  test_fraction: float = 0.2,
+  val_fraction: float = 0.0,
   data_fraction: float = 1.0,
-  train_split: str = "train",
+  skip_broken_images: bool = False,
+  mean: tuple[float, ...] = (),
+  std: tuple[float, ...] = (),
   seed: int = 0,
   progress: bool = True,
 ) -> Dataset:
   """Loads a set by name, resized to `image_size` where it is stored otherwise.
 
   Args:
-    name: `cifar10`, `cifar100`, `svhn`, `digits`, or `npz:/path/file.npz`.
+    name: one of `facts.SETS`, `npz:/path/file.npz` or `folder:/path`.
     image_size: S; images are resized to S×S, bicubic with antialiasing.
     data_dir: where TFDS keeps its sets; None is `$TFDS_DATA_DIR` or else
       `~/tensorflow_datasets`.
+    train_split, val_split, test_split: parts of a TFDS set in its own
+      notation, such as train[:10%]; "" is what the paper trains and tests on,
+      and no validation part.
+    resize: "crop" resizes the shorter side and takes the middle, "squash"
+      resizes both sides.
+    test_fraction: the share of every class that a folder without train and
+      test keeps for testing, in (0, 1).
+    val_fraction: the share of every class's training images that is held out
+      for validation, in [0, 1).
     data_fraction: the share of every class's training images to keep, in
       (0, 1]; for one seed, what a smaller share keeps a larger one keeps too.
-    train_split: what to train on, as TFDS writes it, e.g. `train[:10%]`.
-    seed: which images `data_fraction` keeps; at least 0.
-    progress: whether to draw progress bars.
+    skip_broken_images: leave out a folder's images that cannot be read.
+    mean, std: of the channels, in [0, 1]; () are the published ones, or those
+      of all training images.
+    seed: fixes what is held out and which share is kept.
+    progress: whether slow work shows a bar.
 
   Raises:
-    UserError: an argument or the set's files are not as described.
+    UserError: an argument is out of range, or the set is unknown, missing,
+      damaged or not as it should be; in one sentence.
   """
-  if not 0 < data_fraction <= 1:
+  _check(image_size, resize, test_fraction, val_fraction, data_fraction, seed)
+  splits = {"train": train_split, "val": val_split, "test": test_split}
+  if name.startswith(NPZ):
+    _check_no_splits(name, splits)
+    parts, classes = npz.read_square(
+      _path(name), image_size, resize=resize, progress=progress
+    )
+  elif name.startswith(FOLDER):
+    _check_no_splits(name, splits)
+    parts, classes = folder.read(
+      _path(name),
+      image_size,
+      resize=resize,
+      test_fraction=test_fraction,
+      skip_broken_images=skip_broken_images,
+      seed=seed,
+      progress=progress,
+    )
+  else:
+    parts, classes = tfds_sets.read(
+      name,
+      image_size,
+      splits,
+      resize=resize,
+      data_dir=data_dir,
+      progress=progress,
+    )
+  chosen = {k: np.flatnonzero(part.labels >= 0) for k, part in parts.items()}
+  if not (mean and std):
+    known = facts.SETS.get(name)
+    if known and known.mean:
+      found = known.mean, known.std
+    else:
+      images = parts["train"].images
+      found = _statistics(name, images, chosen["train"], resize, progress)
+    mean, std = mean or found[0], std or found[1]
+  whole = _part(name, parts, chosen, val_fraction, data_fraction, seed)
+  arrays = {}
+  for part, held in parts.items():
+    arrays[f"{part}_images"] = rows.select(held.images, chosen[part])
+    arrays[f"{part}_labels"] = held.labels[chosen[part]]
+  return Dataset(
+    name=name,
+    classes=classes,
+    mean=tuple(mean),
+    std=tuple(std),
+    whole_train_size=whole,
+    train_fingerprints=parts["train"].fingerprints[chosen["train"]],
+    broken={
+      k: why for part in parts.values() for k, why in part.broken.items()
+    },
+    **arrays,
+  )
+
+
+def _path(name):
+  return os.path.expanduser(name.partition(":")[2])
+
+
+def _part(name, parts, chosen, val_fraction, data_fraction, seed):
+  """Holds out the validation images, then keeps a share of the others.
+
+  Changes `parts` and `chosen`, the rows of each part; returns how many
+  training images there were in between.
+  """
+  if val_fraction and "val" in parts:
     raise UserError(
-      f"data_fraction is {data_fraction}; it must be more than 0 and at most 1."
+      f"{name} has validation images of its own: val_fraction has to be 0, not"
+      f" {val_fraction}."
+    )
+  train = parts["train"]
+
+  def described():
+    return train.labels[chosen["train"]], train.fingerprints[chosen["train"]]
+
+  if "val" not in parts:
+    out = np.zeros(len(chosen["train"]), bool)
+    if val_fraction:
+      out = rows.held_out(*described(), val_fraction, seed, VAL)
+    parts["val"], chosen["val"] = train, chosen["train"][out]
+    chosen["train"] = chosen["train"][~out]
+  whole = len(chosen["train"])
+  if data_fraction < 1:
+    kept = rows.stratified(*described(), data_fraction, seed, FRACTION)
+    chosen["train"] = chosen["train"][kept]
+  return whole
+
+
+def _check(image_size, resize, test_fraction, val_fraction, fraction, seed):
+  if not 0 < fraction <= 1:
+    raise UserError(
+      f"data_fraction is {fraction}; it must be more than 0 and at most 1."
+    )
+  if not 0 <= val_fraction < 1:
+    raise UserError(
+      f"val_fraction is {val_fraction}; it must be at least 0 and less than 1."
+    )
+  if not 0 < test_fraction < 1:
+    raise UserError(
+      f"test_fraction is {test_fraction}; it must be between 0 and 1."
     )
   if image_size < 1:
     raise UserError(f"image_size is {image_size}; it must be at least 1.")
+  if resize not in RESIZES:
+    raise UserError(f'resize is "{resize}"; it must be {" or ".join(RESIZES)}.')
   if seed < 0:
     raise UserError(f"seed is {seed}; it must be at least 0.")
-  if name.startswith(NPZ):
-    arrays, classes = _load_npz(name, image_size, train_split, progress)
-  else:
-    arrays, classes = tfds_sets.read(
-      name, image_size, train_split, data_dir=data_dir, progress=progress
-    )
-  if data_fraction < 1:
-    kept = subset(arrays["train_labels"], data_fraction, seed)
-    for key in ("train_images", "train_labels"):
-      arrays[key] = arrays[key][kept]
-  return Dataset(name=name, classes=classes, **arrays)
 
 
-def _load_npz(name, image_size, train_split, progress):
-  if train_split != "train":
-    raise UserError(
-      f'train_split is "{train_split}", but an npz: set has only "train".'
-    )
-  arrays = npz.read(os.path.expanduser(name.removeprefix(NPZ)))
-  for key in ("train_images", "test_images"):
-    arrays[key] = square_rgb(arrays[key], image_size, progress=progress)
-  highest = max(arrays[f"{part}_labels"].max() for part in ("train", "test"))
-  return arrays, tuple(str(i) for i in range(highest + 1))
+def _check_no_splits(name, splits):
+  for part, split in splits.items():
+    if split not in ("", part):
+      raise UserError(
+        f'{part}_split is "{split}", but {name} has no splits of TFDS: leave'
+        f" {part}_split empty."
+      )
 
 
-def subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-  """(N,) labels -> sorted indices of a stratified share of them.
-
-  Of every class the first round(fraction × count), at least one, in an order
-  fixed by (seed, class): so 25 % lies within 50 %.
-  """
-  kept = []
-  for label in np.unique(labels):
-    members = np.flatnonzero(labels == label)
-    # A spawn key, so that this order has nothing to do with an epoch's.
-    key = np.random.SeedSequence(seed, spawn_key=(int(label),))
-    members = np.random.default_rng(key).permutation(members)
-    kept.append(members[: max(1, round(fraction * len(members)))])
-  return np.sort(np.concatenate(kept))
+def _statistics(name, images, index, resize, progress):
+  """Mean and standard deviation of rows `index` of images, cached by file."""
+  file = getattr(images, "filename", None)  # of a decoded set in the cache
+  if file is None and name.startswith(NPZ):
+    file = _path(name)
+  chosen = rows.Rows(images, index)
+  if file is None:
+    return statistics.of_channels(chosen, progress=progress)
+  stat = os.stat(file)
+  kept = hashlib.sha256(index.tobytes()).hexdigest()
+  source = (str(file), stat.st_size, stat.st_mtime_ns, chosen.shape, resize)
+  return statistics.cached(chosen, repr((*source, kept)), progress=progress)

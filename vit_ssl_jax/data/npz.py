@@ -4,14 +4,62 @@ import zipfile
 
 import numpy as np
 
+from vit_ssl_jax.data import cache
+from vit_ssl_jax.data.pixels import square_rgb
 from vit_ssl_jax.errors import UserError
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+VAL_KEYS = ("val_images", "val_labels")
 MAX_CLASSES = 100_000  # more are not classes but something else
 
 
+def read_square(
+  path: str, image_size: int, *, resize: str, progress: bool
+) -> tuple[dict[str, cache.Decoded], tuple[str, ...]]:
+  """Reads a file as a set of square images.
+
+  Args:
+    path: of the file.
+    image_size: S.
+    resize: one of `pixels.RESIZES`.
+    progress: whether resizing shows a bar.
+
+  Returns:
+    "train", "test" and, where the file has it, "val"; and the classes' names,
+    which are their numbers.
+
+  Raises:
+    UserError: as of `read`.
+  """
+  arrays = read(path)
+  trained = set(arrays["train_labels"].tolist())
+  if len(trained) < 2:
+    raise UserError(
+      f"{path}: all train_labels are {trained.pop()}; there must be two classes"
+      " at least."
+    )
+  for part in ("val", "test"):
+    if new := set(arrays.get(f"{part}_labels", np.zeros(0)).tolist()) - trained:
+      raise UserError(
+        f"{path}: {part}_labels has {', '.join(map(str, sorted(new)[:10]))},"
+        " which train_labels has not."
+      )
+  parts = {}
+  for key in [key for key in arrays if "images" in key]:
+    images = square_rgb(
+      arrays[key], image_size, resize=resize, progress=progress
+    )
+    parts[key.removesuffix("_images")] = cache.Decoded(
+      images=images,
+      labels=arrays[key.replace("images", "labels")],
+      fingerprints=cache.fingerprints(images),
+      broken={},
+    )
+  return parts, tuple(str(i) for i in range(max(trained) + 1))
+
+
 def read(path: str) -> dict[str, np.ndarray]:
-  """Reads and checks the four arrays of `KEYS`; others are ignored.
+  """Reads and checks the arrays of `KEYS` and, if there are any, `VAL_KEYS`.
 
   Returns:
     images (N, H, W) or (N, H, W, C) uint8 with C 1 or 3; labels (N,) int32.
@@ -26,8 +74,8 @@ def read(path: str) -> dict[str, np.ndarray]:
     raise UserError(f"There is no file {path}.") from None
   except OSError as error:
     raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-  for part in ("train", "test"):
-    images, labels = f"{part}_images", f"{part}_labels"
+  for images in [key for key in arrays if "images" in key]:
+    labels = images.replace("images", "labels")
     _check_images(path, images, arrays[images])
     arrays[labels] = _labels(path, labels, arrays[labels])
     if len(arrays[images]) != len(arrays[labels]):
@@ -52,7 +100,8 @@ def _arrays(path: str, file) -> dict[str, np.ndarray]:
       f"holds {', '.join(archive.files) or 'nothing'}."
     )
   arrays = {}
-  for key in KEYS:
+  with_val = all(key in archive.files for key in VAL_KEYS)
+  for key in (*KEYS, *VAL_KEYS) if with_val else KEYS:
     try:
       arrays[key] = archive[key]
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -10,41 +11,42 @@ import urllib.error
 import urllib.request
 
 import numpy as np
-import tqdm
 from etils import epath
 
 from vit_ssl_jax.data import cache
-from vit_ssl_jax.data.pixels import bar_off, square_rgb
+from vit_ssl_jax.data.facts import DIGITS, SETS
+from vit_ssl_jax.data.pixels import decode_all
 from vit_ssl_jax.errors import UserError
 
-# Our name -> TFDS's name, and the host it is downloaded from.
-SETS = {
-  "cifar10": ("cifar10", "https://www.cs.toronto.edu"),
-  "cifar100": ("cifar100", "https://www.cs.toronto.edu"),
-  "svhn": ("svhn_cropped", "http://ufldl.stanford.edu"),
-  "digits": ("digits", None),
-}
-LATER = ("cinic10", "tiny_imagenet", "aircraft", "cars")
-DECODE_BATCH = 512
+READ_BATCH = 64
 # Part of the cache's key: raise it when decoding changes.
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 
 def read(
   name: str,
   image_size: int,
-  train_split: str,
+  splits: dict[str, str],
   *,
+  resize: str,
   data_dir: str | None,
   progress: bool,
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """Reads a set's training and test images, preparing the set if need be.
+) -> tuple[dict[str, cache.Decoded], tuple[str, ...]]:
+  """Reads a set's parts, preparing the set if need be.
 
   TensorFlow is imported only for what the cache does not hold yet.
 
+  Args:
+    name: one of `SETS`.
+    image_size: S.
+    splits: the splits in TFDS's notation of "train", "val" and "test"; "" is
+      the set's own, or none.
+    resize: one of `pixels.RESIZES`.
+    data_dir: where TFDS keeps its sets.
+    progress: whether slow work shows a bar.
+
   Returns:
-    train_images and test_images, (N, S, S, 3) uint8; train_labels and
-    test_labels, (N,) int32; and the names of the classes.
+    The parts, and the names of the classes.
 
   Raises:
     UserError: the name is unknown, the set is neither there nor to be had, its
@@ -53,23 +55,22 @@ def read(
   check_name(name)
   root = _root(data_dir)
   folder = _find(name, root) or _prepare(name, root, progress)
-  arrays = {}
-  for part, split in (("train", train_split), ("test", "test")):
-    got = _read_split(name, folder, split, image_size, progress)
-    arrays[f"{part}_images"] = got["images"]
-    arrays[f"{part}_labels"] = got["labels"]
-  return arrays, _classes(folder)
+  own = {"train": SETS[name].train_split, "test": SETS[name].test_split}
+  chosen = {part: split or own.get(part) for part, split in splits.items()}
+  parts = {}
+  for part, split in chosen.items():
+    if split:
+      parts[part] = _read_split(
+        name, folder, split, image_size, resize, progress
+      )
+  return parts, _classes(folder)
 
 
 def check_name(name: str) -> None:
   """Raises UserError unless `name` is one of `SETS`."""
   if name in SETS:
     return
-  known = ", ".join([*SETS, "npz:/path/file.npz"])
-  if name in LATER or name.startswith("folder:"):
-    raise UserError(
-      f'The data set "{name}" is not yet supported; there are {known}.'
-    )
+  known = ", ".join([*SETS, "npz:/path/file.npz", "folder:/path"])
   near = difflib.get_close_matches(name, SETS, n=1)
   hint = f' (did you mean "{near[0]}"?)' if near else ""
   raise UserError(f'There is no data set "{name}"{hint}; there are {known}.')
@@ -86,10 +87,10 @@ def _root(data_dir: str | None) -> epath.Path:
 def _find(name: str, root: epath.Path) -> epath.Path | None:
   """The set's prepared directory, root/NAME/VERSION; the newest if several."""
   roots = [root]
-  if name == "digits":
+  if name == DIGITS:
     roots.append(epath.Path(cache.directory("tfds")))
   for place in roots:
-    folder = place / SETS[name][0]
+    folder = place / SETS[name].tfds_name
     found = [
       child
       for child in (folder.iterdir() if folder.is_dir() else ())
@@ -113,26 +114,27 @@ def _classes(folder: epath.Path) -> tuple[str, ...]:
 
 def _prepare(name: str, root: epath.Path, progress: bool) -> epath.Path:
   """Generates or downloads the set into `root`; returns its directory."""
-  if name == "digits":
+  if name == DIGITS:
     if not _writable(root):
       root = epath.Path(cache.directory("tfds"))
-  else:
+  elif SETS[name].host:
     _check_download(name, root)
   tensorflow()
   import tensorflow_datasets as tfds
 
-  if name == "digits":
-    from vit_ssl_jax.data import digits as digits  # registers the builder
+  if SETS[name].builder:  # importing it registers it
+    importlib.import_module(f"vit_ssl_jax.data.builders.{SETS[name].builder}")
   if not (progress and sys.stderr.isatty()):
     tfds.disable_progress_bar()
   try:
-    tfds.builder(SETS[name][0], data_dir=root).download_and_prepare()
+    tfds.builder(SETS[name].tfds_name, data_dir=root).download_and_prepare()
   except Exception as error:
     # Another process may have prepared it meanwhile.
-    found = _find(name, root)
-    if found is None:
-      raise _unprepared(name, root, error) from error
-    return found
+    if found := _find(name, root):
+      return found
+    if isinstance(error, UserError):
+      raise
+    raise _unprepared(name, root, error) from error
   return _find(name, root)
 
 
@@ -151,7 +153,7 @@ def _check_download(name: str, root: epath.Path) -> None:
   if not _writable(root):
     raise _unprepared(name, root, "the directory is read-only")
   try:
-    request = urllib.request.Request(SETS[name][1], method="HEAD")
+    request = urllib.request.Request(SETS[name].host, method="HEAD")
     urllib.request.urlopen(request, timeout=10).close()
   except urllib.error.HTTPError:
     pass  # somebody answered
@@ -162,10 +164,10 @@ def _check_download(name: str, root: epath.Path) -> None:
 def _unprepared(name: str, root: epath.Path, why) -> UserError:
   why = " ".join(str(why).split()).rstrip(".")[:200]
   advice = "set TFDS_DATA_DIR or --config.data_dir to a directory that "
-  if name == "digits":
+  if SETS[name].builder:
     advice += "can be written."
   else:
-    command = f"tfds build {SETS[name][0]} --data_dir=DIRECTORY"
+    command = f"tfds build {SETS[name].tfds_name} --data_dir=DIRECTORY"
     advice += f"holds it, made with `{command}` where there is a network."
   return UserError(
     f'The data set "{name}" is not in {root} and could not be prepared there '
@@ -173,25 +175,16 @@ def _unprepared(name: str, root: epath.Path, why) -> UserError:
   )
 
 
-def _read_split(name, folder, split, image_size, progress):
-  """{"images": (N, S, S, 3) uint8, "labels": (N,) int32} of one split."""
+def _read_split(name, folder, split, image_size, resize, progress):
+  """A split's `cache.Decoded`, in the stored order."""
   files = ("dataset_info.json", "features.json")
   times = [(folder / f).stat().mtime for f in files]
-  key = repr((CACHE_FORMAT, os.fspath(folder), times, split))
+  key = repr((CACHE_FORMAT, os.fspath(folder), times, split, resize))
   digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-
-  def make():
-    images, labels = _decode(name, folder, split, progress)
-    images = square_rgb(images, image_size, progress=progress)
-    return {"images": images, "labels": labels}
-
   stem = f"{name}-{folder.name}-{image_size}-{digest}"
-  return cache.arrays(cache.directory("decoded"), stem, make)
-
-
-def _decode(name, folder, split, progress):
-  """(N, H, W, C) uint8 images and (N,) int32 labels, in the stored order."""
-  tf = tensorflow()
+  if found := cache.find(stem):
+    return found
+  tensorflow()
   import tensorflow_datasets as tfds
 
   builder = tfds.builder_from_directory(folder)
@@ -204,32 +197,48 @@ def _decode(name, folder, split, progress):
       f'The split "{split}" selects nothing from {name}, which has '
       f"{', '.join(builder.info.splits)}; part of one is, e.g., train[:10%]."
     )
-  images = np.empty((count, *builder.info.features["image"].shape), np.uint8)
-  labels = np.empty((count,), np.int32)
-  # One file after the other; only the decoding is parallel.
-  config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-  wanted = tfds.decode.PartialDecoding({"image": True, "label": True})
-  stored = builder.as_dataset(split=split, read_config=config, decoders=wanted)
-  batches = stored.batch(DECODE_BATCH).prefetch(2)
-  done = 0
-  label = f"decoding {name} {split}"
+
+  def fill(images):
+    labels = []
+    try:
+      broken = decode_all(
+        images,
+        _stored(builder, split, labels),
+        resize,
+        label=f"decoding {name} {split}",
+        progress=progress,
+      )
+    except ValueError as error:
+      raise UserError(f"{folder} is damaged: {error}.") from error
+    if broken:
+      raise UserError(
+        f"{folder} holds {len(broken)} images that cannot be read; the first:"
+        f" {next(iter(broken.values()))}."
+      )
+    return np.array(labels, np.int32), {}
+
+  shape = (count, image_size, image_size, 3)
   try:
-    with tqdm.tqdm(
-      total=count,
-      desc=label,
-      unit="image",
-      leave=False,
-      disable=bar_off(progress),
-    ) as bar:
-      for batch in batches.as_numpy_iterator():
-        here = slice(done, done + len(batch["label"]))
-        images[here], labels[here] = batch["image"], batch["label"]
-        bar.update(here.stop - done)
-        done = here.stop
-  except tf.errors.OpError as error:
+    return cache.decoded(stem, shape, fill)
+  except tensorflow().errors.OpError as error:
     why = error.message.splitlines()[0].rstrip(".")
     raise UserError(f"{folder} cannot be read: {why}.") from error
-  return images, labels
+
+
+def _stored(builder, split, labels):
+  """Yields the encoded images of a split; appends their labels to `labels`."""
+  import tensorflow_datasets as tfds
+
+  # One file after the other, so that the order is always the same.
+  config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+  stored = builder.as_dataset(
+    split=split,
+    read_config=config,
+    decoders={"image": tfds.decode.SkipDecoding()},
+  )
+  for batch in stored.batch(READ_BATCH).prefetch(2).as_numpy_iterator():
+    labels.extend(batch["label"].tolist())
+    yield from batch["image"]
 
 
 def tensorflow():

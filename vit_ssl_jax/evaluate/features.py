@@ -6,6 +6,17 @@ import numpy as np
 from vit_ssl_jax import data
 
 
+def parts(dataset):
+  """What a `data.Dataset` is evaluated on: (prefix of names, images, labels).
+
+  The test images, whose figures have no prefix, and any validation images.
+  """
+  found = [("", dataset.test_images, dataset.test_labels)]
+  if len(dataset.val_labels):
+    found.append(("val_", dataset.val_images, dataset.val_labels))
+  return found
+
+
 def extract(function, images, labels, batch_size, batch_sharding):
   """Outputs for every image, once each and in order.
 

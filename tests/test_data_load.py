@@ -1,0 +1,228 @@
+"""What is common to all sources: parts, shares, statistics, placement."""
+
+import numpy as np
+import pytest
+
+from vit_ssl_jax import data
+from vit_ssl_jax.data import cache, rows, statistics
+from vit_ssl_jax.errors import UserError
+
+
+def save(path, train=40, classes=4, val=False, **changes):
+  """An npz set whose images hold their own number."""
+  count = {"train": train, "test": 8} | ({"val": 8} if val else {})
+  arrays = {}
+  for i, (part, size) in enumerate(count.items()):
+    images = np.zeros((size, 4, 4, 3), np.uint8)
+    images[..., 0] = np.arange(size)[:, None, None]
+    images[..., 1] = i
+    arrays[f"{part}_images"] = images
+    arrays[f"{part}_labels"] = np.arange(size) % classes
+  np.savez(path, **(arrays | changes))
+  return f"npz:{path}"
+
+
+def numbers(images):
+  return np.asarray(images)[:, 0, 0, 0].tolist()
+
+
+class TestRows:
+  labels = np.repeat(np.arange(3), [100, 40, 3])
+  fingerprints = np.random.default_rng(0).permutation(143).astype(np.uint64)
+
+  def test_stratified_is_nested_and_seeded(self):
+    def take(fraction, seed=1, stream=0):
+      return rows.stratified(
+        self.labels, self.fingerprints, fraction, seed, stream
+      )
+
+    quarter, half = take(0.25), take(0.5)
+    assert np.bincount(self.labels[quarter]).tolist() == [25, 10, 1]
+    assert np.bincount(self.labels[half]).tolist() == [50, 20, 2]
+    assert set(quarter) < set(half)
+    assert (np.diff(half) > 0).all()
+    np.testing.assert_array_equal(quarter, take(0.25))
+    assert set(quarter) != set(take(0.25, seed=2))
+    assert set(quarter) != set(take(0.25, stream=2))
+    assert np.bincount(self.labels[take(1e-9)]).tolist() == [1] * 3
+
+  def test_order_of_storage_makes_no_difference(self):
+    shuffled = np.random.default_rng(1).permutation(143)
+    first, second = (
+      rows.stratified(self.labels[i], self.fingerprints[i], 0.3, 0, 0)
+      for i in (np.arange(143), shuffled)
+    )
+    assert set(first) == set(shuffled[second])
+
+  def test_held_out_leaves_something_of_every_class(self):
+    labels = np.array([0] * 10 + [1] * 2 + [2])
+    out = rows.held_out(labels, np.arange(13), 0.9, 0, 0)
+    assert np.bincount(labels[out], minlength=3).tolist() == [9, 1, 0]
+
+  @pytest.mark.parametrize("share", [0.0, 0.3])
+  def test_selected_rows_read_the_same_in_memory_and_on_disk(
+    self, share, tmp_path, monkeypatch
+  ):
+    monkeypatch.setattr(rows, "COPY_SHARE", share)
+    images = np.random.default_rng(0).integers(0, 9, (9, 2, 2, 3), np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    file = np.load(tmp_path / "x.npy", mmap_mode="r")
+    chosen = rows.select(file, np.array([1, 4, 8]))
+    assert isinstance(chosen, np.ndarray if share else rows.Rows)
+    want = images[[1, 4, 8]]
+    assert (len(chosen), chosen.shape) == (3, want.shape)
+    assert (chosen.dtype, chosen.nbytes) == (want.dtype, want.nbytes)
+    for index in (1, slice(1, 3), np.array([2, 0])):
+      np.testing.assert_array_equal(chosen[index], want[index])
+    np.testing.assert_array_equal(np.asarray(chosen), want)
+    assert rows.select(file, np.arange(9)) is file
+
+
+class TestParts:
+  def test_val_fraction_and_data_fraction(self, tmp_path):
+    name = save(tmp_path / "a.npz")
+    whole = data.load(name, 4)
+    assert len(whole.val_images) == len(whole.val_labels) == 0
+    assert whole.whole_train_size == 40
+    part = data.load(name, 4, val_fraction=0.2)
+    assert np.bincount(part.val_labels).tolist() == [2] * 4
+    assert np.bincount(part.train_labels).tolist() == [8] * 4
+    train, val = numbers(part.train_images), numbers(part.val_images)
+    assert sorted(train + val) == list(range(40))
+    assert [n % 4 for n in val] == part.val_labels.tolist()
+    np.testing.assert_array_equal(part.test_images, whole.test_images)
+    # What is held out does not depend on the share that is kept.
+    shares = [
+      data.load(name, 4, val_fraction=0.2, data_fraction=f) for f in (0.25, 0.5)
+    ]
+    for share in shares:
+      assert numbers(share.val_images) == val
+      assert share.whole_train_size == 32
+    quarter, half = (set(numbers(share.train_images)) for share in shares)
+    assert quarter < half < set(train)
+    assert (len(quarter), len(half)) == (8, 16)
+    other = data.load(name, 4, val_fraction=0.2, seed=1)
+    assert numbers(other.val_images) != val
+
+  def test_validation_images_of_its_own(self, tmp_path):
+    name = save(tmp_path / "a.npz", val=True)
+    got = data.load(name, 4)
+    assert numbers(got.val_images) == list(range(8))
+    assert (got.val_images[..., 1] == 2).all()
+    with pytest.raises(UserError, match="validation images of its own"):
+      data.load(name, 4, val_fraction=0.1)
+
+  @pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+      ({"train_labels": np.zeros(40, int)}, "all train_labels are 0"),
+      ({"test_labels": np.arange(8)}, "test_labels has 4, 5, 6, 7, which"),
+    ],
+  )
+  def test_classes_that_cannot_be_learnt(self, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+      data.load(save(tmp_path / "a.npz", **changes), 4)
+
+  @pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+      ({"val_fraction": 1.0}, "val_fraction is 1.0"),
+      ({"val_fraction": -0.1}, "val_fraction is -0.1"),
+      ({"test_fraction": 0.0}, "test_fraction is 0.0"),
+      ({"resize": "pad"}, 'resize is "pad"; it must be crop or squash'),
+      ({"val_split": "train[:10%]"}, "no splits of TFDS"),
+    ],
+  )
+  def test_bad_arguments(self, tmp_path, arguments, words):
+    with pytest.raises(UserError, match=words):
+      data.load(save(tmp_path / "a.npz"), 4, **arguments)
+
+
+class TestStatistics:
+  def test_are_those_of_all_pixels(self):
+    images = np.random.default_rng(0).integers(0, 256, (50, 5, 5, 3), np.uint8)
+    mean, std = statistics.of_channels(images)
+    np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)), rtol=1e-12)
+
+  def test_are_computed_once_of_the_whole_training_set(
+    self, tmp_path, monkeypatch
+  ):
+    name = save(tmp_path / "a.npz")
+    first = data.load(name, 4)
+    want = (first.train_images / 255).mean((0, 1, 2))
+    np.testing.assert_allclose(first.mean, want, rtol=1e-12)
+    monkeypatch.setattr(statistics, "of_channels", None)
+    part = data.load(name, 4, val_fraction=0.5, data_fraction=0.5)
+    assert (part.mean, part.std) == (first.mean, first.std)
+
+  def test_change_with_the_file(self, tmp_path):
+    first = data.load(save(tmp_path / "a.npz"), 4)
+    second = data.load(save(tmp_path / "a.npz", train=48), 4)
+    assert second.mean[0] > first.mean[0]
+
+  def test_are_left_alone_where_given(self, tmp_path):
+    given = data.load(save(tmp_path / "a.npz"), 4, mean=(0.5,) * 3)
+    assert given.mean == (0.5, 0.5, 0.5)
+    assert given.std != given.mean
+
+
+class TestCache:
+  def fill(self, images):
+    self.calls = getattr(self, "calls", 0) + 1
+    images[:] = 7
+    return np.arange(len(images)), {"b.png": "empty"}
+
+  def test_is_filled_once_and_read_from_its_file(self):
+    for _ in range(2):
+      got = cache.decoded("once", (3, 2, 2, 3), self.fill)
+      assert isinstance(got.images, np.memmap)
+      assert not got.images.flags.writeable
+      np.testing.assert_array_equal(got.images, np.full((3, 2, 2, 3), 7))
+      assert got.labels.tolist() == [0, 1, 2]
+      assert got.labels.dtype == np.int32
+      assert got.broken == {"b.png": "empty"}
+    assert self.calls == 1
+
+  @pytest.mark.parametrize("suffix", [".npy", ".json"])
+  def test_survives_damage(self, suffix):
+    stem = f"damage{suffix[1:]}"
+    cache.decoded(stem, (3, 2, 2, 3), self.fill)
+    path = cache.directory("decoded") / f"{stem}{suffix}"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert cache.find(stem) is None
+    assert len(cache.decoded(stem, (3, 2, 2, 3), self.fill).images) == 3
+    assert self.calls == 2
+
+  def test_leaves_nothing_of_what_failed(self, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def fail(images):
+      images[:] = 1
+      raise UserError("broken")
+
+    with pytest.raises(UserError, match="broken"):
+      cache.decoded("failed", (3, 2, 2, 3), fail)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+  def test_does_without_a_file_where_there_is_no_room(
+    self, tmp_path, monkeypatch
+  ):
+    (tmp_path / "vit_ssl_jax").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    got = cache.decoded("x", (3, 2, 2, 3), self.fill)
+    assert type(got.images) is np.ndarray
+    assert (got.images == 7).all()
+    monkeypatch.setattr(cache, "memory", lambda: 40)
+    with pytest.raises(UserError, match="neither in memory nor in the cache"):
+      cache.decoded("x", (3, 2, 2, 3), self.fill)
+    assert self.calls == 1
+
+  def test_does_without_a_file_where_the_disk_is_full(
+    self, tmp_path, monkeypatch
+  ):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    usage = type("usage", (), {"free": 10})
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
+    got = cache.decoded("x", (3, 2, 2, 3), self.fill)
+    assert type(got.images) is np.ndarray

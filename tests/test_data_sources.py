@@ -1,0 +1,75 @@
+"""A set trains the same from TFDS, from a folder of PNGs and from an npz."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_ssl_jax import data
+
+
+def export(dataset, folder):
+  """Writes a set as PNGs by class and as an npz, each in another order."""
+  arrays = {}
+  for part in ("train", "test"):
+    images = getattr(dataset, f"{part}_images")
+    labels = getattr(dataset, f"{part}_labels")
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+      path = folder / "png" / part / dataset.classes[label] / f"{i}.png"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(np.asarray(image)).save(path, compress_level=0)
+    arrays[f"{part}_images"] = images[::-1]
+    arrays[f"{part}_labels"] = labels[::-1]
+  np.savez(folder / "set.npz", **arrays)
+  return [dataset.name, f"folder:{folder / 'png'}", f"npz:{folder / 'set.npz'}"]
+
+
+def batches(dataset, placement, count=3):
+  """The first batches, fetched in jit as a step does."""
+  source = data.make_source(
+    dataset.train_images,
+    dataset.train_labels,
+    64,
+    seed=5,
+    placement=placement,
+    fingerprints=dataset.train_fingerprints,
+    streamer=dataset.streamer,
+  )
+  fetch, items = jax.jit(source.fetch), source.items(0)
+  return [
+    jax.device_get(fetch(source.arrays, next(items))) for _ in range(count)
+  ]
+
+
+@pytest.mark.parametrize(
+  ("name", "size", "split"),
+  [("digits", 8, ""), ("cifar10", 32, "[:2%]")],
+)
+def test_sources_and_placements_give_the_same_batches(
+  name, size, split, tmp_path
+):
+  root = os.environ.get("TFDS_DATA_DIR", "")
+  if name == "cifar10" and not pathlib.Path(root, name).is_dir():
+    pytest.skip("CIFAR-10 is not in TFDS_DATA_DIR")
+  arguments = {
+    "data_dir": str(tmp_path / "tfds") if name == "digits" else root,
+    "progress": False,
+  }
+  splits = {f"{part}_split": f"{part}{split}" for part in ("train", "test")}
+  names = export(data.load(name, size, **arguments, **splits), tmp_path)
+  shares = {"val_fraction": 0.2, "data_fraction": 0.5, "seed": 1}
+  first = None
+  for source in names:
+    own = splits if source == name else {}
+    found = data.load(source, size, **arguments, **own, **shares)
+    for placement in ("device", "host", "disk"):
+      got = batches(found, placement)
+      first = first or got
+      for ours, want in zip(got, first, strict=True):
+        np.testing.assert_array_equal(ours["image"], want["image"])
+        np.testing.assert_array_equal(ours["label"], want["label"])
+  classes = data.load(names[1], size, **arguments).classes
+  assert classes == data.load(name, size, **arguments, **splits).classes
