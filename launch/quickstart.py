@@ -19,10 +19,10 @@ from configs import (
 )
 from vit_ssl_jax import (
   checkpoints,
+  console,
   data,
   files,
   finetune,
-  loop,
   main,
   pretrain,
 )
@@ -88,7 +88,7 @@ class Plan:
     passed = time.perf_counter() - self.begin
     left = passed / self.done * (1 - self.done) if self.done else None
     about = f", about {left / 60:.1f} minutes left" if left else ""
-    loop.say(f"[{self.number}/{self.count}] {title}{about}")
+    console.say(f"[{self.number}/{self.count}] {title}{about}")
 
 
 def draw(path, pretrained, curves):

@@ -9,11 +9,11 @@ PACKAGE = ROOT / "vit_ssl_jax"
 FLOORS = [
   {"main"},
   {"pretrain", "finetune"},
-  {"loop", "report"},
+  {"loop", "report", "inputs"},
   {"workdirs"},
   {"checkpoints", "data", "evaluate", "interop", "metrics", "augment"}
   | {"losses", "optimizers", "schedules", "sharding", "checks", "models"},
-  {"files", "errors"},
+  {"files", "errors", "console"},
 ]
 # Named exceptions, each with its reason.
 ALLOWED = {

@@ -16,7 +16,7 @@ import pytest
 from vit_ssl_jax import (
   checkpoints,
   finetune,
-  loop,
+  inputs,
   metrics,
   models,
   pretrain,
@@ -182,7 +182,7 @@ def test_killed_run_ends_with_the_same_bits(
 
 def test_terminated_run_saves_and_says_so(finetune_tiny, tmp_path, monkeypatch):
   """SIGTERM before the first step: one step, one checkpoint, a sentence."""
-  real = loop.open_data
+  real = inputs.open_data
 
   def open_data(config, mesh):
     config, dataset, source = real(config, mesh)
@@ -194,7 +194,7 @@ def test_terminated_run_saves_and_says_so(finetune_tiny, tmp_path, monkeypatch):
 
     return config, dataset, dataclasses.replace(source, items=generate)
 
-  monkeypatch.setattr(loop, "open_data", open_data)
+  monkeypatch.setattr(inputs, "open_data", open_data)
   with pytest.raises(KeyboardInterrupt, match="stopped at step 1 of 9"):
     finetune.run(finetune_tiny, tmp_path)
   assert (tmp_path / "checkpoints" / "1").exists()
@@ -316,7 +316,7 @@ def test_models_that_make_no_sense(
   stage, arch, changes, words, make_tiny, tmp_path, monkeypatch
 ):
   """They are refused before data is read, and before anything compiles."""
-  monkeypatch.setattr(loop, "open_data", None)
+  monkeypatch.setattr(inputs, "open_data", None)
   config = make_tiny(stage, arch)
   config.model.update(changes)
   run = {"pretrain": pretrain.run, "finetune": finetune.run}[stage]

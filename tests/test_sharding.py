@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from vit_ssl_jax import loop, models, pretrain, sharding
+from vit_ssl_jax import inputs, loop, models, pretrain, sharding
 from vit_ssl_jax.errors import UserError
 
 
@@ -22,7 +22,7 @@ def train(config, mesh):
   """Three steps of pretraining on one mesh; the state they end with."""
   model = models.from_config(config, 0)
   head = models.ProjectionHead(**config.head)
-  config, _, source = loop.open_data(config, mesh)
+  config, _, source = inputs.open_data(config, mesh)
   tables = pretrain.make_schedules(config, source.steps_per_epoch)
   optimizer = pretrain.make_optimizer(config, tables, source.steps_per_epoch)
   state = jax.jit(

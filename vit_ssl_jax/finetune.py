@@ -10,6 +10,7 @@ from vit_ssl_jax import (
   checkpoints,
   checks,
   evaluate,
+  inputs,
   loop,
   losses,
   metrics,
@@ -261,7 +262,7 @@ def run(config, workdir):
   backbone = {}
   if not checkpoints.any_in(workdir):
     backbone = read_backbone(config, backbone_model)
-  config, dataset, source = loop.open_data(config, mesh)
+  config, dataset, source = inputs.open_data(config, mesh)
   workdirs.make(config, workdir, dataset)
   model = models.from_config(config, num_classes=len(dataset.classes))
   learning_rate = make_schedule(config, source.steps_per_epoch)

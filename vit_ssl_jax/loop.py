@@ -2,92 +2,19 @@
 
 import contextlib
 import dataclasses
-import signal
-import sys
-import threading
-import time
 from typing import Any
 
 import jax
-import tqdm
 
 from vit_ssl_jax import (
   checkpoints,
-  data,
+  console,
   metrics,
   models,
   sharding,
   workdirs,
 )
 from vit_ssl_jax.errors import UserError
-
-
-def open_data(config, mesh):
-  """Loads a config's data set and says what it is.
-
-  Returns:
-    The config with the mean and standard deviation that it left to the set, a
-    `data.Dataset`, and a `data.Source` of training batches.
-
-  Raises:
-    UserError: as of `data.load` and `data.make_source`.
-  """
-  given = ("data_fraction", "val_fraction", "test_fraction", "resize", "seed")
-  given += ("train_split", "val_split", "test_split", "skip_broken_images")
-  given += ("mean", "std")
-  dataset = data.load(
-    config.dataset,
-    config.model.image_size,
-    data_dir=config.data_dir or None,
-    **{key: config[key] for key in given},
-  )
-  config = config.copy_and_resolve_references()
-  with config.ignore_type():  # lists, where it was read from JSON
-    config.update(mean=dataset.mean, std=dataset.std)
-  whole = config.data_fraction_keeps == "steps"
-  source = data.make_source(
-    dataset.train_images,
-    dataset.train_labels,
-    config.batch_size,
-    seed=config.seed,
-    placement=config.placement,
-    memory_share=config.memory_share,
-    epoch_images=dataset.whole_train_size if whole else None,
-    fingerprints=dataset.train_fingerprints,
-    mesh=mesh,
-    streamer=dataset.streamer,
-  )
-  for line in describe(dataset, source):
-    say(line)
-  return config, dataset, source
-
-
-def describe(dataset, source):
-  """Lines on what a set holds, what is broken in it, and where it is kept."""
-  counts = [
-    f"{len(labels):,} {part}"
-    for part, labels in (
-      ("training", dataset.train_labels),
-      ("validation", dataset.val_labels),
-      ("test", dataset.test_labels),
-    )
-    if len(labels)
-  ]
-  size = dataset.train_images.shape[1]
-  place = {
-    "device": "kept on the device",
-    "host": "kept in memory and streamed",
-    "disk": "streamed from disk",
-  }[source.placement]
-  yield (
-    f"{dataset.name}: {', '.join(counts)} images of {size} x {size} in"
-    f" {len(dataset.classes)} classes; the training images take"
-    f" {dataset.train_images.nbytes / 1e6:,.1f} MB, {place}"
-  )
-  if broken := dataset.broken:
-    first = ", ".join(f"{name} ({why})" for name, why in [*broken.items()][:10])
-    more = ", ..." if len(broken) > 10 else ""
-    yield f"skipped {len(broken)} broken images: {first}{more}"
 
 
 def init_key(config):
@@ -137,7 +64,7 @@ def run(
     KeyboardInterrupt: the run was told to stop; it has saved a checkpoint.
   """
   parameters = models.count(model)
-  say(
+  console.say(
     f"{config.model.name}: {parameters:,} parameters in {model.dtype.name} on"
     f" {mesh.size} x {jax.devices()[0].device_kind}"
   )
@@ -154,17 +81,19 @@ def run(
     )
     start = checkpoints.latest_step(saver)
     if start >= stop and (result := workdirs.finished(workdir, start)):
-      say(f"finished already, at step {start} of {total}")
+      console.say(f"finished already, at step {start} of {total}")
       return result
     state, shardings = first_state(saver, mesh, init_state)
     if start:
-      say(f"going on from step {start} of {total}")
+      console.say(f"going on from step {start} of {total}")
     recorder = metrics.Recorder(workdir, start, per_epoch, events)
     stack.callback(close, recorder)
-    stopping = stack.enter_context(stop_signals())
-    bar = stack.enter_context(progress_bar(start, stop, config.batch_size))
+    stopping = stack.enter_context(console.stop_signals())
+    bar = stack.enter_context(
+      console.progress_bar(start, stop, config.batch_size)
+    )
     steps = Steps(config, per_epoch, start, stop, total)
-    clock = Clock()
+    clock = console.Clock()
     try:
       state = train(
         steps, state, compiled(train_step, source, shardings), source,
@@ -247,7 +176,7 @@ def train(
       recorder.complete(figures)
       better = recorder.improved(figures)
       for name, value in figures.items():
-        say(f"epoch {step / steps.per_epoch:.4g}: {name} {value:.2f} %")
+        console.say(f"epoch {step / steps.per_epoch:.4g}: {name} {value:.2f} %")
       clock.restart()
     if steps.saves(step) or better or stopping.is_set():
       recorder.flush()
@@ -262,7 +191,7 @@ def train(
 def close(recorder):
   """Closes a recorder; that events could not be written costs no result."""
   if problem := recorder.close():
-    say(f"warning: TensorBoard events were not written: {problem}")
+    console.say(f"warning: TensorBoard events were not written: {problem}")
 
 
 def first_state(saver, mesh, init_state):
@@ -290,61 +219,6 @@ def compiled(train_step, source, shardings):
   )
 
 
-class Clock:
-  """Adds up the seconds between `restart` and `pause`."""
-
-  def __init__(self):
-    self.seconds = 0.0
-    self.since = None
-
-  def restart(self):
-    self.since = time.perf_counter()
-
-  def pause(self):
-    if self.since is not None:
-      self.seconds += time.perf_counter() - self.since
-    self.since = None
-
-  def rate(self, count):
-    """How many of `count` a second, or None where there were none."""
-    return count / self.seconds if count > 0 and self.seconds else None
-
-
-@contextlib.contextmanager
-def stop_signals():
-  """Yields an Event that SIGINT and SIGTERM set, for an orderly stop.
-
-  A second signal stops at once.
-  """
-  stopping = threading.Event()
-
-  def handle(number, _):
-    stopping.set()
-    signal.signal(number, old[number])
-
-  old = {
-    number: signal.signal(number, handle)
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  try:
-    yield stopping
-  finally:
-    for number, handler in old.items():
-      signal.signal(number, handler)
-
-
-def progress_bar(start, stop, batch_size):
-  """Images done, images a second and the time left, on standard error."""
-  return tqdm.tqdm(
-    total=stop * batch_size,
-    initial=start * batch_size,
-    unit="img",
-    unit_scale=True,
-    dynamic_ncols=True,
-    mininterval=0.5 if sys.stderr.isatty() else 15,
-  )
-
-
 def show(bar, recorder, warn):
   """Brings the bar's loss up to date; says once what there is to warn of."""
   if not recorder.recent:
@@ -353,14 +227,8 @@ def show(bar, recorder, warn):
   bar.set_postfix({"loss": f"{last['loss']:.4g}"}, refresh=False)
   warning = warn(recorder.recent)
   if warning and warning != recorder.warned:
-    say(f"warning: step {last['step']}: {warning}")
+    console.say(f"warning: step {last['step']}: {warning}")
   recorder.warned = warning
-
-
-def say(text):
-  """Prints a line without breaking the progress bar."""
-  if jax.process_index() == 0:
-    tqdm.tqdm.write(text, file=sys.stderr)
 
 
 def not_finite(error, workdir, saver):

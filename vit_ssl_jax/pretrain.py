@@ -14,6 +14,7 @@ import optax
 from vit_ssl_jax import (
   checks,
   evaluate,
+  inputs,
   loop,
   losses,
   metrics,
@@ -233,7 +234,7 @@ def run(config, workdir):
   workdirs.check(config, workdir)
   mesh = sharding.make_mesh(config.mesh.fsdp, config.batch_size)
   head = models.ProjectionHead(**config.head, dtype=model.dtype)
-  config, dataset, source = loop.open_data(config, mesh)
+  config, dataset, source = inputs.open_data(config, mesh)
   workdirs.make(config, workdir, dataset)
   tables = make_schedules(config, source.steps_per_epoch)
   optimizer = make_optimizer(config, tables, source.steps_per_epoch)

@@ -1,0 +1,71 @@
+"""A run's data set, as its config describes it."""
+
+from vit_ssl_jax import console, data
+
+
+def open_data(config, mesh):
+  """Loads a config's data set and says what it is.
+
+  Returns:
+    The config with the mean and standard deviation that it left to the set, a
+    `data.Dataset`, and a `data.Source` of training batches.
+
+  Raises:
+    UserError: as of `data.load` and `data.make_source`.
+  """
+  given = ("data_fraction", "val_fraction", "test_fraction", "resize", "seed")
+  given += ("train_split", "val_split", "test_split", "skip_broken_images")
+  given += ("mean", "std")
+  dataset = data.load(
+    config.dataset,
+    config.model.image_size,
+    data_dir=config.data_dir or None,
+    **{key: config[key] for key in given},
+  )
+  config = config.copy_and_resolve_references()
+  with config.ignore_type():  # lists, where it was read from JSON
+    config.update(mean=dataset.mean, std=dataset.std)
+  whole = config.data_fraction_keeps == "steps"
+  source = data.make_source(
+    dataset.train_images,
+    dataset.train_labels,
+    config.batch_size,
+    seed=config.seed,
+    placement=config.placement,
+    memory_share=config.memory_share,
+    epoch_images=dataset.whole_train_size if whole else None,
+    fingerprints=dataset.train_fingerprints,
+    mesh=mesh,
+    streamer=dataset.streamer,
+  )
+  for line in describe(dataset, source):
+    console.say(line)
+  return config, dataset, source
+
+
+def describe(dataset, source):
+  """Lines on what a set holds, what is broken in it, and where it is kept."""
+  counts = [
+    f"{len(labels):,} {part}"
+    for part, labels in (
+      ("training", dataset.train_labels),
+      ("validation", dataset.val_labels),
+      ("test", dataset.test_labels),
+    )
+    if len(labels)
+  ]
+  size = dataset.train_images.shape[1]
+  place = {
+    "device": "kept on the device",
+    "host": "kept in memory and streamed",
+    "disk": "streamed from disk",
+  }[source.placement]
+  yield (
+    f"{dataset.name}: {', '.join(counts)} images of {size} x {size} in"
+    f" {len(dataset.classes)} classes; the training images take"
+    f" {dataset.train_images.nbytes / 1e6:,.1f} MB, {place}"
+  )
+  if broken := dataset.broken:
+    first = ", ".join(f"{name} ({why})" for name, why in [*broken.items()][:10])
+    more = ", ..." if len(broken) > 10 else ""
+    yield f"skipped {len(broken)} broken images: {first}{more}"
