@@ -1,8 +1,9 @@
 """What the recipes of both stages share: presets of data sets and models.
 
-A recipe's argument is `ARCH,DATASET`, such as `vit,cifar10`. It chooses sizes
-and statistics; every value can then be changed on the command line, such as
-`--config.batch_size=128` or `--config.dataset=npz:/path/file.npz`.
+A recipe's argument is `ARCH,DATASET`, such as `vit,cifar10`. It chooses sizes,
+crops and the AutoAugment policy; every value can then be changed on the command
+line, such as `--config.batch_size=128`. DATASET is one of `IMAGE_SIZE`, or
+`folder:/path` or `npz:/path/file.npz` for images of one's own.
 """
 
 import ml_collections

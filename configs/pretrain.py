@@ -2,9 +2,9 @@
 
   python -m main --config=configs/pretrain.py:vit,cifar10 --workdir=A
 
-ARCH is vit, swin or cait. Measured results: none yet for the whole recipe. The
-recipe for `digits` is that of `launch/quickstart.sh`; the README gives its
-figures.
+ARCH is vit, swin or cait; configs/common.py has the data sets. Measured
+results: none yet for the whole recipe. The recipe for `digits` is that of
+`launch/quickstart.sh`; the README gives its figures.
 """
 
 import ml_collections

@@ -8,7 +8,7 @@ PACKAGE = ROOT / "vit_ssl_jax"
 # Upper floors may import lower ones; rooms of one floor do not know each other.
 FLOORS = [
   {"main"},
-  {"pretrain", "finetune"},
+  {"pretrain", "finetune", "suites"},
   {"loop", "report", "inputs"},
   {"workdirs"},
   {"checkpoints", "data", "evaluate", "interop", "metrics", "augment"}

@@ -2,6 +2,11 @@
 
 from vit_ssl_jax import console, data
 
+# What of a config `data.load` takes under the same name.
+KEYS = ("data_fraction", "val_fraction", "test_fraction", "resize", "seed")
+KEYS += ("train_split", "val_split", "test_split", "skip_broken_images")
+KEYS += ("mean", "std")
+
 
 def open_data(config, mesh):
   """Loads a config's data set and says what it is.
@@ -13,14 +18,11 @@ def open_data(config, mesh):
   Raises:
     UserError: as of `data.load` and `data.make_source`.
   """
-  given = ("data_fraction", "val_fraction", "test_fraction", "resize", "seed")
-  given += ("train_split", "val_split", "test_split", "skip_broken_images")
-  given += ("mean", "std")
   dataset = data.load(
     config.dataset,
     config.model.image_size,
     data_dir=config.data_dir or None,
-    **{key: config[key] for key in given},
+    **{key: config[key] for key in KEYS},
   )
   config = config.copy_and_resolve_references()
   with config.ignore_type():  # lists, where it was read from JSON

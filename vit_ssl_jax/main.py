@@ -5,7 +5,9 @@
     --config.init_from=A
 
   --config=RECIPE:ARCH,DATASET  the recipe, and what it is for; ARCH is vit,
-                                swin or cait
+                                swin or cait, DATASET a set's name, or
+                                folder:/path or npz:/path/file.npz for images
+                                of your own
   --config.KEY=VALUE            changes one of the recipe's values
   --workdir=FOLDER              the run's folder; the same command given again
                                 goes on from its last checkpoint

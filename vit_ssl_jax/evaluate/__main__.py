@@ -1,0 +1,180 @@
+"""Evaluates a fine-tuned classifier: top-1 on its test images and on others.
+
+  python -m vit_ssl_jax.evaluate --workdir=B
+  python -m vit_ssl_jax.evaluate --workdir=B --suite=test,cifar10_c
+  python -m vit_ssl_jax.evaluate --workdir=B/checkpoints/1200 --suite=val
+  python -m vit_ssl_jax.evaluate --workdir=B --suite=cinic10,folder:/my/photos
+
+suites:
+  test                    the run's own test images
+  val                     the run's own validation images
+  cifar10_c, cifar100_c   CIFAR's test images under 15 corruptions, and 4 extra
+                          ones, at 5 severities; --data_dir says where they
+                          lie, or cifar10_c:/path/to/CIFAR-10-C does
+  cifar100, svhn, ...     the test images of another set that TFDS keeps
+  npz:/path/file.npz      the file's test images
+  folder:/path            the folder's test images; where it has no train and
+                          test, those that the run would have held out
+
+Images are resized to the model's size as the run's own were. A suite's classes
+have to be those of the checkpoint's head, in its order; where one of both knows
+its classes by numbers alone, only how many there are can be compared.
+
+The figures are printed, and put into WORKDIR/evaluation.json, which keeps those
+of other suites. Of each suite it holds the checkpoint's step, the number of
+images and top1, in percent. Of a corrupted set it holds each corruption's top-1
+at severities 1 to 5, each on that number of images; top1 is their mean over the
+15 corruptions, and mean_error is 100 less that.
+"""
+
+import argparse
+import difflib
+import json
+import os
+
+import numpy as np
+
+from vit_ssl_jax import suites
+from vit_ssl_jax.data import corruptions, facts
+from vit_ssl_jax.data.load import FOLDER, NPZ
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.main import fail, reporting_errors, set_up
+from vit_ssl_jax.report import tables
+
+PATHS = (NPZ, FOLDER)
+
+
+def main(argv=None):
+  """Runs the command line; a user's mistake costs one sentence and status 2."""
+  args = parse(argv)
+  set_up()
+  with reporting_errors():
+    run_suites(args)
+
+
+def parse(argv):
+  parser = Parser(
+    prog="python -m vit_ssl_jax.evaluate",
+    usage="%(prog)s --workdir=B [--suite=test,...] [options]",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "--workdir",
+    required=True,
+    help="a fine-tuning run's folder, of which the newest checkpoint is taken,"
+    " or one of its checkpoints, WORKDIR/checkpoints/STEP",
+  )
+  parser.add_argument(
+    "--suite",
+    default="test",
+    metavar="SUITE[,SUITE...]",
+    help="what to evaluate on; test if left out. Sets that TFDS keeps:"
+    f" {', '.join(facts.SETS)}",
+  )
+  parser.add_argument(
+    "--data_dir",
+    default="",
+    metavar="FOLDER",
+    help="where TFDS keeps its sets; if left out the run's own, or else"
+    " $TFDS_DATA_DIR or its default",
+  )
+  parser.add_argument(
+    "--batch_size",
+    type=int,
+    default=512,
+    metavar="B",
+    help="images at a time; %(default)s if left out",
+  )
+  parser.add_argument(
+    "--json",
+    action="store_true",
+    help="print the content of evaluation.json in one line, and no table",
+  )
+  return parser.parse_args(argv)
+
+
+def run_suites(args):
+  """Checks everything, then evaluates suite by suite, saving as it goes."""
+  if args.batch_size < 1:
+    raise UserError(f"--batch_size={args.batch_size} has to be at least 1")
+  names = suite_names(args.suite)
+  run = suites.read_run(args.workdir)
+  if not os.access(run.workdir, os.W_OK):
+    raise UserError(f"{run.workdir} is read-only: evaluation.json goes there")
+  suites.read_results(run.workdir)
+  data_dir = args.data_dir or run.config.get("data_dir") or None
+  # What is looked at fast comes first: decoding can take minutes.
+  fast = sorted(names, key=lambda key: key not in corruptions.SETS)
+  opened = {key: suites.open_suite(names[key], run, data_dir) for key in fast}
+  top1 = suites.make_top1(run, args.batch_size)
+  size = run.config.model.image_size
+  results = {}
+  try:
+    for key in names:
+      figures = suites.evaluate_suite(key, opened[key], top1, size)
+      results[key] = {"step": run.step} | figures
+      suites.write_results(run.workdir, results)
+  finally:  # what was found is shown, whatever became of the rest
+    if results:
+      whole = suites.read_results(run.workdir) | results
+      print(json.dumps(whole) if args.json else shown(results))
+
+
+def suite_names(given):
+  """Splits --suite.
+
+  Returns:
+    A dict of each suite as it is given, under its name in evaluation.json.
+
+  Raises:
+    UserError: a suite is unknown, or named twice.
+  """
+  known, names = [*suites.OWN, *corruptions.SETS, *facts.SETS], {}
+  for name in map(str.strip, given.split(",")):
+    kind = name.partition(":")[0]
+    corrupted = kind in corruptions.SETS
+    if not (corrupted or name in known or name.startswith(PATHS)):
+      near = difflib.get_close_matches(kind.lower(), known, 1)
+      hint = f"did you mean {near[0]!r}? " if near else ""
+      raise UserError(
+        f"--suite={name!r} is unknown: {hint}possible are {', '.join(known)},"
+        " npz:/path/file.npz and folder:/path"
+      )
+    key = kind if corrupted else name  # the same wherever it lies
+    if key in names:
+      raise UserError(f"--suite={given} names {key} twice")
+    names[key] = name
+  return names
+
+
+def shown(results):
+  """The results as tables, in percent."""
+  plain = [
+    (key, f"{figures['images']:,}", figures["top1"])
+    for key, figures in results.items()
+    if "corruptions" not in figures
+  ]
+  parts = [tables.table(("suite", "images", "top-1"), plain)] if plain else []
+  for key, figures in results.items():
+    if "corruptions" in figures:
+      header = (key, "images", "mean", *map(str, corruptions.SEVERITIES))
+      rows = [
+        (name, f"{figures['images']:,}", float(np.mean(found)), *found)
+        for name, found in figures["corruptions"].items()
+      ]
+      error = f"mean error over the 15: {figures['mean_error']:.2f}"
+      parts.append(f"{tables.table(header, rows)}\n{error}")
+  return "\n\n".join(parts)
+
+
+class Parser(argparse.ArgumentParser):
+  """Says what is wrong with the arguments in one sentence."""
+
+  def error(self, message):
+    fail(message)
+
+
+if __name__ == "__main__":
+  main()
