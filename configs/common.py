@@ -109,6 +109,9 @@ def base(arch, dataset):
   # Parts of a TFDS set, such as train[:10%] or train+validation. "" is what
   # the paper trains and tests on, and no validation images.
   config.train_split = config.val_split = config.test_split = ""
+  config.split_seed = (
+    0  # of the three shares below; runs of any seed share them
+  )
   config.val_fraction = 0.0  # of each class's training images, held out
   config.test_fraction = 0.2  # held out of a folder without train and test
   config.data_fraction = 1.0  # of each class's training images

@@ -57,6 +57,7 @@ def quickstart(out, arch, seed):
       workdir = out / f"finetune_{name}_{round(100 * fraction)}"
       tuning = finetune_config.get_config(f"{arch},digits")
       tuning.update(seed=seed, init_from=source, data_fraction=fraction)
+      tuning.split_seed = seed  # other labels for each seed
       # A tenth of the labels gets a third of the steps, not a tenth, so that
       # training from scratch has its chance too.
       tuning.epochs = round(tuning.epochs / fraction**0.5)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax import data
-from vit_ssl_jax.data import cache, facts, rows, tfds_sets
+from vit_ssl_jax.data import facts, rows, tfds_sets
 from vit_ssl_jax.data.load import FRACTION
 from vit_ssl_jax.errors import UserError
 
@@ -52,7 +52,7 @@ def run_python(code, **env):
 
 
 def test_npz_holds_what_the_file_holds(tmp_path):
-  name = save(tmp_path / "a.npz", val_images=np.zeros(3))
+  name = save(tmp_path / "a.npz", others=np.zeros(3))
   got = data.load(name, 8)
   want = arrays()
   for key, value in want.items():
@@ -85,6 +85,7 @@ IMAGES = arrays()["train_images"]
   ("changes", "words"),
   [
     ({"test_labels": None}, ["lacks test_labels", "must hold"]),
+    ({"val_images": IMAGES}, ["lacks val_labels", "and holds train_images"]),
     ({"train_images": IMAGES / 255}, ["train_images", "float64", "uint8"]),
     ({"train_images": IMAGES[0, 0]}, ["train_images", "(8, 3)"]),
     ({"train_images": IMAGES[..., :2]}, ["(20, 8, 8, 2)", "(N, H, W, 3)"]),
@@ -156,7 +157,7 @@ def test_names_that_are_not_sets(name, words):
 def test_data_fraction_keeps_labels_with_their_images(tmp_path):
   name = save(tmp_path / "a.npz")
   part = data.load(name, 8, data_fraction=0.4, seed=3)
-  marks = cache.fingerprints(IMAGES)
+  marks = data.load(name, 8).train_fingerprints
   kept = rows.stratified(arrays()["train_labels"], marks, 0.4, 3, FRACTION)
   assert np.bincount(part.train_labels).tolist() == [2] * 4
   np.testing.assert_array_equal(part.train_images, IMAGES[kept])
@@ -262,6 +263,16 @@ class TestDigits:
     assert len(tenth.train_images) == 144
     np.testing.assert_array_equal(tenth.train_images, whole.train_images[:144])
     np.testing.assert_array_equal(tenth.test_labels, whole.test_labels)
+    parted = data.load(
+      "digits",
+      8,
+      data_dir=str(root),
+      train_split="train[10%:]",
+      val_split="train[:10%]",
+      progress=False,
+    )
+    np.testing.assert_array_equal(parted.val_images, tenth.train_images)
+    assert len(parted.train_images) == 1437 - 144
     before = len(list(cache_home.rglob("*.npy")))
     for split in ("trian", "train[:0%]", "train[10"):
       with pytest.raises(UserError, match=r"has test, train|has train, test"):
@@ -324,7 +335,7 @@ def test_newest_prepared_version_is_read(tmp_path):
     folder.mkdir(parents=True)
     if version != "2.0.0":
       (folder / "dataset_info.json").write_text("{}")
-  found = tfds_sets._find("cifar10", tfds_sets._root(str(tmp_path)))
+  found = tfds_sets._find("cifar10", tfds_sets.data_root(str(tmp_path)))
   assert found.name == "1.10.0"
 
 

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType
 
 from vit_ssl_jax import data
-from vit_ssl_jax.data import batches
+from vit_ssl_jax.data import batches, cache, rows
 from vit_ssl_jax.errors import UserError
 
 SIZE, BATCH = 22, 4
@@ -116,13 +116,42 @@ def test_batches_are_sharded_over_the_mesh(images, labels, placement, streamer):
     assert x.is_fully_replicated
 
 
-def test_auto_is_resident_where_memory_suffices(images, labels, monkeypatch):
-  def arrays():
-    return data.make_source(images, labels, BATCH, seed=0).arrays
+def test_auto_is_the_first_place_whose_share_suffices(
+  images, labels, monkeypatch
+):
+  def source(share):
+    return data.make_source(images, labels, BATCH, seed=0, memory_share=share)
 
-  assert set(arrays()) == {"image", "label"}
-  monkeypatch.setattr(batches, "_memory", lambda devices: images.nbytes * 3)
-  assert arrays() == ()
+  monkeypatch.setattr(batches, "_memory", lambda devices: images.nbytes * 2)
+  monkeypatch.setattr(cache, "memory", lambda: images.nbytes * 4)
+  assert set(source(0.5).arrays) == {"image", "label"}
+  found = {share: source(share).placement for share in (0.5, 0.49, 0.25, 0.24)}
+  assert list(found.values()) == ["device", "host", "host", "disk"]
+  assert source(0.24).arrays == ()
+
+
+@pytest.mark.parametrize("streamer", ["tf", "threads"])
+def test_from_disk_only_batches_are_read(images, labels, streamer):
+  class OnDisk(rows.Rows):
+    def __array__(self, dtype=None, copy=None):
+      raise MemoryError("all of it")
+
+  index = np.arange(SIZE)[::2]
+  stored = OnDisk(images, index)
+
+  def source(placement):
+    return data.make_source(
+      stored, labels[index], BATCH, seed=0, placement=placement,
+      streamer=streamer,
+    )  # fmt: skip
+
+  got = take(source("disk"), 0, 2)
+  for step, batch in enumerate(got):
+    order = data.order(0, 0, len(index))[step * BATCH :][:BATCH]
+    np.testing.assert_array_equal(batch["image"], images[index[order]])
+  for placement in ("host", "device"):
+    with pytest.raises(MemoryError, match="all of it"):
+      source(placement)
 
 
 @pytest.mark.parametrize(

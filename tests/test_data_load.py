@@ -1,7 +1,12 @@
 """What is common to all sources: parts, shares, statistics, placement."""
 
+import fcntl
+import multiprocessing
+import os
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from vit_ssl_jax import data
 from vit_ssl_jax.data import cache, rows, statistics
@@ -59,16 +64,11 @@ class TestRows:
     out = rows.held_out(labels, np.arange(13), 0.9, 0, 0)
     assert np.bincount(labels[out], minlength=3).tolist() == [9, 1, 0]
 
-  @pytest.mark.parametrize("share", [0.0, 0.3])
-  def test_selected_rows_read_the_same_in_memory_and_on_disk(
-    self, share, tmp_path, monkeypatch
-  ):
-    monkeypatch.setattr(rows, "COPY_SHARE", share)
+  def test_selected_rows_are_read_when_they_are_asked_for(self, tmp_path):
     images = np.random.default_rng(0).integers(0, 9, (9, 2, 2, 3), np.uint8)
     np.save(tmp_path / "x.npy", images)
     file = np.load(tmp_path / "x.npy", mmap_mode="r")
     chosen = rows.select(file, np.array([1, 4, 8]))
-    assert isinstance(chosen, np.ndarray if share else rows.Rows)
     want = images[[1, 4, 8]]
     assert (len(chosen), chosen.shape) == (3, want.shape)
     assert (chosen.dtype, chosen.nbytes) == (want.dtype, want.nbytes)
@@ -76,6 +76,9 @@ class TestRows:
       np.testing.assert_array_equal(chosen[index], want[index])
     np.testing.assert_array_equal(np.asarray(chosen), want)
     assert rows.select(file, np.arange(9)) is file
+    again = rows.select(chosen, np.array([0, 2]))
+    assert again.array is file
+    np.testing.assert_array_equal(np.asarray(again), images[[1, 8]])
 
 
 class TestParts:
@@ -156,6 +159,13 @@ class TestStatistics:
     part = data.load(name, 4, val_fraction=0.5, data_fraction=0.5)
     assert (part.mean, part.std) == (first.mean, first.std)
 
+  def test_a_constant_channel_can_be_divided_by(self):
+    images = np.zeros((9, 5, 5, 3), np.uint8)
+    images[..., 1] = np.arange(9)[:, None, None]
+    _, std = statistics.of_channels(images)
+    assert std[0] == std[2] == 1
+    assert 0 < std[1] < 0.1
+
   def test_change_with_the_file(self, tmp_path):
     first = data.load(save(tmp_path / "a.npz"), 4)
     second = data.load(save(tmp_path / "a.npz", train=48), 4)
@@ -167,11 +177,37 @@ class TestStatistics:
     assert given.std != given.mean
 
 
+class TestHeldOutOfAFolder:
+  """What is tested on is the same whatever the images are decoded to."""
+
+  @pytest.mark.parametrize("share", ["test", "val"])
+  def test_at_any_size(self, tmp_path, share):
+    rng = np.random.default_rng(0)
+    for i in range(40):
+      path = tmp_path / "set" / f"class {i % 2}" / f"{i}.png"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      pixels = np.full((12, 16, 3), 5 * i, np.uint8)
+      pixels[..., 2] = rng.integers(0, 3, (12, 16))
+      Image.fromarray(pixels).save(path)
+
+    def shown(size, resize):
+      got = data.load(
+        f"folder:{tmp_path / 'set'}", size, resize=resize, val_fraction=0.3
+      )
+      images = np.asarray(getattr(got, f"{share}_images"))[..., 0]
+      return sorted(images.mean((1, 2)).round().tolist())
+
+    first = shown(8, "crop")
+    assert len(first) == {"test": 8, "val": 10}[share]
+    assert first == shown(6, "crop") == shown(16, "squash")
+
+
 class TestCache:
   def fill(self, images):
     self.calls = getattr(self, "calls", 0) + 1
     images[:] = 7
-    return np.arange(len(images)), {"b.png": "empty"}
+    marks = np.array([2**64 - 1, 5, 0], np.uint64)
+    return np.arange(len(images)), marks, {"b.png": "empty"}
 
   def test_is_filled_once_and_read_from_its_file(self):
     for _ in range(2):
@@ -181,6 +217,7 @@ class TestCache:
       np.testing.assert_array_equal(got.images, np.full((3, 2, 2, 3), 7))
       assert got.labels.tolist() == [0, 1, 2]
       assert got.labels.dtype == np.int32
+      assert got.fingerprints.tolist() == [2**64 - 1, 5, 0]
       assert got.broken == {"b.png": "empty"}
     assert self.calls == 1
 
@@ -212,6 +249,7 @@ class TestCache:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     got = cache.decoded("x", (3, 2, 2, 3), self.fill)
     assert type(got.images) is np.ndarray
+    assert not [*tmp_path.rglob("*.tmp")]
     assert (got.images == 7).all()
     monkeypatch.setattr(cache, "memory", lambda: 40)
     with pytest.raises(UserError, match="neither in memory nor in the cache"):
@@ -222,7 +260,64 @@ class TestCache:
     self, tmp_path, monkeypatch
   ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    usage = type("usage", (), {"free": 10})
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
+
+    def full(*_):
+      raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "posix_fallocate", full)
     got = cache.decoded("x", (3, 2, 2, 3), self.fill)
     assert type(got.images) is np.ndarray
+    assert not [*tmp_path.rglob("*.tmp")]
+
+  def test_two_processes_may_fill_it_at_once(self, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    others = [
+      context.Process(target=fill_often, args=(barrier,)) for _ in range(2)
+    ]
+    for process in others:
+      process.start()
+    for process in others:
+      process.join(60)
+    assert [process.exitcode for process in others] == [0, 0]
+    folder = cache.directory("decoded")
+    assert len([*folder.iterdir()]) == 2 * 50
+
+  def test_what_a_killed_process_left_is_swept_away(
+    self, tmp_path, monkeypatch
+  ):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = cache.directory("decoded")
+    folder.mkdir(parents=True)
+    left, held, fresh = (folder / f"{x}.tmp" for x in ("left", "held", "fresh"))
+    for path in (left, held, fresh):
+      path.write_text("")
+    for path in (left, held):
+      os.utime(path, (1, 1))
+    with held.open() as file:
+      fcntl.flock(file, fcntl.LOCK_EX)
+      cache.decoded("x", (3, 2, 2, 3), self.fill)
+    assert sorted(folder.glob("*.tmp")) == [fresh, held]
+
+
+def fill_often(barrier):
+  """Fills the cache with small sets, at the same time as another process."""
+  fill = TestCache().fill
+  for i in range(50):
+    barrier.wait(60)
+    assert len(cache.decoded(f"set{i}", (3, 2, 2, 3), fill).images) == 3
+
+
+class TestMemory:
+  def test_is_a_containers_where_that_is_less(self, tmp_path, monkeypatch):
+    whole = cache.memory()
+    limits = []
+    for name, text in (("a", "max"), ("b", "1000000"), ("absent", None)):
+      limits.append(tmp_path / name)
+      if text:
+        limits[-1].write_text(text)
+    monkeypatch.setattr(cache, "LIMITS", limits[::2])
+    assert cache.memory() >= whole
+    monkeypatch.setattr(cache, "LIMITS", limits)
+    assert cache.memory() == 1_000_000

@@ -262,7 +262,8 @@ def test_resizing_is_antialiased():
 
 
 def everything(out, files, **options):
-  return decode_all(out, files, "crop", label="x", progress=False, **options)
+  """What `decode_all` finds broken."""
+  return decode_all(out, files, "crop", label="x", progress=False, **options)[1]
 
 
 NOISE = Image.fromarray(RNG.integers(0, 256, (40, 40, 3), np.uint8))
@@ -348,6 +349,22 @@ def test_decode_all_in_order_and_with_reasons(tmp_path):
   np.testing.assert_array_equal(again, images)
 
 
+def test_fingerprints_tell_images_apart_at_any_size():
+  grey = np.repeat(GREY[..., None], 3, -1)
+  files = [stored(RGB), stored(RGB, "BMP"), RGB, stored(RGB[:4]), RGB[::-1]]
+  files += [stored(GREY), GREY, grey, stored(RGB.reshape(4, 16, 3))]
+  found = []
+  for size, resize in ((8, "crop"), (5, "crop"), (16, "squash")):
+    out = np.empty((len(files), size, size, 3), np.uint8)
+    marks, _ = decode_all(out, files, resize, label="x", progress=False)
+    assert marks.dtype == np.uint64
+    found.append(marks.tolist())
+  assert found[0] == found[1] == found[2]
+  assert [found[0].index(mark) for mark in found[0]] == [
+    0, 0, 0, 3, 4, 5, 5, 5, 8,
+  ]  # fmt: skip
+
+
 def test_decode_all_of_nothing_and_of_a_wrong_number():
   assert everything(np.empty((0, 8, 8, 3), np.uint8), []) == {}
   for count in (4, 6, 30):
@@ -396,7 +413,12 @@ def test_a_bar_is_drawn_where_somebody_looks(capsys, monkeypatch):
   files = [stored(RGB)] * 20
   decode_all(out, files, "crop", label="cats", progress=True)
   assert capsys.readouterr().err == ""
-  monkeypatch.setattr(pixels, "bar_off", lambda progress: not progress)
+  bar = pixels.progress_bar
+  monkeypatch.setattr(
+    pixels,
+    "progress_bar",
+    lambda *x: type(bar(*x))(total=x[0], desc=x[1]) if x[2] else bar(*x),
+  )
   decode_all(out, files, "crop", label="cats", progress=True)
   assert "cats" in capsys.readouterr().err
   decode_all(out, files, "crop", label="cats", progress=False)

@@ -15,16 +15,13 @@ COUNT, SIZE, CLASSES, DISTINCT = 100_000, 64, 100, 20
 LOAD = """
 import json, resource, time
 start = time.perf_counter()
-from vit_ssl_jax.data import folder
+from vit_ssl_jax import data
 at_first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 ready = time.perf_counter()
-parts, classes = folder.read(
-  {path!r}, 64, resize="crop", test_fraction=0.1, skip_broken_images=False,
-  seed=0, progress=False)
-images = parts["train"].images
-assert images.shape == (100_000, 64, 64, 3)
-assert len(classes) == 100
-assert images[::999].std() > 10
+got = data.load("folder:" + {path!r}, 64, test_fraction=0.1, progress=False)
+assert got.train_images.shape == (90_000, 64, 64, 3)
+assert len(got.classes) == 100
+assert min(got.std) > 0.05
 print(json.dumps({{
   "seconds": time.perf_counter() - start,
   "importing": ready - start,

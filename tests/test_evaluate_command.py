@@ -73,7 +73,11 @@ def fresh(finetune_tiny, tmp_path):
     config.dataset = dataset
     described = types.SimpleNamespace(
       name=dataset, classes=classes, mean=config.mean, std=config.std,
-      train_labels=[], val_labels=[], test_labels=[],
+      **{
+        f"{part}_{field}": np.zeros(0, int)
+        for part in ("train", "val", "test")
+        for field in ("labels", "fingerprints")
+      },
     )  # fmt: skip
     model = models.from_config(config, len(classes))
     shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
@@ -165,7 +169,7 @@ def test_several_suites_are_one_program(fresh, tiny_npz, monkeypatch):
   dataset = data.load(tiny_npz, 8, val_fraction=0.25, progress=False)
   for suite, part in (("val", "val"), ("test", "test"), (tiny_npz, "test")):
     images, labels = (getattr(dataset, f"{part}_{x}") for x in PARTS)
-    want = 100 * float(np.mean(predict(images) == labels))
+    want = 100 * float(np.mean(predict(np.asarray(images)) == labels))
     assert found[suite]["images"] == len(images) == {"val": 12}.get(part, 20)
     assert found[suite]["top1"] == pytest.approx(want)
 

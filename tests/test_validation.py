@@ -17,11 +17,17 @@ def held_out(finetune_tiny):
   return finetune_tiny
 
 
+@pytest.mark.parametrize("stop", [0, 7])
 def test_best_epoch_is_chosen_without_the_test_images(
-  held_out, tmp_path, monkeypatch
+  held_out, tmp_path, monkeypatch, stop
 ):
-  """The second of three epochs is the best by validation, not by test."""
+  """The second of three epochs is the best by validation, not by test.
+
+  So it is in a run that was stopped between epochs and evaluated there.
+  """
   figures = {"top1": [90.0, 40.0, 60.0], "val_top1": [20.0, 70.0, 70.0]}
+  if stop:
+    figures = {k: [*v[:2], 99.0, v[2]] for k, v in figures.items()}
   real = finetune.evaluate.accuracy
 
   def accuracy(logits, labels):
@@ -29,6 +35,10 @@ def test_best_epoch_is_chosen_without_the_test_images(
     return figures[{20: "top1", 12: "val_top1"}[len(labels)]].pop(0)
 
   monkeypatch.setattr(finetune.evaluate, "accuracy", accuracy)
+  if stop:
+    held_out.max_steps = stop
+    assert finetune.run(held_out, tmp_path)["top1"] == 99.0
+    held_out.max_steps = 0
   result = finetune.run(held_out, tmp_path)
   assert (result["top1"], result["best_top1_on_test"]) == (60.0, 90.0)
   assert result["best_val_top1"] == 70.0
@@ -82,10 +92,10 @@ def test_a_set_that_changed_since(finetune_tiny, tmp_path):
   finetune.run(finetune_tiny, tmp_path)
   about = tmp_path / "dataset.json"
   found = json.loads(about.read_text())
-  about.write_text(json.dumps(found | {"classes": ["cat", "dog"]}))
+  about.write_text(json.dumps(found | {"sha256": {}}))
   finetune_tiny.max_steps = 2
   with pytest.raises(
-    UserError, match=r"other images: the classes of .* changed"
+    UserError, match=r"something else: the images or labels of .* changed"
   ):
     finetune.run(finetune_tiny, tmp_path)
 

@@ -18,12 +18,14 @@ def common(config):
   choice(config, "dtype", ["auto", "float32", "bfloat16"])
   choice(config, "placement", ["auto", "device", "host", "disk"])
   choice(config, "data_fraction_keeps", ["epochs", "steps"])
-  choice(config, "resize", ["crop", "squash"])
-  for key in ("mean", "std"):
-    if len(config[key]) not in (0, 3):
+  share(config, "memory_share")
+  not_negative(config, "split_seed")
+  for key, low in (("mean", -1), ("std", 0)):
+    given = tuple(config[key])
+    if len(given) not in (0, 3) or not all(low < x < 256 for x in given):
       raise UserError(
-        f"{key}={tuple(config[key])} has to be three numbers, or () for the"
-        " set's own"
+        f"{key}={given} has to be three numbers in units of [0, 1], or () for"
+        " the set's own"
       )
   if config.max_steps < 0:
     raise UserError(

@@ -9,6 +9,7 @@ import optax
 from vit_ssl_jax import (
   checkpoints,
   checks,
+  console,
   evaluate,
   inputs,
   loop,
@@ -213,6 +214,13 @@ def read_backbone(config, model):
       raise UserError(
         f"init_from={config.init_from} was trained with model.{key}={theirs!r}"
         f" and not {ours!r}"
+      )
+  for key in ("test_fraction", "split_seed"):
+    if config.dataset.startswith("folder:") and source.get(key) != config[key]:
+      console.say(
+        f"warning: init_from={config.init_from} was trained with {key}="
+        f"{source.get(key)}: of a folder without train and test it may have"
+        " seen the images that this run tests on"
       )
   given = (
     state["teacher"]["backbone"] if "teacher" in state else state["params"]

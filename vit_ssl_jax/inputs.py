@@ -1,9 +1,11 @@
 """A run's data set, as its config describes it."""
 
+import numpy as np
+
 from vit_ssl_jax import console, data
 
 # What of a config `data.load` takes under the same name.
-KEYS = ("data_fraction", "val_fraction", "test_fraction", "resize", "seed")
+KEYS = ("data_fraction", "val_fraction", "test_fraction", "resize")
 KEYS += ("train_split", "val_split", "test_split", "skip_broken_images")
 KEYS += ("mean", "std")
 
@@ -22,6 +24,7 @@ def open_data(config, mesh):
     config.dataset,
     config.model.image_size,
     data_dir=config.data_dir or None,
+    seed=config.split_seed,
     **{key: config[key] for key in KEYS},
   )
   config = config.copy_and_resolve_references()
@@ -67,6 +70,13 @@ def describe(dataset, source):
     f" {len(dataset.classes)} classes; the training images take"
     f" {dataset.train_images.nbytes / 1e6:,.1f} MB, {place}"
   )
+  for part in ("validation", "test"):
+    marks = getattr(dataset, f"{part.removesuffix('idation')}_fingerprints")
+    if seen := np.isin(marks, dataset.train_fingerprints).sum():
+      yield (
+        f"warning: {seen:,} of the {len(marks):,} {part} images are among the"
+        " training images too"
+      )
   if broken := dataset.broken:
     first = ", ".join(f"{name} ({why})" for name, why in [*broken.items()][:10])
     more = ", ..." if len(broken) > 10 else ""

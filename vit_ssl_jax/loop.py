@@ -50,9 +50,10 @@ def run(
     init_state: () -> the state of step 0, a dataclass of arrays.
     train_step: a pure function (state, batch) -> (state, metrics).
     source: the training batches, a `data.Source`.
-    evaluate: (state, due) -> dict of numbers for the step's line; called every
+    evaluate: (state, due) -> dict of numbers; called every
       config.evaluate_every_epochs and at the end of the schedule, when it is
-      due, and also where a run stops early, when it is not.
+      due and the numbers go into the step's line, and also where a run stops
+      early, when it is not and they go into result.json alone.
     summarize: (all lines of metrics) -> dict of final figures.
     warn: (the recent lines) -> a sentence for the user, or None.
 
@@ -101,7 +102,9 @@ def run(
       )  # fmt: skip
     except metrics.NotFiniteError as e:
       raise not_finite(e, workdir, saver) from e
-    figures = {} if start < stop else evaluate(state, start == total)
+    figures = {}
+    if not (steps.evaluates(max(start, stop)) or stopping.is_set()):
+      figures = evaluate(state, False)
     seconds = recorder.elapsed()
   lines = metrics.read(workdir)
   if lines[-1]["step"] < stop:
@@ -169,16 +172,16 @@ def train(
     if steps.logs(step):
       recorder.flush(keep=1)
       show(bar, recorder, warn)
-    if steps.evaluates(step) or step == steps.stop:
+    if steps.evaluates(step):
       jax.block_until_ready(state)
       clock.pause()
-      figures = evaluate(state, steps.evaluates(step))
+      figures = evaluate(state, True)
       recorder.complete(figures)
       better = recorder.improved(figures)
       for name, value in figures.items():
         console.say(f"epoch {step / steps.per_epoch:.4g}: {name} {value:.2f} %")
       clock.restart()
-    if steps.saves(step) or better or stopping.is_set():
+    if steps.saves(step) or better is not None or stopping.is_set():
       recorder.flush()
       checkpoints.save(saver, step, state, better)
     if stopping.is_set():

@@ -24,7 +24,7 @@ from vit_ssl_jax.errors import UserError
 
 OWN = ("test", "val")  # of the run's own set
 # How another set's images are read as the run's own are.
-SHARED = ("resize", "test_fraction", "skip_broken_images", "seed")
+SHARED = ("resize", "test_fraction", "skip_broken_images")
 SHARED += ("mean", "std")
 LISTED = 3  # differences in one message
 
@@ -127,6 +127,7 @@ def load(name, config, data_dir):
   return data.load(
     config.dataset if own else name,
     config.model.image_size,
+    seed=known.get("split_seed", config.seed),
     **given | {"data_dir": data_dir},
   )
 

@@ -1,10 +1,13 @@
 """A run's folder: its config, whose run it is, and its result."""
 
+import hashlib
 import json
+import os
 import pathlib
 from importlib import metadata
 
 import jax
+import numpy as np
 
 from vit_ssl_jax import checkpoints, files, metrics
 from vit_ssl_jax.errors import UserError
@@ -36,6 +39,11 @@ def check(config, workdir):
     raise UserError("training on several hosts is not there yet: use one")
   path = pathlib.Path(workdir, "config.json")
   if not path.exists():
+    above = path.parent.absolute()
+    while not above.exists():
+      above = above.parent
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+      raise UserError(f"cannot write to --workdir={workdir}: see {above}")
     return
   old, new = flat(json.loads(path.read_text())), flat(json.loads(dump(config)))
   changed = [
@@ -56,41 +64,59 @@ def check(config, workdir):
 def make(config, workdir, dataset):
   """Makes a workdir, and writes into it the config and what it is trained on.
 
-  dataset.json holds the set's name, its classes in the order of the logits,
-  the mean and standard deviation, and the number of images of each part.
+  That is dataset.json, the content of `describe`.
 
   Raises:
     UserError: it cannot be written to, or holds another run, or one that was
       trained on other images.
   """
-  check(config, workdir)
   path = pathlib.Path(workdir, "config.json")
-  parts = ("train", "val", "test")
-  images = {part: len(getattr(dataset, f"{part}_labels")) for part in parts}
-  described = {
-    "name": dataset.name,
-    "classes": list(dataset.classes),
-    "mean": list(dataset.mean),
-    "std": list(dataset.std),
-    "images": images,
-  }
+  about = path.with_name("dataset.json")
+  described = describe(dataset)
+  if checkpoints.any_in(workdir) and about.exists():
+    check_same(json.loads(about.read_text()), described, workdir)
+  check(config, workdir)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = path.with_name("dataset.json")
-    if checkpoints.any_in(workdir) and about.exists():
-      check_same(json.loads(about.read_text()), described, workdir)
     files.write(path, dump(config))
     files.write(about, json.dumps(described, indent=2) + "\n")
   except OSError as e:
     raise UserError(f"cannot write to --workdir={workdir}: {e}") from e
 
 
+def describe(dataset):
+  """What is to be known of a `data.Dataset` later, as a dict.
+
+  Its name, its classes in the order of the logits, mean and standard deviation,
+  and for each part the number of images and a SHA-256 over labels and images,
+  in which their order does not count.
+  """
+  counts, digests = {}, {}
+  for part in ("train", "val", "test"):
+    labels = getattr(dataset, f"{part}_labels")
+    marks = getattr(dataset, f"{part}_fingerprints")
+    order = np.lexsort((labels, marks))
+    content = labels[order].tobytes() + marks[order].tobytes()
+    counts[part] = len(labels)
+    digests[part] = hashlib.sha256(content).hexdigest()
+  return {
+    "name": dataset.name,
+    "classes": list(dataset.classes),
+    "mean": list(dataset.mean),
+    "std": list(dataset.std),
+    "images": counts,
+    "sha256": digests,
+  }
+
+
 def check_same(old, new, workdir):
   """Raises a UserError where a data set has changed since a run's start."""
-  changed = [key for key in new if old.get(key) != new[key]]
+  what = {"classes": "classes", "images": "number of images"}
+  what["sha256"] = "images or labels"
+  changed = [word for key, word in what.items() if old.get(key) != new[key]]
   if changed:
     raise UserError(
-      f"{workdir} was trained on other images: the {', '.join(changed)} of"
+      f"{workdir} was trained on something else: the {changed[0]} of"
       f" {new['name']} changed since; choose another --workdir"
     )
 

@@ -154,7 +154,7 @@ def make_source(
       steps_per_epoch=steps,
       placement=placement,
     )
-  if placement == "host" and not _in_memory(images):
+  if placement == "host":
     images = np.array(images)
   data = {"image": images, "label": labels}
   stream = _tf_stream if streamer == "tf" else _thread_stream
@@ -172,10 +172,6 @@ def make_source(
     steps_per_epoch=steps,
     placement=placement,
   )
-
-
-def _in_memory(images) -> bool:
-  return type(images) is np.ndarray
 
 
 def _indices(

@@ -1,12 +1,11 @@
 """The user's cache directory, and decoded images kept in it."""
 
+import contextlib
 import dataclasses
-import errno
-import hashlib
+import fcntl
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,8 +16,6 @@ from absl import logging
 from vit_ssl_jax import files
 from vit_ssl_jax.errors import UserError
 
-STALE = 24 * 3600  # seconds after which a half-written file is nobody's
-
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
@@ -28,19 +25,17 @@ class Decoded:
   # is in memory until it is looked at.
   images: np.ndarray
   labels: np.ndarray  # (N,) int32; -1 where the image could not be read
-  fingerprints: np.ndarray  # (N,) uint64, of `fingerprints`
+  fingerprints: np.ndarray  # (N,) uint64, of `pixels.decode_all`
   broken: dict[str, str]  # the file's name -> why not
 
 
-def fingerprints(images: np.ndarray) -> np.ndarray:
-  """(N, S, S, 3) uint8 -> (N,) uint64, a hash of each image's bytes."""
-  hashes = (hashlib.blake2b(x.tobytes(), digest_size=8) for x in images)
-  data = b"".join(x.digest() for x in hashes)
-  return np.frombuffer(data, "<u8").astype(np.uint64)
-
-
-# Fills (N, S, S, 3) uint8 in; returns labels (N,) and what was broken.
-Fill = Callable[[np.ndarray], tuple[np.ndarray, dict[str, str]]]
+# Fills (N, S, S, 3) uint8 in; returns labels, fingerprints and what is broken.
+Fill = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, dict[str, str]]]
+# Where a container's or a job's limit stands, version 2 and 1.
+LIMITS = (
+  "/sys/fs/cgroup/memory.max",
+  "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
 
 
 def directory(*parts: str) -> pathlib.Path:
@@ -50,8 +45,12 @@ def directory(*parts: str) -> pathlib.Path:
 
 
 def memory() -> int:
-  """Bytes of this machine's memory."""
-  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  """Bytes of memory of this machine, or of the container on it."""
+  found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+  for path in LIMITS:
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+      found.append(int(pathlib.Path(path).read_text()))
+  return min(found)
 
 
 def decoded(stem: str, shape: tuple[int, ...], fill: Fill) -> Decoded:
@@ -69,25 +68,26 @@ def decoded(stem: str, shape: tuple[int, ...], fill: Fill) -> Decoded:
   folder = directory("decoded")
   images, rest = _paths(stem)
   try:
-    temporary = _reserve(folder, shape)
+    file = _reserve(folder, shape)
   except OSError as error:
     return _in_memory(folder, shape, fill, error)
-  try:
-    out = np.lib.format.open_memmap(temporary, "r+")
-    labels, broken = fill(out)
-    content = {
-      "labels": labels.tolist(),
-      "fingerprints": fingerprints(out).tolist(),
-      "broken": broken,
-    }
-    out.flush()
-    del out
-    os.replace(temporary, images)
-    # Written last: without it the images are decoded again.
-    files.write(rest, json.dumps(content))
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
+  with file:  # the lock that says that it is being written
+    try:
+      out = np.lib.format.open_memmap(file.name, "r+")
+      labels, fingerprints, broken = fill(out)
+      out.flush()
+      del out
+      os.replace(file.name, images)
+      content = {
+        "labels": labels.tolist(),
+        "fingerprints": fingerprints.tolist(),
+        "broken": broken,
+      }
+      # Written last: without it the images are decoded again.
+      files.write(rest, json.dumps(content))
+    except BaseException:
+      pathlib.Path(file.name).unlink(missing_ok=True)
+      raise
   return _read(images, rest)
 
 
@@ -120,19 +120,29 @@ def _read(images: pathlib.Path, rest: pathlib.Path) -> Decoded:
   return found
 
 
-def _reserve(folder: pathlib.Path, shape: tuple[int, ...]) -> pathlib.Path:
-  """Makes a file for the images under a name that is not theirs yet."""
+def _reserve(folder: pathlib.Path, shape: tuple[int, ...]):
+  """Makes a file for the images, open and locked, under a name of its own."""
   folder.mkdir(parents=True, exist_ok=True)
-  for old in folder.glob("*.tmp"):  # of runs that were killed
-    if time.time() - old.stat().st_mtime > STALE:
-      old.unlink(missing_ok=True)
-  # A full disk would kill the process when it writes to the mapped file.
-  if shutil.disk_usage(folder).free < 1.05 * np.prod(shape):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-  handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
-  os.close(handle)
-  np.lib.format.open_memmap(name, "w+", np.uint8, shape)
-  return pathlib.Path(name)
+  for old in folder.glob("*.tmp"):
+    with contextlib.suppress(OSError), old.open("rb") as left:
+      fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if time.time() - old.stat().st_mtime > 60:
+        old.unlink()  # nobody holds it: its process was killed
+  # The caller closes it, and with that its lock.
+  file = tempfile.NamedTemporaryFile(  # noqa: SIM115
+    dir=folder, suffix=".tmp", delete=False
+  )
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    np.lib.format.open_memmap(file.name, "w+", np.uint8, shape)
+    # Else a full disk kills the process when it writes to the mapped file.
+    if hasattr(os, "posix_fallocate"):
+      os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+  except OSError:
+    file.close()
+    os.unlink(file.name)
+    raise
+  return file
 
 
 def _in_memory(folder, shape, fill, error) -> Decoded:
@@ -145,5 +155,4 @@ def _in_memory(folder, shape, fill, error) -> Decoded:
     )
   logging.warning("The decoded images are not cached (%s).", error)
   images = np.empty(shape, np.uint8)
-  labels, broken = fill(images)
-  return Decoded(images, labels, fingerprints(images), broken)
+  return Decoded(images, *fill(images))

@@ -96,7 +96,7 @@ def find(name: str, data_dir: str | None = None) -> Place:
   if given:
     return _published(kind, epath.Path(os.path.expanduser(given)))
   title = SETS[kind][0]
-  root = tfds_sets._root(data_dir)
+  root = tfds_sets.data_root(data_dir)
   folders = [root / title, root / "downloads" / "manual" / title]
   for folder in folders:
     if folder.is_dir():

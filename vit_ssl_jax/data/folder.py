@@ -24,7 +24,7 @@ NOT_OURS = ("__MACOSX", "@eaDir")
 # The stream of random numbers that holds out test images.
 TEST = 3
 # Part of the cache's key: raise it when listing or decoding changes.
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 # An image's path below its part, "CLASS/.../NAME"; its bytes and time in ns.
 File = tuple[str, int, int]
 
@@ -103,10 +103,12 @@ def _places(root: str) -> dict[str, str]:
       raise UserError(f"{root} has {_some(fit)}; it must have one of them.")
     if fit:
       found[part] = fit[0]
+  # Classes may well be called "valid" and "invalid", or "train" and "car".
+  train = found.get("train")
+  with_classes = train and _folders(os.path.join(root, train))
+  if not with_classes and (not found or len(found) < len(folders)):
+    return {"all": ""}
   if "train" not in found:
-    # Classes may well be called "valid" and "invalid".
-    if not found or len(found) < len(folders):
-      return {"all": ""}
     raise UserError(f"{root} has {_some(folders)} but no train folder.")
   if "test" not in found and "val" not in found:
     raise UserError(
@@ -151,7 +153,8 @@ def _classes(
   """The names of the classes; and drops images outside of class folders."""
   found = {}
   for part, files in listed.items():
-    has = "images, but not in folders" if files else "no images"
+    none = "no images (JPEG, PNG, WebP, BMP or GIF)"
+    has = "images, but not in folders" if files else none
     files[:] = [file for file in files if "/" in file[0]]
     found[part] = {file[0].partition("/")[0] for file in files}
     if not files:
@@ -190,7 +193,7 @@ def _decoded(root, place, files, classes, form, skip, progress):
   stem = f"folder-{plain.strip('-')}-{form[0]}-{digest}"
 
   def fill(out):
-    why = decode_all(
+    fingerprints, why = decode_all(
       out,
       (os.path.join(folder, file) for file, *_ in files),
       form[1],
@@ -202,7 +205,7 @@ def _decoded(root, place, files, classes, form, skip, progress):
     labels = [index[file.partition("/")[0]] for file, *_ in files]
     labels = np.array(labels, np.int32)
     labels[list(why)] = -1
-    return labels, broken
+    return labels, fingerprints, broken
 
   found = cache.decoded(stem, (len(files), form[0], form[0], 3), fill)
   _check_broken(root, found.broken, skip)
@@ -210,12 +213,16 @@ def _decoded(root, place, files, classes, form, skip, progress):
 
 
 def _hold_out(found: cache.Decoded, fraction: float, seed: int):
-  """Part -> the same images, with the labels of its own rows."""
+  """Part -> the same images, with the labels of its own rows.
+
+  Which are held out depends on the files' paths, and so on nothing of how they
+  are decoded: what one run has trained on, no later one tests on.
+  """
   labels, whole = found.labels, np.flatnonzero(found.labels >= 0)
   test = np.full_like(labels, -1)
   if len(whole):
-    prints = found.fingerprints[whole]
-    out = rows.held_out(labels[whole], prints, fraction, seed, TEST)
+    # The rows are sorted by path.
+    out = rows.held_out(labels[whole], whole, fraction, seed, TEST)
     test[whole[out]] = labels[whole[out]]
   train = np.where(test < 0, labels, -1)
   kept = {"train": train, "test": test}

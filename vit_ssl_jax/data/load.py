@@ -6,7 +6,15 @@ import os
 
 import numpy as np
 
-from vit_ssl_jax.data import facts, folder, npz, rows, statistics, tfds_sets
+from vit_ssl_jax.data import (
+  cache,
+  facts,
+  folder,
+  npz,
+  rows,
+  statistics,
+  tfds_sets,
+)
 from vit_ssl_jax.data.pixels import RESIZES
 from vit_ssl_jax.errors import UserError
 
@@ -19,26 +27,28 @@ VAL, FRACTION = 1, 2
 class Dataset:
   """A labelled set of square RGB images, decoded.
 
-  Images are (N, S, S, 3) uint8, either in memory or in the cache's files, of
-  which only what is looked at is read (`numpy.memmap` or `rows.Rows`); labels
-  are (N,) int32 indices of `classes`. Without a validation part its arrays
-  have no images.
+  Images are (N, S, S, 3) uint8 in the cache's files, of which only what is
+  looked at is read (`numpy.memmap` or `rows.Rows`; `numpy.asarray` copies
+  them); labels are (N,) int32 indices of `classes`, fingerprints (N,) uint64
+  of `pixels.decode_all`. Without a validation part its arrays are empty.
   """
 
   name: str
   train_images: np.ndarray | rows.Rows
   train_labels: np.ndarray
+  train_fingerprints: np.ndarray
   val_images: np.ndarray | rows.Rows
   val_labels: np.ndarray
+  val_fingerprints: np.ndarray
   test_images: np.ndarray | rows.Rows
   test_labels: np.ndarray
+  test_fingerprints: np.ndarray
   classes: tuple[str, ...]
   # Of the training images' channels, in [0, 1].
   mean: tuple[float, ...]
   std: tuple[float, ...]
   # How many training images there were before `data_fraction`.
   whole_train_size: int
-  train_fingerprints: np.ndarray  # of `cache.fingerprints`
   # Images that could not be read, and why.
   broken: dict[str, str]
 
@@ -98,7 +108,7 @@ def load(
   splits = {"train": train_split, "val": val_split, "test": test_split}
   if name.startswith(NPZ):
     _check_no_splits(name, splits)
-    parts, classes = npz.read_square(
+    parts, classes = npz.read(
       _path(name), image_size, resize=resize, progress=progress
     )
   elif name.startswith(FOLDER):
@@ -121,30 +131,30 @@ def load(
       data_dir=data_dir,
       progress=progress,
     )
-  chosen = {k: np.flatnonzero(part.labels >= 0) for k, part in parts.items()}
+  parts = {k: _take(part, part.labels >= 0) for k, part in parts.items()}
   if not (mean and std):
     known = facts.SETS.get(name)
     if known and known.mean:
       found = known.mean, known.std
     else:
-      images = parts["train"].images
-      found = _statistics(name, images, chosen["train"], resize, progress)
+      found = _statistics(parts["train"].images, progress)
     mean, std = mean or found[0], std or found[1]
-  whole = _part(name, parts, chosen, val_fraction, data_fraction, seed)
-  arrays = {}
-  for part, held in parts.items():
-    arrays[f"{part}_images"] = rows.select(held.images, chosen[part])
-    arrays[f"{part}_labels"] = held.labels[chosen[part]]
+  parts, whole = _parted(name, parts, val_fraction, data_fraction, seed)
+  arrays = {
+    f"{part}_{field}": getattr(found, field)
+    for part, found in parts.items()
+    for field in ("images", "labels", "fingerprints")
+  }
+  broken = {}
+  for part in parts.values():
+    broken |= part.broken
   return Dataset(
     name=name,
     classes=classes,
     mean=tuple(mean),
     std=tuple(std),
     whole_train_size=whole,
-    train_fingerprints=parts["train"].fingerprints[chosen["train"]],
-    broken={
-      k: why for part in parts.values() for k, why in part.broken.items()
-    },
+    broken=broken,
     **arrays,
   )
 
@@ -153,33 +163,46 @@ def _path(name):
   return os.path.expanduser(name.partition(":")[2])
 
 
-def _part(name, parts, chosen, val_fraction, data_fraction, seed):
+def _take(part: cache.Decoded, mask: np.ndarray) -> cache.Decoded:
+  """The rows where the mask, (N,) bool, is True."""
+  return cache.Decoded(
+    rows.select(part.images, np.flatnonzero(mask)),
+    part.labels[mask],
+    part.fingerprints[mask],
+    part.broken,
+  )
+
+
+def _parted(name, parts, val_fraction, data_fraction, seed):
   """Holds out the validation images, then keeps a share of the others.
 
-  Changes `parts` and `chosen`, the rows of each part; returns how many
-  training images there were in between.
+  Returns:
+    "train", "val" and "test", and how many training images there were in
+    between.
   """
+  train = parts["train"]
   if val_fraction and "val" in parts:
     raise UserError(
       f"{name} has validation images of its own: val_fraction has to be 0, not"
       f" {val_fraction}."
     )
-  train = parts["train"]
-
-  def described():
-    return train.labels[chosen["train"]], train.fingerprints[chosen["train"]]
-
   if "val" not in parts:
-    out = np.zeros(len(chosen["train"]), bool)
+    out = np.zeros(len(train.labels), bool)
     if val_fraction:
-      out = rows.held_out(*described(), val_fraction, seed, VAL)
-    parts["val"], chosen["val"] = train, chosen["train"][out]
-    chosen["train"] = chosen["train"][~out]
-  whole = len(chosen["train"])
+      out = rows.held_out(
+        train.labels, train.fingerprints, val_fraction, seed, VAL
+      )
+    parts = parts | {"val": _take(train, out), "train": _take(train, ~out)}
+  train = parts["train"]
   if data_fraction < 1:
-    kept = rows.stratified(*described(), data_fraction, seed, FRACTION)
-    chosen["train"] = chosen["train"][kept]
-  return whole
+    kept = np.zeros(len(train.labels), bool)
+    kept[
+      rows.stratified(
+        train.labels, train.fingerprints, data_fraction, seed, FRACTION
+      )
+    ] = True
+    parts = parts | {"train": _take(train, kept)}
+  return parts, len(train.labels)
 
 
 def _check(image_size, resize, test_fraction, val_fraction, fraction, seed):
@@ -212,15 +235,12 @@ def _check_no_splits(name, splits):
       )
 
 
-def _statistics(name, images, index, resize, progress):
-  """Mean and standard deviation of rows `index` of images, cached by file."""
-  file = getattr(images, "filename", None)  # of a decoded set in the cache
-  if file is None and name.startswith(NPZ):
-    file = _path(name)
-  chosen = rows.Rows(images, index)
-  if file is None:
-    return statistics.of_channels(chosen, progress=progress)
-  stat = os.stat(file)
-  kept = hashlib.sha256(index.tobytes()).hexdigest()
-  source = (str(file), stat.st_size, stat.st_mtime_ns, chosen.shape, resize)
-  return statistics.cached(chosen, repr((*source, kept)), progress=progress)
+def _statistics(images, progress):
+  """Mean and standard deviation, kept in the cache beside the images."""
+  chosen = images.index.tobytes() if isinstance(images, rows.Rows) else b""
+  file = getattr(getattr(images, "array", images), "filename", None)
+  if file is None:  # they could not be cached either
+    return statistics.of_channels(images, progress=progress)
+  source = (str(file), os.stat(file).st_mtime_ns, images.shape)
+  digest = hashlib.sha256(repr(source).encode() + chosen).hexdigest()[:16]
+  return statistics.cached(images, digest, progress=progress)

@@ -1,112 +1,126 @@
 """One .npz file as a data set, laid out as in MedMNIST. No TensorFlow."""
 
+import hashlib
+import os
 import zipfile
 
 import numpy as np
 
 from vit_ssl_jax.data import cache
-from vit_ssl_jax.data.pixels import square_rgb
+from vit_ssl_jax.data.pixels import decode_all
 from vit_ssl_jax.errors import UserError
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 VAL_KEYS = ("val_images", "val_labels")
 MAX_CLASSES = 100_000  # more are not classes but something else
+# Part of the cache's key: raise it when reading or decoding changes.
+CACHE_FORMAT = 1
 
 
-def read_square(
+def read(
   path: str, image_size: int, *, resize: str, progress: bool
 ) -> tuple[dict[str, cache.Decoded], tuple[str, ...]]:
-  """Reads a file as a set of square images.
+  """Reads the arrays of `KEYS` and, if there are any, `VAL_KEYS`.
+
+  Images are (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, labels (N,) or
+  (N, 1) integers; other arrays are ignored. Square images are cached.
 
   Args:
     path: of the file.
     image_size: S.
     resize: one of `pixels.RESIZES`.
-    progress: whether resizing shows a bar.
+    progress: whether to draw progress bars.
 
   Returns:
     "train", "test" and, where the file has it, "val"; and the classes' names,
     which are their numbers.
 
   Raises:
-    UserError: as of `read`.
+    UserError: the file or one of its arrays is missing or not as above.
   """
-  arrays = read(path)
-  trained = set(arrays["train_labels"].tolist())
+  try:
+    with open(path, "rb") as file:
+      stat = os.fstat(file.fileno())
+      archive = _open(path, file)
+      key = (CACHE_FORMAT, os.path.realpath(path), stat.st_size)
+      key += (stat.st_mtime_ns, image_size, resize)
+      parts = {
+        part: _part(path, archive, part, key, progress)
+        for part in ("train", "val", "test")
+        if part != "val" or VAL_KEYS[0] in archive.files
+      }
+  except FileNotFoundError:
+    raise UserError(f"There is no file {path}.") from None
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+  trained = set(parts["train"].labels.tolist())
   if len(trained) < 2:
     raise UserError(
       f"{path}: all train_labels are {trained.pop()}; there must be two classes"
       " at least."
     )
-  for part in ("val", "test"):
-    if new := set(arrays.get(f"{part}_labels", np.zeros(0)).tolist()) - trained:
+  for part, found in parts.items():
+    if new := set(found.labels.tolist()) - trained:
       raise UserError(
         f"{path}: {part}_labels has {', '.join(map(str, sorted(new)[:10]))},"
         " which train_labels has not."
       )
-  parts = {}
-  for key in [key for key in arrays if "images" in key]:
-    images = square_rgb(
-      arrays[key], image_size, resize=resize, progress=progress
-    )
-    parts[key.removesuffix("_images")] = cache.Decoded(
-      images=images,
-      labels=arrays[key.replace("images", "labels")],
-      fingerprints=cache.fingerprints(images),
-      broken={},
-    )
   return parts, tuple(str(i) for i in range(max(trained) + 1))
 
 
-def read(path: str) -> dict[str, np.ndarray]:
-  """Reads and checks the arrays of `KEYS` and, if there are any, `VAL_KEYS`.
-
-  Returns:
-    images (N, H, W) or (N, H, W, C) uint8 with C 1 or 3; labels (N,) int32.
-
-  Raises:
-    UserError: the file or one of its arrays is missing or not as above.
-  """
-  try:
-    with open(path, "rb") as file:
-      arrays = _arrays(path, file)
-  except FileNotFoundError:
-    raise UserError(f"There is no file {path}.") from None
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-  for images in [key for key in arrays if "images" in key]:
-    labels = images.replace("images", "labels")
-    _check_images(path, images, arrays[images])
-    arrays[labels] = _labels(path, labels, arrays[labels])
-    if len(arrays[images]) != len(arrays[labels]):
-      raise UserError(
-        f"{path} has {len(arrays[images])} {images} but "
-        f"{len(arrays[labels])} {labels}; there must be one label per image."
-      )
-  return arrays
-
-
-def _arrays(path: str, file) -> dict[str, np.ndarray]:
+def _open(path: str, file) -> np.lib.npyio.NpzFile:
   try:
     archive = np.load(file, allow_pickle=False)
   except (ValueError, EOFError, zipfile.BadZipFile):
     archive = None
   if not isinstance(archive, np.lib.npyio.NpzFile):
     raise UserError(f"{path} is not an .npz file as numpy.savez writes it.")
-  missing = [key for key in KEYS if key not in archive.files]
+  has_val = any(key in archive.files for key in VAL_KEYS)
+  wanted = KEYS + VAL_KEYS if has_val else KEYS
+  missing = [key for key in wanted if key not in archive.files]
   if missing:
     raise UserError(
-      f"{path} lacks {', '.join(missing)}: it must hold {', '.join(KEYS)} and "
-      f"holds {', '.join(archive.files) or 'nothing'}."
+      f"{path} lacks {', '.join(missing)}: it must hold {', '.join(wanted)}"
+      f" and holds {', '.join(archive.files) or 'nothing'}."
     )
-  arrays = {}
-  with_val = all(key in archive.files for key in VAL_KEYS)
-  for key in (*KEYS, *VAL_KEYS) if with_val else KEYS:
-    try:
-      arrays[key] = archive[key]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-      raise UserError(f"{path}: {key} cannot be read ({error}).") from error
-  return arrays
+  return archive
+
+
+def _part(path, archive, part, key, progress) -> cache.Decoded:
+  """One part's images, from the cache or from the file."""
+  *_, image_size, resize = key
+  digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+  stem = f"npz-{part}-{image_size}-{digest}"
+  if found := cache.find(stem):
+    return found
+  images, labels = (
+    _array(path, archive, f"{part}_{kind}") for kind in ("images", "labels")
+  )
+  _check_images(path, f"{part}_images", images)
+  labels = _labels(path, f"{part}_labels", labels)
+  if len(images) != len(labels):
+    raise UserError(
+      f"{path} has {len(images)} {part}_images but {len(labels)} "
+      f"{part}_labels; there must be one label per image."
+    )
+  if images.shape[-1] == 1 and images.ndim == 4:
+    images = images[..., 0]
+
+  def fill(out):
+    label = f"reading {os.path.basename(path)} {part}"
+    fingerprints, _ = decode_all(
+      out, images, resize, label=label, progress=progress
+    )
+    return labels, fingerprints, {}
+
+  return cache.decoded(stem, (len(images), image_size, image_size, 3), fill)
+
+
+def _array(path: str, archive, key: str) -> np.ndarray:
+  try:
+    return archive[key]
+  except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    raise UserError(f"{path}: {key} cannot be read ({error}).") from error
 
 
 def _check_images(path: str, key: str, images: np.ndarray) -> None:

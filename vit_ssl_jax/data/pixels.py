@@ -3,9 +3,11 @@
 import collections
 import concurrent.futures
 import contextlib
+import hashlib
 import io
 import itertools
 import os
+import sys
 import warnings
 from collections.abc import Iterable
 
@@ -62,7 +64,7 @@ def decode(file: Stored, size: int, resize: str) -> np.ndarray:
     UserError: the file cannot be read.
   """
   with _quiet():
-    return _decode(file, size, resize)
+    return _decode(file, size, resize)[0]
 
 
 def decode_all(
@@ -72,7 +74,7 @@ def decode_all(
   *,
   label: str,
   progress: bool,
-) -> dict[int, str]:
+) -> tuple[np.ndarray, dict[int, str]]:
   """Decodes N images into out, (N, S, S, 3) uint8, in threads.
 
   Args:
@@ -83,29 +85,27 @@ def decode_all(
     progress: whether to draw it.
 
   Returns:
-    The row -> why, of images that are broken; these rows are zeros.
+    fingerprints: (N,) uint64, a hash of each image's size and RGB bytes as it
+      is stored, whatever the size it is resized to.
+    broken: the row -> why, of images that are broken; these rows are zeros.
 
   Raises:
     UserError: a file cannot be read.
     ValueError: there are more or fewer images than rows.
   """
   files, broken, done = iter(files), {}, 0
+  fingerprints = np.zeros(len(out), np.uint64)
   threads = min(_cores(), MOST_THREADS)
   pool = concurrent.futures.ThreadPoolExecutor(threads)
-  bar = tqdm.tqdm(
-    total=len(out),
-    desc=label,
-    unit="image",
-    leave=False,
-    disable=bar_off(progress),
-  )
-  with bar, _quiet():
+  with progress_bar(len(out), label, progress) as bar, _quiet():
     try:
       waiting = collections.deque()
       for start in itertools.count(step=CHUNK):
         chunk = list(itertools.islice(files, CHUNK))
         if chunk:
-          waiting.append(pool.submit(_decode_chunk, out, start, chunk, resize))
+          waiting.append(
+            pool.submit(_decode_chunk, out, fingerprints, start, chunk, resize)
+          )
         while waiting and (not chunk or len(waiting) > CHUNKS_AHEAD * threads):
           count, found = waiting.popleft().result()
           broken |= found
@@ -117,7 +117,7 @@ def decode_all(
       pool.shutdown(cancel_futures=True)
   if done != len(out):
     raise ValueError(f"{done} images for {len(out)} rows")
-  return broken
+  return fingerprints, broken
 
 
 def square_rgb(
@@ -139,9 +139,18 @@ def square_rgb(
   return out
 
 
-def bar_off(progress: bool) -> bool | None:
-  """tqdm's `disable`: no bar where none is wanted, or in a log file."""
-  return None if progress else True
+def progress_bar(total: int, label: str, progress: bool) -> tqdm.tqdm:
+  """A bar with the time left; in a log file a line now and then."""
+  seconds = 0.5 if sys.stderr.isatty() else 15
+  return tqdm.tqdm(
+    total=total,
+    desc=label,
+    unit="image",
+    leave=False,
+    disable=not progress,
+    mininterval=seconds,
+    delay=seconds,
+  )
 
 
 def _cores() -> int:
@@ -163,26 +172,32 @@ def _quiet():
     yield
 
 
-def _decode_chunk(out, start, chunk, resize) -> tuple[int, dict[int, str]]:
+def _decode_chunk(
+  out, fingerprints, start, chunk, resize
+) -> tuple[int, dict[int, str]]:
   broken = {}
   for row, file in enumerate(chunk, start):
     if row >= len(out):
       raise ValueError(f"more images than {len(out)} rows")
     try:
-      out[row] = _decode(file, out.shape[1], resize)
+      out[row], fingerprints[row] = _decode(file, out.shape[1], resize)
     except BrokenImageError as error:
       out[row], broken[row] = 0, str(error)
   return len(chunk), broken
 
 
-def _decode(file: Stored, size: int, resize: str) -> np.ndarray:
+def _decode(file: Stored, size: int, resize: str) -> tuple[np.ndarray, int]:
   data = _read(file)
   try:
     if isinstance(data, np.ndarray):
       image = Image.fromarray(data)
     else:
       image = _upright(data)
-    return np.asarray(_square(_rgb(image), size, resize))
+    image = _rgb(image)
+    stored = np.asarray(image)
+    if image.size == (size, size):
+      return stored, _fingerprint(stored)
+    return np.asarray(_square(image, size, resize)), _fingerprint(stored)
   except (BrokenImageError, MemoryError):
     raise
   except Exception as error:  # Pillow raises whatever its parsers stumble over
@@ -229,9 +244,14 @@ def _rgb(image: Image.Image) -> Image.Image:
   return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _fingerprint(image: np.ndarray) -> int:
+  """(H, W, 3) uint8 -> 64 bits that stand for its size and its bytes."""
+  digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=8)
+  digest.update(np.ascontiguousarray(image))
+  return int.from_bytes(digest.digest(), "little")
+
+
 def _square(image: Image.Image, size: int, resize: str) -> Image.Image:
-  if image.size == (size, size):
-    return image
   if resize == "crop":
     return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
   return image.resize((size, size), Image.Resampling.BICUBIC)

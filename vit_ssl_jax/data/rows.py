@@ -1,15 +1,10 @@
-"""Parts of a set: stratified, seeded, and in memory only where they fit.
+"""Parts of a set: stratified, seeded, and read when they are looked at.
 
 What is chosen depends on the images, and not on the order in which a source
-happens to hold them: so a set trains the same from wherever it is read.
+happens to hold them.
 """
 
 import numpy as np
-
-from vit_ssl_jax.data import cache
-
-# What is chosen is copied if it takes at most this share of the memory.
-COPY_SHARE = 0.3
 
 
 def ranked(labels: np.ndarray, fingerprints: np.ndarray) -> np.ndarray:
@@ -35,7 +30,9 @@ def stratified(
     members = rank[labels[rank] == label]
     # A spawn key, so that this order has nothing to do with an epoch's.
     key = np.random.SeedSequence(seed, spawn_key=(stream, int(label)))
-    members = np.random.default_rng(key).permutation(members)
+    # PCG64 by name: NumPy may change its default.
+    bits = np.random.Generator(np.random.PCG64(key))
+    members = bits.permutation(members)
     kept.append(members[: max(1, round(fraction * len(members)))])
   return np.sort(np.concatenate(kept))
 
@@ -61,7 +58,7 @@ def held_out(
 
 
 class Rows:
-  """Rows of an array that stays on disk until they are asked for.
+  """Rows of an array, which may be a file's, read when they are asked for.
 
   Has what batches are drawn with: `len`, `shape`, `dtype`, `nbytes`, indexing
   by a slice or integers, and `numpy.asarray`.
@@ -88,7 +85,6 @@ def select(images: np.ndarray, index: np.ndarray) -> np.ndarray | Rows:
   """Rows `index`, (M,) sorted, of images; all of them are the images."""
   if len(index) == len(images):
     return images
-  chosen = Rows(images, index)
-  if chosen.nbytes <= COPY_SHARE * cache.memory():
-    return np.asarray(chosen)
-  return chosen
+  if isinstance(images, Rows):
+    return Rows(images.array, images.index[index])
+  return Rows(images, index)

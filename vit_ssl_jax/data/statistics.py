@@ -1,17 +1,16 @@
 """Mean and standard deviation of a set's channels, computed once."""
 
-import hashlib
 import json
 import os
 
 import numpy as np
-import tqdm
+from PIL import Image
 
 from vit_ssl_jax import files
 from vit_ssl_jax.data import cache
-from vit_ssl_jax.data.pixels import bar_off
+from vit_ssl_jax.data.pixels import progress_bar
 
-CHUNK = 4096  # images
+CHUNK = 2**24  # bytes of images at a time
 
 
 def of_channels(
@@ -20,38 +19,35 @@ def of_channels(
   """(N, S, S, 3) uint8 -> mean and standard deviation, three numbers each.
 
   Over all pixels of all images, in units of [0, 1], and exact: from counts of
-  the 256 values.
+  the 256 values. A channel that does not vary by a level of grey is as good as
+  constant: its deviation is given as 1, so that it can be divided by.
   """
   counts = np.zeros((3, 256), np.int64)
-  bar = tqdm.tqdm(
-    total=len(images),
-    desc="mean and standard deviation",
-    unit="image",
-    leave=False,
-    disable=bar_off(progress),
-  )
-  with bar:
-    for start in range(0, len(images), CHUNK):
-      chunk = images[start : start + CHUNK].reshape(-1, 3)
-      for channel in range(3):
-        counts[channel] += np.bincount(chunk[:, channel], minlength=256)
-      bar.update(min(CHUNK, len(images) - start))
+  step = max(1, CHUNK // int(np.prod(images.shape[1:])))
+  label = "mean and standard deviation"
+  with progress_bar(len(images), label, progress) as bar:
+    for start in range(0, len(images), step):
+      chunk = np.asarray(images[start : start + step])
+      # Pillow counts ten times as fast as NumPy.
+      tower = Image.fromarray(chunk.reshape(-1, *chunk.shape[2:]))
+      counts += np.reshape(tower.histogram(), (3, 256))
+      bar.update(len(chunk))
   values = np.arange(256) / 255
   share = counts / counts.sum(1, keepdims=True)
   mean = share @ values
   std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
+  std = np.where(std < 1 / 255, 1, std)
   return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def cached(images, source: str, *, progress: bool = False):
-  """`of_channels`, kept in the cache under what the images come from.
+def cached(images, digest: str, *, progress: bool = False):
+  """`of_channels`, kept in the cache.
 
   Args:
     images: (N, S, S, 3) uint8.
-    source: a text that names everything that the images depend on.
+    digest: stands for everything that they depend on.
     progress: whether a bar is shown.
   """
-  digest = hashlib.sha256(source.encode()).hexdigest()[:16]
   path = cache.directory("statistics") / f"{digest}.json"
   try:
     mean, std = json.loads(path.read_text())

@@ -1,5 +1,6 @@
 """Sets that tensorflow-datasets keeps, decoded once and cached as arrays."""
 
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -20,7 +21,7 @@ from vit_ssl_jax.errors import UserError
 
 READ_BATCH = 64
 # Part of the cache's key: raise it when decoding changes.
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 
 
 def read(
@@ -53,7 +54,7 @@ def read(
       files are damaged, or it has no such split.
   """
   check_name(name)
-  root = _root(data_dir)
+  root = data_root(data_dir)
   folder = _find(name, root) or _prepare(name, root, progress)
   own = {"train": SETS[name].train_split, "test": SETS[name].test_split}
   chosen = {part: split or own.get(part) for part, split in splits.items()}
@@ -76,7 +77,8 @@ def check_name(name: str) -> None:
   raise UserError(f'There is no data set "{name}"{hint}; there are {known}.')
 
 
-def _root(data_dir: str | None) -> epath.Path:
+def data_root(data_dir: str | None) -> epath.Path:
+  """TFDS's data directory, where None or \"\" is its default."""
   chosen = data_dir or os.environ.get("TFDS_DATA_DIR")
   chosen = chosen or "~/tensorflow_datasets"
   if "://" not in chosen:
@@ -117,6 +119,8 @@ def _prepare(name: str, root: epath.Path, progress: bool) -> epath.Path:
   if name == DIGITS:
     if not _writable(root):
       root = epath.Path(cache.directory("tfds"))
+  elif not _writable(root):
+    raise _unprepared(name, root, "the directory is read-only")
   elif SETS[name].host:
     _check_download(name, root)
   tensorflow()
@@ -132,6 +136,10 @@ def _prepare(name: str, root: epath.Path, progress: bool) -> epath.Path:
     # Another process may have prepared it meanwhile.
     if found := _find(name, root):
       return found
+    made = ["downloads/extracted", "downloads", SETS[name].tfds_name, ""]
+    for folder in made:  # that are empty, and that TFDS has made
+      with contextlib.suppress(OSError):
+        (root / folder).rmdir()
     if isinstance(error, UserError):
       raise
     raise _unprepared(name, root, error) from error
@@ -150,8 +158,6 @@ def _writable(root: epath.Path) -> bool:
 
 def _check_download(name: str, root: epath.Path) -> None:
   # TFDS itself would retry for minutes without a network.
-  if not _writable(root):
-    raise _unprepared(name, root, "the directory is read-only")
   try:
     request = urllib.request.Request(SETS[name].host, method="HEAD")
     urllib.request.urlopen(request, timeout=10).close()
@@ -201,7 +207,7 @@ def _read_split(name, folder, split, image_size, resize, progress):
   def fill(images):
     labels = []
     try:
-      broken = decode_all(
+      fingerprints, broken = decode_all(
         images,
         _stored(builder, split, labels),
         resize,
@@ -215,7 +221,7 @@ def _read_split(name, folder, split, image_size, resize, progress):
         f"{folder} holds {len(broken)} images that cannot be read; the first:"
         f" {next(iter(broken.values()))}."
       )
-    return np.array(labels, np.int32), {}
+    return np.array(labels, np.int32), fingerprints, {}
 
   shape = (count, image_size, image_size, 3)
   try:

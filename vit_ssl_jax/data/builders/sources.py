@@ -48,6 +48,7 @@ def collect(
   name: str,
   archives: Sequence[Archive],
   manager: tfds.download.DownloadManager,
+  instead: str = "",
 ) -> list[epath.Path]:
   """Finds, checks and extracts what a set is made of.
 
@@ -55,6 +56,7 @@ def collect(
     name: the set's, for the sentences.
     archives: what it is made of.
     manager: TFDS's.
+    instead: of another release that would do, for the sentence.
 
   Returns:
     For each archive its folder, or the file where it has none.
@@ -66,7 +68,7 @@ def collect(
   gone = [a for a in archives if not (a.url or present(a, manager))]
   if gone:
     why = "no official source answers any more"
-    raise _wanted(name, gone, manager, why)
+    raise _wanted(name, gone, manager, why, instead)
   return [_get(name, archive, manager) for archive in archives]
 
 
@@ -89,7 +91,7 @@ def _manual_dir(manager) -> epath.Path:
     return manager.download_dir / "manual"
 
 
-def _wanted(name, archives, manager, why) -> UserError:
+def _wanted(name, archives, manager, why, instead="") -> UserError:
   items = []
   for archive in archives:
     notes = [_megabytes(archive.size)] if archive.size else []
@@ -97,8 +99,8 @@ def _wanted(name, archives, manager, why) -> UserError:
       notes.append(f"or the extracted folder {archive.folder}")
     items.append(archive.name + (f" ({', '.join(notes)})" if notes else ""))
   return UserError(
-    f'The data set "{name}" cannot be prepared: put {", ".join(items)} into '
-    f"{_manual_dir(manager)} ({why})."
+    f'The data set "{name}" cannot be prepared: put {", ".join(items)}'
+    f"{instead} into {_manual_dir(manager)} ({why})."
   )
 
 

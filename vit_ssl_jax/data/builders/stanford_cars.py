@@ -45,22 +45,31 @@ def _listed(file, path, classes, test=None):
 
 
 def _two_folders(train, test, devkit, test_file):
-  """Classes, and for each split its folder and images."""
-  classes = _mat(devkit / "cars_meta.mat", "class_names")
+  """The file of the classes, them, and for each split its folder and images."""
+  names = devkit / "cars_meta.mat"
+  classes = _mat(names, "class_names")
   train_file = devkit / "cars_train_annos.mat"
-  return classes, {
-    "train": (train, _listed(train_file, "fname", classes)),
-    "test": (test, _listed(test_file, "fname", classes)),
-  }
+  return (
+    names,
+    classes,
+    {
+      "train": (train, _listed(train_file, "fname", classes)),
+      "test": (test, _listed(test_file, "fname", classes)),
+    },
+  )
 
 
 def _one_folder(folder, file):
   """The same of the other release."""
   classes = _mat(file, "class_names")
-  return classes, {
-    split: (folder, _listed(file, "relative_im_path", classes, test))
-    for split, test in (("train", 0), ("test", 1))
-  }
+  return (
+    file,
+    classes,
+    {
+      split: (folder, _listed(file, "relative_im_path", classes, test))
+      for split, test in (("train", 0), ("test", 1))
+    },
+  )
 
 
 class StanfordCars(tfds.core.GeneratorBasedBuilder):
@@ -144,9 +153,14 @@ class StanfordCars(tfds.core.GeneratorBasedBuilder):
       archives, read = self.JOINT_ARCHIVES, _one_folder
     else:
       archives, read = self.ARCHIVES, _two_folders
-    found = sources.collect(self.name, archives, dl_manager)
-    classes, splits = read(*found)
-    listing.check_classes(found[-1], len({*classes}), self.CLASSES)
+    found = sources.collect(
+      self.name,
+      archives,
+      dl_manager,
+      " or, of the other release, car_ims.tgz and cars_annos.mat",
+    )
+    names, classes, splits = read(*found)
+    listing.check_classes(names, len({*classes}), self.CLASSES)
     for split, (folder, listed) in splits.items():
       lacking = {image for image, _ in listed} - {
         *listing.names(folder, ".jpg")
