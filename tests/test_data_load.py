@@ -207,7 +207,8 @@ class TestCache:
     self.calls = getattr(self, "calls", 0) + 1
     images[:] = 7
     marks = np.array([2**64 - 1, 5, 0], np.uint64)
-    return np.arange(len(images)), marks, {"b.png": "empty"}
+    labels = np.arange(len(images), dtype=np.int32)
+    return labels, marks, {"b.png": "empty"}
 
   def test_is_filled_once_and_read_from_its_file(self):
     for _ in range(2):

@@ -78,17 +78,19 @@ def decoded(stem: str, shape: tuple[int, ...], fill: Fill) -> Decoded:
       out.flush()
       del out
       os.replace(file.name, images)
-      content = {
-        "labels": labels.tolist(),
-        "fingerprints": fingerprints.tolist(),
-        "broken": broken,
-      }
-      # Written last: without it the images are decoded again.
-      files.write(rest, json.dumps(content))
     except BaseException:
       pathlib.Path(file.name).unlink(missing_ok=True)
       raise
-  return _read(images, rest)
+  content = {
+    "labels": labels.tolist(),
+    "fingerprints": fingerprints.tolist(),
+    "broken": broken,
+  }
+  try:  # last: without it the images are decoded again
+    files.write(rest, json.dumps(content))
+  except OSError as error:
+    logging.warning("The decoded images are not cached (%s).", error)
+  return Decoded(np.load(images, mmap_mode="r"), labels, fingerprints, broken)
 
 
 def find(stem: str) -> Decoded | None:

@@ -11,8 +11,8 @@ class Facts:
 
   Attributes:
     tfds_name: the builder's name.
-    host: where TFDS's own builder downloads from; "" for builders of ours.
-    builder: the module in `data.builders` that registers it, or "".
+    host: where TFDS's own builder downloads from; "" for those of
+      `data.builders`.
     train_split, test_split: what the paper trains and tests on.
     mean, std: of the training images' channels in [0, 1], as the paper's code
       gives them; () where it does not, and they are computed.
@@ -20,7 +20,6 @@ class Facts:
 
   tfds_name: str
   host: str = ""
-  builder: str = ""
   train_split: str = "train"
   test_split: str = "test"
   mean: tuple[float, ...] = ()
@@ -42,7 +41,6 @@ SETS = {
   ),
   "cinic10": Facts(
     "cinic10",
-    builder="cinic10",
     test_split="validation",
     mean=(0.47889522, 0.47227842, 0.43047404),
     std=(0.24205776, 0.23828046, 0.25874835),
@@ -55,19 +53,15 @@ SETS = {
   ),
   "tiny_imagenet": Facts(
     "tiny_imagenet",
-    builder="tiny_imagenet",
     test_split="validation",
     mean=(0.4802, 0.4481, 0.3975),
     std=(0.2770, 0.2691, 0.2821),
   ),
   "aircraft": Facts(
     "fgvc_aircraft",
-    builder="fgvc_aircraft",
     train_split="train+validation",
   ),
-  "cars": Facts("stanford_cars", builder="stanford_cars"),
+  "cars": Facts("stanford_cars"),
   # Measured on the training images at 16 pixels.
-  DIGITS: Facts(
-    "digits", builder="digits", mean=(0.3053,) * 3, std=(0.3530,) * 3
-  ),
+  DIGITS: Facts("digits", mean=(0.3053,) * 3, std=(0.3530,) * 3),
 }

@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import urllib.request
 import numpy as np
 from etils import epath
 
+from vit_ssl_jax import console
 from vit_ssl_jax.data import cache
 from vit_ssl_jax.data.facts import DIGITS, SETS
 from vit_ssl_jax.data.pixels import decode_all
@@ -126,8 +126,11 @@ def _prepare(name: str, root: epath.Path, progress: bool) -> epath.Path:
   tensorflow()
   import tensorflow_datasets as tfds
 
-  if SETS[name].builder:  # importing it registers it
-    importlib.import_module(f"vit_ssl_jax.data.builders.{SETS[name].builder}")
+  if not SETS[name].host:
+    from vit_ssl_jax.data import builders as builders  # registers them
+
+  if progress:
+    console.say(f"preparing {name} in {root}")
   if not (progress and sys.stderr.isatty()):
     tfds.disable_progress_bar()
   try:
@@ -170,7 +173,7 @@ def _check_download(name: str, root: epath.Path) -> None:
 def _unprepared(name: str, root: epath.Path, why) -> UserError:
   why = " ".join(str(why).split()).rstrip(".")[:200]
   advice = "set TFDS_DATA_DIR or --config.data_dir to a directory that "
-  if SETS[name].builder:
+  if not SETS[name].host:
     advice += "can be written."
   else:
     command = f"tfds build {SETS[name].tfds_name} --data_dir=DIRECTORY"

@@ -1,5 +1,13 @@
-"""TFDS builders of the sets that TFDS itself lacks or can no longer fetch.
+"""TFDS builders of the sets that TFDS does not have, or not any more.
 
-Importing one of the modules imports tensorflow_datasets and registers its
-builder, so that `tfds.load` and `tfds.builder` find it by name.
+Importing this package imports tensorflow_datasets and registers them, so that
+`tfds.load("cinic10")` finds them.
 """
+
+from vit_ssl_jax.data.builders.cinic10 import Cinic10
+from vit_ssl_jax.data.builders.digits import Digits
+from vit_ssl_jax.data.builders.fgvc_aircraft import FgvcAircraft
+from vit_ssl_jax.data.builders.stanford_cars import StanfordCars
+from vit_ssl_jax.data.builders.tiny_imagenet import TinyImagenet
+
+__all__ = ["Cinic10", "Digits", "FgvcAircraft", "StanfordCars", "TinyImagenet"]
