@@ -114,7 +114,9 @@ def test_both_stages_of_other_architectures(arch, make_tiny, tmp_path):
   assert whole["step"] == 9
 
 
-@pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
+@pytest.mark.parametrize(
+  "arch", ["vit", "swin", pytest.param("cait", marks=pytest.mark.long)]
+)
 def test_training_with_locality(arch, make_tiny, tmp_path):
   config = make_tiny("finetune", arch)
   config.model.locality = "spt+lsa"
@@ -132,6 +134,7 @@ def test_checkpoints_that_are_kept(finetune_tiny, tmp_path):
   assert {name for name in kept if name.isdigit()} == {"6", "9"}
 
 
+@pytest.mark.long
 def test_other_seed_other_bits(pretrained, pretrain_tiny, tmp_path):
   pretrain_tiny.seed = 1
   result = pretrain.run(pretrain_tiny, tmp_path)

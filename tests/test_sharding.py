@@ -43,7 +43,12 @@ def train(config, mesh):
 
 @pytest.mark.parametrize(
   ("arch", "shape"),
-  [("vit", (2, 1)), ("vit", (1, 2)), ("swin", (1, 2)), ("cait", (1, 2))],
+  [
+    ("vit", (2, 1)),
+    ("vit", (1, 2)),
+    pytest.param("swin", (1, 2), marks=pytest.mark.long),
+    pytest.param("cait", (1, 2), marks=pytest.mark.long),
+  ],
 )
 def test_devices_change_rounding_alone(arch, shape, make_tiny, monkeypatch):
   monkeypatch.setattr(sharding, "SMALLEST", 1)
