@@ -18,24 +18,26 @@ INDEX = "relative_position_index"
 HEAD_NAMES = {"fc1": "mlp.0", "fc2": "mlp.2", "fc3": "mlp.4"}
 
 
-def to_torch(params, model, layout="reference"):
+def to_torch(params, model):
   """Gives parameters the reference's names and layouts.
+
+  What locality adds to a model has no counterpart there, and keeps the name it
+  has here.
 
   Args:
     params: parameters of `model`, as `model.init` made them.
     model: a model of `models.build`, or a `models.ProjectionHead`.
-    layout: "reference", the paper's own PyTorch classes; what locality adds to
-      a model has no counterpart there, and keeps the name it has here.
 
   Returns:
     A dict from name to NumPy array: float32, and int64 for Swin's constant
     `relative_position_index`.
-
-  Raises:
-    UserError: an unknown layout.
   """
-  if layout != "reference":
-    raise UserError(f"unknown layout {layout!r}: possible is 'reference'")
+  state = weights(params, model)
+  return state | position_indices(state)
+
+
+def weights(params, model):
+  """What `to_torch` gives, without constants."""
   state = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     keys = [key.key for key in path]
@@ -46,7 +48,7 @@ def to_torch(params, model, layout="reference"):
       state[name] = to_layout(keys, piece, model)
   if isinstance(model, models.ProjectionHead):
     state["last_layer.weight_g"] = np.ones((model.out_dim, 1), np.float32)
-  return state | position_indices(state)
+  return state
 
 
 def position_indices(state):
@@ -74,17 +76,28 @@ def from_torch(state_dict, model):
   Raises:
     UserError: names are missing or left over, or shapes differ; it lists them.
   """
-  state = {name: np.asarray(x, np.float32) for name, x in state_dict.items()}
-  template = jax.tree.map(
-    lambda leaf: np.broadcast_to(np.float32(0), leaf.shape),
-    abstract_params(model, state),
-  )
-  models.check_parameters(to_torch(template, model), state, "the state dict")
+  state = as_floats(state_dict)
+  zeros = template(model, state)
+  models.check_parameters(to_torch(zeros, model), state, "the state dict")
   if np.any(state.get("last_layer.weight_g", 1.0) != 1):
     raise UserError("last_layer.weight_g is not 1: the head's gain is fixed")
+  check_positions(state)
+  return from_weights(state, zeros, model)
+
+
+def as_floats(state_dict):
+  return {name: np.asarray(x, np.float32) for name, x in state_dict.items()}
+
+
+def check_positions(state):
+  """Raises a UserError where windows' tokens are numbered in another way."""
   for name, index in position_indices(state).items():
     if not np.array_equal(state[name], index):
       raise UserError(f"{name} is not that of windows numbered row by row")
+
+
+def from_weights(state, template, model):
+  """Puts arrays of the reference's names into a tree like the template."""
 
   def read(path, leaf):
     keys = [key.key for key in path]
@@ -93,6 +106,14 @@ def from_torch(state_dict, model):
     return np.stack(pieces) if stacked(keys) else pieces[0]
 
   return jax.tree_util.tree_map_with_path(read, template)
+
+
+def template(model, state):
+  """Zeros in the shapes of a model's parameters, which take no memory."""
+  return jax.tree.map(
+    lambda leaf: np.broadcast_to(np.float32(0), leaf.shape),
+    abstract_params(model, state),
+  )
 
 
 def abstract_params(model, state):
@@ -155,13 +176,12 @@ def is_convolution(keys, model):
 
 def to_layout(keys, x, model):
   """One parameter in PyTorch's layout."""
-  if keys[-1] != "kernel":
-    return np.array(x)
-  if is_convolution(keys, model):
+  if keys[-1] == "kernel" and is_convolution(keys, model):
     p = model.patch_size
-    x = x.reshape(p, p, -1, x.shape[-1])
-    return np.array(x.transpose(3, 2, 0, 1))
-  return np.array(x.T)
+    x = x.reshape(p, p, -1, x.shape[-1]).transpose(3, 2, 0, 1)
+  elif keys[-1] == "kernel":
+    x = x.T
+  return np.array(x, order="C")  # as what writes files takes for granted
 
 
 def from_layout(keys, x):
