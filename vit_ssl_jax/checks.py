@@ -20,12 +20,13 @@ def common(config):
   choice(config, "data_fraction_keeps", ["epochs", "steps"])
   share(config, "memory_share")
   not_negative(config, "split_seed")
-  for key, low in (("mean", -1), ("std", 0)):
+  for key in ("mean", "std"):
     given = tuple(config[key])
-    if len(given) not in (0, 3) or not all(low < x < 256 for x in given):
+    fit = all(0 <= x <= 1 and (x or key == "mean") for x in given)
+    if len(given) not in (0, 3) or not fit:
       raise UserError(
-        f"{key}={given} has to be three numbers in units of [0, 1], or () for"
-        " the set's own"
+        f"{key}={given} has to be three numbers in [0, 1], a std above 0, or ()"
+        " for the set's own"
       )
   if config.max_steps < 0:
     raise UserError(

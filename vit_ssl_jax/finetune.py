@@ -215,13 +215,7 @@ def read_backbone(config, model):
         f"init_from={config.init_from} was trained with model.{key}={theirs!r}"
         f" and not {ours!r}"
       )
-  for key in ("test_fraction", "split_seed"):
-    if config.dataset.startswith("folder:") and source.get(key) != config[key]:
-      console.say(
-        f"warning: init_from={config.init_from} was trained with {key}="
-        f"{source.get(key)}: of a folder without train and test it may have"
-        " seen the images that this run tests on"
-      )
+  warn_of_seen(config, source)
   given = (
     state["teacher"]["backbone"] if "teacher" in state else state["params"]
   )
@@ -232,6 +226,19 @@ def read_backbone(config, model):
   )
   models.check_parameters(expected, given, f"init_from={config.init_from}")
   return given
+
+
+def warn_of_seen(config, source):
+  """Says where the weights may come from images that this run tests on."""
+  keys = ("test_fraction", "split_seed")
+  differ = [key for key in keys if source.get(key) != config[key]]
+  own = config.dataset.startswith("folder:")
+  if own and source["dataset"] == config.dataset and differ:
+    console.say(
+      f"warning: init_from={config.init_from} was trained with another"
+      f" {' and '.join(differ)}: where {config.dataset} has no train and test,"
+      " it has seen images that this run tests on"
+    )
 
 
 def check(config):

@@ -5,9 +5,19 @@ import numpy as np
 from vit_ssl_jax import console, data
 
 # What of a config `data.load` takes under the same name.
-KEYS = ("data_fraction", "val_fraction", "test_fraction", "resize")
-KEYS += ("train_split", "val_split", "test_split", "skip_broken_images")
-KEYS += ("mean", "std")
+KEYS = (
+  "train_split",
+  "val_split",
+  "test_split",
+  "resize",
+  "test_fraction",
+  "val_fraction",
+  "data_fraction",
+  "skip_broken_images",
+  "mean",
+  "std",
+)
+PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def open_data(config, mesh):
@@ -50,14 +60,11 @@ def open_data(config, mesh):
 
 def describe(dataset, source):
   """Lines on what a set holds, what is broken in it, and where it is kept."""
+  marks = {part: getattr(dataset, f"{part}_fingerprints") for part in PARTS}
   counts = [
-    f"{len(labels):,} {part}"
-    for part, labels in (
-      ("training", dataset.train_labels),
-      ("validation", dataset.val_labels),
-      ("test", dataset.test_labels),
-    )
-    if len(labels)
+    f"{len(marks[part]):,} {word}"
+    for part, word in PARTS.items()
+    if len(marks[part])
   ]
   size = dataset.train_images.shape[1]
   place = {
@@ -70,12 +77,11 @@ def describe(dataset, source):
     f" {len(dataset.classes)} classes; the training images take"
     f" {dataset.train_images.nbytes / 1e6:,.1f} MB, {place}"
   )
-  for part in ("validation", "test"):
-    marks = getattr(dataset, f"{part.removesuffix('idation')}_fingerprints")
-    if seen := np.isin(marks, dataset.train_fingerprints).sum():
+  for part in ("val", "test"):
+    if seen := np.isin(marks[part], marks["train"]).sum():
       yield (
-        f"warning: {seen:,} of the {len(marks):,} {part} images are among the"
-        " training images too"
+        f"warning: {seen:,} of the {len(marks[part]):,} {PARTS[part]} images"
+        " are among the training images too"
       )
   if broken := dataset.broken:
     first = ", ".join(f"{name} ({why})" for name, why in [*broken.items()][:10])

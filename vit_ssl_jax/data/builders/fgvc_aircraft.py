@@ -34,8 +34,8 @@ def without_banner(data: bytes) -> bytes:
   """A JPEG image's bytes without its last `BANNER` rows.
 
   It is decoded and encoded anew, with its own tables of quantisation and chroma
-  sampling and on its own grid of blocks: that keeps its size, and differs from
-  it by more than 50 dB on photographs.
+  sampling and on its own grid of blocks, which keeps its size and nearly all of
+  its pixels.
 
   Raises:
     OSError, ValueError: it is no JPEG image, or has no more rows.
