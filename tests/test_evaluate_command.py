@@ -162,7 +162,7 @@ def test_several_suites_are_one_program(fresh, tiny_npz, monkeypatch):
   traced, view = [], views.evaluation_view
   workdir, predict = fresh(tiny_npz, ["0", "1"])
   monkeypatch.setattr(
-    suites.views, "evaluation_view", lambda *x: traced.append(0) or view(*x)
+    finetune.views, "evaluation_view", lambda *x: traced.append(0) or view(*x)
   )
   found = run(workdir, f"--suite=val, test,{tiny_npz}", "--batch_size=7")
   assert len(traced) == 1
@@ -384,7 +384,7 @@ def test_images_that_changed_since(own, capsys):
   about["images"]["test"] = 21
   (own / "dataset.json").write_text(json.dumps(about))
   said = refused(capsys, f"--workdir={own}")
-  assert f"{own} was trained on other images" in said
+  assert f"{own} was trained on something else: the number" in said
   assert "has 20 test images and had 21 then" in said
 
 

@@ -8,7 +8,8 @@ PACKAGE = ROOT / "vit_ssl_jax"
 # Upper floors may import lower ones; rooms of one floor do not know each other.
 FLOORS = [
   {"main"},
-  {"pretrain", "finetune", "suites"},
+  {"suites"},
+  {"pretrain", "finetune"},
   {"loop", "report", "inputs"},
   {"workdirs"},
   {"checkpoints", "data", "evaluate", "interop", "metrics", "augment"}

@@ -4,7 +4,6 @@ import contextlib
 import signal
 import sys
 import threading
-import time
 
 import jax
 import tqdm
@@ -14,26 +13,6 @@ def say(text):
   """Prints a line without breaking the progress bar."""
   if jax.process_index() == 0:
     tqdm.tqdm.write(text, file=sys.stderr)
-
-
-class Clock:
-  """Adds up the seconds between `restart` and `pause`."""
-
-  def __init__(self):
-    self.seconds = 0.0
-    self.since = None
-
-  def restart(self):
-    self.since = time.perf_counter()
-
-  def pause(self):
-    if self.since is not None:
-      self.seconds += time.perf_counter() - self.since
-    self.since = None
-
-  def rate(self, count):
-    """How many of `count` a second, or None where there were none."""
-    return count / self.seconds if count > 0 and self.seconds else None
 
 
 @contextlib.contextmanager

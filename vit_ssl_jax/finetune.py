@@ -228,6 +228,36 @@ def read_backbone(config, model):
   return given
 
 
+def make_top1(config, model, mesh):
+  """Makes what gives a classifier's top-1 accuracy, compiled once.
+
+  Args:
+    config: the run's, with mean and std.
+    model: a classifier of `models.build`.
+    mesh: over which batches are sharded.
+
+  Returns:
+    (params, images (N, S, S, 3) uint8, labels (N,)) -> percent of all images.
+  """
+
+  @jax.jit
+  def predict(params, images):
+    images = views.evaluation_view(images, config.mean, config.std)
+    return model.apply({"params": params}, images)
+
+  def top1(params, images, labels):
+    logits = evaluate.extract(
+      lambda images: predict(params, images),
+      images,
+      labels,
+      config.evaluate_batch_size,
+      sharding.batch_sharding(mesh),
+    )
+    return evaluate.accuracy(logits, labels)
+
+  return top1
+
+
 def warn_of_seen(config, source):
   """Says where the weights may come from images that this run tests on."""
   keys = ("test_fraction", "split_seed")
@@ -293,26 +323,12 @@ def run(config, workdir):
     state = fresh()
     return state.replace(params=state.params | backbone)
 
-  @jax.jit
-  def predict(params, images):
-    images = views.evaluation_view(images, config.mean, config.std)
-    return model.apply({"params": params}, images)
+  top1 = make_top1(config, model, mesh)
 
   def evaluate_state(state, due):
     del due  # the test set is small enough to look at whenever a run stops
-
-    def top1(images, labels):
-      logits = evaluate.extract(
-        lambda images: predict(state.params, images),
-        images,
-        labels,
-        config.evaluate_batch_size,
-        sharding.batch_sharding(mesh),
-      )
-      return evaluate.accuracy(logits, labels)
-
     return {
-      f"{prefix}top1": top1(images, labels)
+      f"{prefix}top1": top1(state.params, images, labels)
       for prefix, images, labels in evaluate.parts(dataset)
     }
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -94,7 +95,7 @@ def run(
       console.progress_bar(start, stop, config.batch_size)
     )
     steps = Steps(config, per_epoch, start, stop, total)
-    clock = console.Clock()
+    clock = Clock()
     try:
       state = train(
         steps, state, compiled(train_step, source, shardings), source,
@@ -220,6 +221,26 @@ def compiled(train_step, source, shardings):
   return jax.jit(
     fetch_and_step, donate_argnums=0, out_shardings=(shardings, None)
   )
+
+
+class Clock:
+  """Adds up the seconds between `restart` and `pause`."""
+
+  def __init__(self):
+    self.seconds = 0.0
+    self.since = None
+
+  def restart(self):
+    self.since = time.perf_counter()
+
+  def pause(self):
+    if self.since is not None:
+      self.seconds += time.perf_counter() - self.since
+    self.since = None
+
+  def rate(self, count):
+    """How many of `count` a second, or None where there were none."""
+    return count / self.seconds if count > 0 and self.seconds else None
 
 
 def show(bar, recorder, warn):

@@ -1,6 +1,7 @@
 """What a fine-tuned classifier is evaluated on after its run."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -12,13 +13,13 @@ from vit_ssl_jax import (
   checkpoints,
   console,
   data,
-  evaluate,
   files,
+  finetune,
   inputs,
   models,
   sharding,
+  workdirs,
 )
-from vit_ssl_jax.augment import views
 from vit_ssl_jax.data import corruptions, facts
 from vit_ssl_jax.errors import UserError
 
@@ -102,7 +103,7 @@ def open_suite(name, run, data_dir):
   dataset = load(name, run.config, data_dir)
   check_classes(name, dataset.classes, run)
   if name in OWN:
-    check_same_images(dataset, run)
+    workdirs.check_same(run.trained_on, workdirs.describe(dataset), run.workdir)
   if dataset.broken:
     console.say(f"{name}: skipped {len(dataset.broken)} broken images")
   if name != "val":
@@ -168,43 +169,16 @@ def check_count(name, count, run, exact):
     )
 
 
-def check_same_images(dataset, run):
-  """Raises a UserError where the run's own set has changed since."""
-  for part, count in run.trained_on.get("images", {}).items():
-    now = len(getattr(dataset, f"{part}_labels"))
-    if now != count:
-      raise UserError(
-        f"{run.workdir} was trained on other images: {dataset.name} has {now}"
-        f" {part} images and had {count} then"
-      )
-
-
 def make_top1(run, batch_size):
   """Makes (images (N, S, S, 3) uint8, labels (N,)) -> top-1 in percent.
 
   It is compiled once, for every suite.
   """
-  config = run.config
   mesh = sharding.make_mesh(1, jax.device_count())
-  model = models.from_config(config, run.num_classes)
+  model = models.from_config(run.config, run.num_classes)
   params = jax.device_put(run.params, sharding.state_sharding(mesh, run.params))
-
-  @jax.jit
-  def predict(params, images):
-    images = views.evaluation_view(images, config.mean, config.std)
-    return model.apply({"params": params}, images)
-
-  def top1(images, labels):
-    logits = evaluate.extract(
-      lambda images: predict(params, images),
-      images,
-      labels,
-      batch_size,
-      sharding.batch_sharding(mesh),
-    )
-    return evaluate.accuracy(logits, labels)
-
-  return top1
+  run.config.evaluate_batch_size = batch_size
+  return functools.partial(finetune.make_top1(run.config, model, mesh), params)
 
 
 def evaluate_suite(key, suite, top1, image_size):

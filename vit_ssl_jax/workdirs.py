@@ -113,11 +113,13 @@ def check_same(old, new, workdir):
   """Raises a UserError where a data set has changed since a run's start."""
   what = {"classes": "classes", "images": "number of images"}
   what["sha256"] = "images or labels"
-  changed = [word for key, word in what.items() if old.get(key) != new[key]]
+  changed = [
+    word for key, word in what.items() if old.get(key, new[key]) != new[key]
+  ]
   if changed:
     raise UserError(
       f"{workdir} was trained on something else: the {changed[0]} of"
-      f" {new['name']} changed since; choose another --workdir"
+      f" {new['name']} changed since"
     )
 
 
