@@ -7,6 +7,7 @@ import setuptools
 INSTALL = [
   "absl-py>=2.1",
   "clu>=0.0.12",
+  "flatbuffers>=24.3",  # needed by jax.export
   "flax>=0.12,<0.13",
   "importlib_resources>=6.0",  # needed by tensorflow-datasets to prepare a set
   "jax>=0.10,<0.12",
@@ -16,6 +17,7 @@ INSTALL = [
   "optax>=0.2.5",
   "orbax-checkpoint>=0.12,<0.13",
   "pillow>=11.0",
+  "safetensors>=0.5",
   "scikit-learn>=1.5",
   "scipy>=1.13",  # reads the annotations of Stanford Cars
   "tensorboard>=2.18",  # needed by clu's writers
@@ -29,6 +31,9 @@ TEST = [
   "pytest>=8.0",
   "pytest-xdist>=3.6",
   "ruff>=0.14,<0.17",
+  "timm>=1.0.20,<2",
+  "torch==2.13.0",
+  "transformers>=4.57,<6",
 ]
 
 setuptools.setup(

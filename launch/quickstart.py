@@ -19,11 +19,11 @@ from configs import (
 )
 from vit_ssl_jax import (
   checkpoints,
+  commands,
   console,
   data,
   files,
   finetune,
-  main,
   pretrain,
 )
 from vit_ssl_jax.report import pictures, tables
@@ -132,6 +132,6 @@ if __name__ == "__main__":
   parser.add_argument("--arch", default="vit", choices=tuple(common.MODELS))
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
-  main.set_up()
-  with main.reporting_errors():
+  commands.set_up()
+  with commands.reporting_errors():
     show(quickstart(args.out, args.arch, args.seed), args.out)

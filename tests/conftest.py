@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 import tempfile
 
 # Before JAX starts: two devices, so that every test also tests sharding.
@@ -56,6 +57,29 @@ def tiny_npz(tmp_path_factory):
   path = tmp_path_factory.mktemp("npz") / "tiny.npz"
   np.savez(path, **arrays)
   return f"npz:{path}"
+
+
+@pytest.fixture(scope="session")
+def torch():
+  """PyTorch, made ready for timm and transformers to be imported.
+
+  They import torchvision, of which nothing is used here. Where its build is
+  for another version of PyTorch, two of its operators have to be named first.
+  """
+  # TensorFlow and triton each bring LLVM, and one process holds only one.
+  sys.modules.setdefault("triton", None)
+  import torch
+
+  try:
+    import torchvision  # noqa: F401
+  except RuntimeError:
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+      library.define(
+        f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+      )
+    torch.torchvision_library = library  # which lives as long as this does
+  return torch
 
 
 @pytest.fixture

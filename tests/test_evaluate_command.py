@@ -16,6 +16,7 @@ from PIL import Image
 
 from vit_ssl_jax import (
   checkpoints,
+  classifiers,
   data,
   finetune,
   models,
@@ -320,7 +321,7 @@ def test_folders(fresh, tmp_path, capsys):
 def test_classes_have_to_fit(ours, theirs, words):
   trained_on = {"classes": ours.split()} if ours else {}
   count = len(ours.split()) if ours else 3
-  held = suites.Run("W", None, 1, {}, count, trained_on)
+  held = classifiers.Classifier("W", None, trained_on, count, None, None)
   if words is None:
     suites.check_classes("x", theirs.split(), held)
   else:
@@ -359,12 +360,13 @@ def test_a_smaller_corrupted_set_does_not_fit(fresh, capsys, tiny_npz):
 
 
 def test_workdirs_that_cannot_be_evaluated(own, fresh, tiny_npz, capsys):
-  assert "required: --workdir" in refused(capsys)
-  assert "no such folder" in refused(capsys, f"--workdir={own}/none")
-  state = {"step": np.zeros((), np.int32), "teacher": {"x": np.zeros(2)}}
+  assert "give either --workdir=B or" in refused(capsys)
+  assert "no file or folder" in refused(capsys, f"--workdir={own}/none")
+  teacher = {"backbone": {"x": np.zeros(2)}}
+  state = {"step": np.zeros((), np.int32), "teacher": teacher}
   pretrained, _ = fresh(tiny_npz, ["0", "1"], state)
   said = refused(capsys, f"--workdir={pretrained}")
-  assert f"{pretrained} is a pretraining's" in said
+  assert f"{pretrained} is a teacher's backbone" in said
   (own / "evaluation.json").write_text('{"test":')
   said = refused(capsys, f"--workdir={own}")
   assert f"{own}/evaluation.json is damaged" in said

@@ -68,9 +68,9 @@ def test_there_and_back(key, num_classes):
 
 
 @pytest.mark.parametrize(("key", "num_classes"), CASES)
-def test_same_logits(key, num_classes):
-  torch = pytest.importorskip("torch")
-  timm = pytest.importorskip("timm")
+def test_same_logits(torch, key, num_classes):
+  import timm
+
   model, params = make(key, num_classes)
   name, arguments = interop.timm_arguments(model)
   theirs = timm.create_model(name, **arguments)

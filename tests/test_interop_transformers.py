@@ -58,11 +58,11 @@ def test_there_and_back(key):
 
 @pytest.mark.parametrize("num_classes", [0, 5])
 @pytest.mark.parametrize("key", MODELS)
-def test_same_logits(key, num_classes, tmp_path):
+def test_same_logits(torch, key, num_classes, tmp_path):
   """Through files, as it reads and writes them."""
-  torch = pytest.importorskip("torch")
-  transformers = pytest.importorskip("transformers")
-  safetensors = pytest.importorskip("safetensors.numpy")
+  import transformers
+  from safetensors import numpy as safetensors
+
   model, params = make(key, num_classes)
   config = interop.transformers_config(model, list("abcde")[:num_classes])
   state = interop.to_torch(params, model, "transformers")

@@ -270,7 +270,7 @@ def test_init_from_another_model(
 
 def test_init_from_nowhere(finetune_tiny, tmp_path):
   finetune_tiny.init_from = str(tmp_path / "nothing")
-  with pytest.raises(UserError, match="no such folder"):
+  with pytest.raises(UserError, match="no file or folder"):
     finetune.run(finetune_tiny, tmp_path / "new")
   (tmp_path / "empty").mkdir()
   finetune_tiny.init_from = str(tmp_path / "empty")

@@ -89,22 +89,79 @@ def read(path):
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
     raise UserError(f"there is no checkpoint {path}: no such folder")
-  if (path / FOLDER).is_dir():
+  if not any_in(path) and (path / "config.json").is_file():
+    raise UserError(f"{path} holds no finished checkpoint")
+  if any_in(path):
     steps = [p for p in (path / FOLDER).iterdir() if p.name.isdigit()]
-    if not steps:
-      raise UserError(f"{path} holds no finished checkpoint")
     path = max(steps, key=lambda p: int(p.name))
-  config = path.parent.parent / "config.json"
-  if not (path.name.isdigit() and config.is_file()):
+  workdir = workdir_of(path)
+  if workdir is None:
     raise UserError(
       f"{path} is neither a workdir nor one of its checkpoints"
       f" (WORKDIR/{FOLDER}/STEP)"
     )
-  # Asking for NumPy arrays makes the devices it was saved from irrelevant.
-  wanted = jax.tree.map(
-    lambda leaf: np.empty(leaf.shape, leaf.dtype), ocp.metadata(path).metadata
+  state, _ = read_tree(path)
+  return state, json.loads((workdir / "config.json").read_text())
+
+
+def workdir_of(path):
+  """The folder of the run that a workdir or checkpoint is of, or None."""
+  path = pathlib.Path(path).absolute()
+  if (path / FOLDER).is_dir() and (path / "config.json").is_file():
+    return path
+  above = path.parent.parent
+  if path.name.isdigit() and (above / "config.json").is_file():
+    return above
+  return None
+
+
+def is_tree(path):
+  """Whether a folder is a checkpoint of Orbax (what is above one is none)."""
+  marks = ("_CHECKPOINT_METADATA", "_METADATA")
+  return any(pathlib.Path(path, name).is_file() for name in marks)
+
+
+def read_tree(path):
+  """Reads any checkpoint of Orbax.
+
+  Args:
+    path: its folder.
+
+  Returns:
+    Nested dicts of NumPy arrays, as saved, and its custom metadata, a dict.
+
+  Raises:
+    UserError: it is no checkpoint of Orbax, or damaged.
+  """
+  path = pathlib.Path(path).absolute()
+  if not is_tree(path):
+    raise UserError(f"{path} is no checkpoint of Orbax")
+  try:
+    about = ocp.metadata(path)
+    # Asking for NumPy arrays makes the devices it was saved from irrelevant.
+    wanted = jax.tree.map(
+      lambda leaf: np.empty(leaf.shape, leaf.dtype), about.metadata
+    )
+    return ocp.load(path, wanted), about.custom_metadata or {}
+  except (OSError, ValueError, KeyError) as e:
+    why = " ".join(str(e).split())[:200]
+    raise UserError(f"the checkpoint {path} is damaged: {why}") from e
+
+
+def write_tree(path, tree, metadata):
+  """Writes a checkpoint of Orbax, in place of what is there.
+
+  Args:
+    path: its folder.
+    tree: nested dicts of arrays.
+    metadata: a dict that JSON can hold, its custom metadata.
+  """
+  ocp.save(
+    pathlib.Path(path).absolute(),
+    tree,
+    overwrite=True,
+    custom_metadata=metadata,
   )
-  return ocp.load(path, wanted), json.loads(config.read_text())
 
 
 def sha256(state):

@@ -1,13 +1,41 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
+import contextlib
 import os
 import pathlib
+import shutil
 
 
 def write(path, text):
-  """Writes a text file through a temporary name beside it."""
+  """Writes a text file, in place of one that is there."""
+  with placing(path) as temporary:
+    temporary.write_text(text)
+
+
+@contextlib.contextmanager
+def placing(path):
+  """Yields a new path to write a file or a folder to, and moves it to `path`.
+
+  It lies beside `path`, whose file or folder it replaces; where writing fails,
+  nothing of it is left and what was there stays.
+  """
   path = pathlib.Path(path)
   # Of this process alone: another may be writing the same file.
   temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-  temporary.write_text(text)
-  os.replace(temporary, path)
+  try:
+    yield temporary
+    old = path.with_name(f"{path.name}.{os.getpid()}.old")
+    if path.is_dir():  # which nothing can replace in one move
+      os.replace(path, old)
+    os.replace(temporary, path)
+    remove(old)
+  finally:
+    remove(temporary)
+
+
+def remove(path):
+  """Removes a file or a folder, if it is there."""
+  if path.is_dir():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)

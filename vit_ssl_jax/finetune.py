@@ -3,7 +3,6 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from vit_ssl_jax import (
@@ -17,6 +16,7 @@ from vit_ssl_jax import (
   metrics,
   models,
   optimizers,
+  pretrained,
   schedules,
   sharding,
   workdirs,
@@ -192,40 +192,48 @@ def state_of(params, offset_head, optimizer):
   return FinetuneState(step, params, offset_head, opt_state)
 
 
-def read_backbone(config, model):
+def read_init(config, model):
   """The parameters of config.init_from that replace fresh ones.
 
   Args:
     config: the run's config; with init_from="" there are none.
-    model: a classifier, which the parameters have to fit.
+    model: a model without classes, which the parameters have to fit.
 
   Returns:
-    A dict of parameters without the head.
+    A dict of parameters, with those of a head if init_from has one, and what
+    is known of them, of `pretrained.ABOUT`.
 
   Raises:
-    UserError: init_from is no checkpoint, or its parameters do not fit.
+    UserError: init_from is nothing of `pretrained.read`, or does not fit.
   """
   if not config.init_from:
-    return {}
-  state, source = checkpoints.read(config.init_from)
-  for key in ("name", "num_heads", "locality"):
-    theirs, ours = source["model"].get(key, ""), config.model[key]
-    if not np.array_equal(theirs, ours):
-      raise UserError(
-        f"init_from={config.init_from} was trained with model.{key}={theirs!r}"
-        f" and not {ours!r}"
-      )
-  warn_of_seen(config, source)
-  given = (
-    state["teacher"]["backbone"] if "teacher" in state else state["params"]
-  )
-  expected = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
-  given, expected = (
-    {name: x for name, x in params.items() if name != "head"}
-    for params in (given, expected)
-  )
-  models.check_parameters(expected, given, f"init_from={config.init_from}")
-  return given
+    return {}, {}
+  given = pretrained.read(config.init_from)
+  what = f"init_from={config.init_from}"
+  params, lines = pretrained.fit(given, model, what)
+  if given.about.get("config"):
+    warn_of_seen(config, given.about["config"])
+  for line in lines:
+    console.say(line)
+  return params, given.about
+
+
+def keep_head(config, params, about, classes):
+  """The parameters of `read_init`, without a head that is not for `classes`."""
+  keep, line = pretrained.head(params, about, classes)
+  if line:
+    console.say(f"init_from={config.init_from}: {line}")
+  return {k: x for k, x in params.items() if keep or k != "head"}
+
+
+def make_predict(model, mean, std):
+  """Makes (params, images (B, H, W, 3) uint8) -> logits (B, C)."""
+
+  def predict(params, images):
+    images = views.evaluation_view(images, mean, std)
+    return model.apply({"params": params}, images)
+
+  return predict
 
 
 def make_top1(config, model, mesh):
@@ -239,21 +247,16 @@ def make_top1(config, model, mesh):
   Returns:
     (params, images (N, S, S, 3) uint8, labels (N,)) -> percent of all images.
   """
-
-  @jax.jit
-  def predict(params, images):
-    images = views.evaluation_view(images, config.mean, config.std)
-    return model.apply({"params": params}, images)
+  predict = jax.jit(make_predict(model, config.mean, config.std))
 
   def top1(params, images, labels):
-    logits = evaluate.extract(
+    return evaluate.top1(
       lambda images: predict(params, images),
       images,
       labels,
       config.evaluate_batch_size,
       sharding.batch_sharding(mesh),
     )
-    return evaluate.accuracy(logits, labels)
 
   return top1
 
@@ -304,10 +307,11 @@ def run(config, workdir):
   workdirs.check(config, workdir)
   # What does not fit is said before the data set is read. A run that goes on
   # from its own checkpoint no longer needs where it came from.
-  backbone = {}
+  given, about = {}, {}
   if not checkpoints.any_in(workdir):
-    backbone = read_backbone(config, backbone_model)
+    given, about = read_init(config, backbone_model)
   config, dataset, source = inputs.open_data(config, mesh)
+  given = keep_head(config, given, about, dataset.classes)
   workdirs.make(config, workdir, dataset)
   model = models.from_config(config, num_classes=len(dataset.classes))
   learning_rate = make_schedule(config, source.steps_per_epoch)
@@ -321,7 +325,7 @@ def run(config, workdir):
 
   def first_state():
     state = fresh()
-    return state.replace(params=state.params | backbone)
+    return state.replace(params=state.params | given)
 
   top1 = make_top1(config, model, mesh)
 

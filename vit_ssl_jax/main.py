@@ -22,16 +22,15 @@ What the paper compares with, each by one value of the fine-tuning recipe:
   --config.drloc.enabled=True       dense relative localisation (ViT, Swin)
 """
 
-import contextlib
-import ctypes
 import difflib
 import importlib.util
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
+from vit_ssl_jax.commands import fail, reporting_errors, set_up
 from vit_ssl_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -130,51 +129,3 @@ def main(argv):
     result = stages[FLAGS.config.stage].run(FLAGS.config, FLAGS.workdir)
   shown = {k: v for k, v in result.items() if isinstance(v, int | float)}
   print(tables.table(("result", ""), shown.items()))
-
-
-@contextlib.contextmanager
-def reporting_errors():
-  """Turns what a user is to read into one sentence and an exit status."""
-  try:
-    yield
-  except UserError as e:
-    fail(str(e))
-  except KeyboardInterrupt as e:
-    print(str(e) or "interrupted", file=sys.stderr)
-    sys.exit(130)
-
-
-def set_up():
-  """Quietens libraries, and lets JAX keep what it compiles."""
-  logging.set_verbosity(logging.WARNING)
-  import jax
-
-  from vit_ssl_jax.data import cache
-
-  if not jax.config.jax_compilation_cache_dir:
-    folder = cache.directory("xla")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-  if jax.default_backend() == "cpu":
-    keep_freed_memory()
-
-
-def keep_freed_memory():
-  """Tells glibc not to hand memory back to the system between steps.
-
-  XLA allocates a step's buffers anew on a CPU, and the system would clear each
-  page of them at every step: a fifth of the time of a small model's step.
-  """
-  try:
-    mallopt = ctypes.CDLL(None).mallopt
-  except (AttributeError, OSError, TypeError):
-    return  # not glibc
-  mmap_max, trim_threshold, arena_max = -4, -1, -8
-  mallopt(mmap_max, 0)
-  mallopt(trim_threshold, 2**31 - 1)
-  mallopt(arena_max, 1)
-
-
-def fail(sentence):
-  print(f"error: {sentence}", file=sys.stderr)
-  sys.exit(2)

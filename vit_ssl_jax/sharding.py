@@ -29,8 +29,17 @@ def make_mesh(fsdp, batch_size):
     raise UserError(
       f"batch_size={batch_size} is not a multiple of the {devices} devices"
     )
+  return mesh_of((devices // fsdp, fsdp), jax.devices())
+
+
+def one_device_mesh():
+  """A mesh of the first device alone."""
+  return mesh_of((1, 1), jax.devices()[:1])
+
+
+def mesh_of(shape, devices):
   return jax.make_mesh(
-    (devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
+    shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
   )
 
 

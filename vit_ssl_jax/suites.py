@@ -1,22 +1,14 @@
 """What a fine-tuned classifier is evaluated on after its run."""
 
-import dataclasses
-import functools
 import itertools
 import json
-import pathlib
-
-import jax
-import ml_collections
 
 from vit_ssl_jax import (
-  checkpoints,
   console,
   data,
+  evaluate,
   files,
-  finetune,
   inputs,
-  models,
   sharding,
   workdirs,
 )
@@ -30,64 +22,8 @@ SHARED += ("mean", "std")
 LISTED = 3  # differences in one message
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """A checkpoint of a fine-tuning run.
-
-  Attributes:
-    workdir: the run's folder.
-    config: its ConfigDict.
-    step: the checkpoint's.
-    params: the classifier's parameters.
-    num_classes: C, of its head.
-    trained_on: the content of dataset.json; {} where an older run has none.
-  """
-
-  workdir: pathlib.Path
-  config: ml_collections.ConfigDict
-  step: int
-  params: dict
-  num_classes: int
-  trained_on: dict
-
-  @property
-  def classes(self):
-    """The classes in the order of the logits; numbers where none are known."""
-    numbers = [str(i) for i in range(self.num_classes)]
-    return tuple(self.trained_on.get("classes", numbers))
-
-
-def read_run(path):
-  """Reads the run that --workdir names.
-
-  Args:
-    path: as of `checkpoints.read`.
-
-  Raises:
-    UserError: it is no checkpoint of fine-tuning, or does not fit the model.
-  """
-  state, config = checkpoints.read(path)
-  if "teacher" in state:
-    raise UserError(
-      f"--workdir={path} is a pretraining's, which knows no classes: give that"
-      " of a fine-tuning (configs/finetune.py)"
-    )
-  params, config = state["params"], ml_collections.ConfigDict(config)
-  num_classes = params["head"]["kernel"].shape[-1]
-  model = models.from_config(config, num_classes)
-  expected = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
-  models.check_parameters(expected, params, f"--workdir={path}")
-  workdir = pathlib.Path(path)
-  if not (workdir / checkpoints.FOLDER).is_dir():
-    workdir = workdir.absolute().parents[1]
-  about = workdir / "dataset.json"
-  trained_on = json.loads(about.read_text()) if about.exists() else {}
-  step = int(state["step"])
-  return Run(workdir, config, step, params, num_classes, trained_on)
-
-
 def open_suite(name, run, data_dir):
-  """Finds or loads a suite, and checks that it fits the run.
+  """Finds or loads a suite, and checks that it fits a `classifiers.Classifier`.
 
   Returns:
     A `corruptions.Place`, or images (N, S, S, 3) uint8 and labels (N,).
@@ -102,15 +38,17 @@ def open_suite(name, run, data_dir):
     return corruptions.find(name, data_dir)
   dataset = load(name, run.config, data_dir)
   check_classes(name, dataset.classes, run)
-  if name in OWN:
-    workdirs.check_same(run.trained_on, workdirs.describe(dataset), run.workdir)
+  about = run.workdir and run.workdir / "dataset.json"
+  if name in OWN and about and about.exists():  # older runs have none
+    trained_on = json.loads(about.read_text())
+    workdirs.check_same(trained_on, workdirs.describe(dataset), run.workdir)
   if dataset.broken:
     console.say(f"{name}: skipped {len(dataset.broken)} broken images")
   if name != "val":
     return dataset.test_images, dataset.test_labels
   if not len(dataset.val_labels):
     raise UserError(
-      f"--suite=val: {run.workdir} has no validation images; val_fraction or"
+      f"--suite=val: {run.path} has no validation images; val_fraction or"
       " val_split set some apart when it is trained"
     )
   return dataset.val_images, dataset.val_labels
@@ -118,8 +56,7 @@ def open_suite(name, run, data_dir):
 
 def load(name, config, data_dir):
   """Loads a suite's `data.Dataset`; test and val as the run did."""
-  # Older runs lack some keys; they gave the aspect up.
-  known = {"resize": "squash"} | dict(config)
+  known = dict(config)  # older runs lack some keys
   own = name in OWN
   wanted = inputs.KEYS if own else SHARED
   given = {key: known[key] for key in wanted if key in known}
@@ -154,7 +91,7 @@ def check_classes(name, classes, run):
   if different:
     more = f", and {len(different) - LISTED} more"
     raise UserError(
-      f"--suite={name} has other classes than {run.workdir}, or another order:"
+      f"--suite={name} has other classes than {run.path}, or another order:"
       f" class {', '.join(different[:LISTED])}"
       f"{more if len(different) > LISTED else ''}"
     )
@@ -164,21 +101,19 @@ def check_count(name, count, run, exact):
   """Raises a UserError where a suite's classes are too many, or too few."""
   if count > run.num_classes or (exact and count < run.num_classes):
     raise UserError(
-      f"--suite={name} has {count} classes, but the head of {run.workdir} has"
+      f"--suite={name} has {count} classes, but the head of {run.path} has"
       f" {run.num_classes}"
     )
 
 
 def make_top1(run, batch_size):
-  """Makes (images (N, S, S, 3) uint8, labels (N,)) -> top-1 in percent.
+  """Makes (images (N, S, S, 3) uint8, labels (N,)) -> top-1 in percent."""
+  placed = sharding.batch_sharding(run.mesh)
 
-  It is compiled once, for every suite.
-  """
-  mesh = sharding.make_mesh(1, jax.device_count())
-  model = models.from_config(run.config, run.num_classes)
-  params = jax.device_put(run.params, sharding.state_sharding(mesh, run.params))
-  run.config.evaluate_batch_size = batch_size
-  return functools.partial(finetune.make_top1(run.config, model, mesh), params)
+  def top1(images, labels):
+    return evaluate.top1(run.predict, images, labels, batch_size, placed)
+
+  return top1
 
 
 def evaluate_suite(key, suite, top1, image_size):

@@ -85,7 +85,7 @@ def _layout(root: str):
   try:
     places = _places(root)
     listed = {
-      part: sorted(_walk(os.path.join(root, place)))
+      part: sorted(walk(os.path.join(root, place)))
       for part, place in places.items()
     }
     return places, listed, _classes(root, places, listed)
@@ -129,7 +129,7 @@ def _hidden(entry: os.DirEntry) -> bool:
   return entry.name.startswith(".") or entry.name in NOT_OURS
 
 
-def _walk(folder: str, prefix="", above=frozenset()) -> Iterator[File]:
+def walk(folder: str, prefix="", above=frozenset()) -> Iterator[File]:
   """All images below a folder; symbolic links are followed."""
   stat = os.stat(folder)
   here = (stat.st_dev, stat.st_ino)
@@ -141,7 +141,7 @@ def _walk(folder: str, prefix="", above=frozenset()) -> Iterator[File]:
         continue
       path = prefix + entry.name
       if entry.is_dir():
-        yield from _walk(entry.path, f"{path}/", above | {here})
+        yield from walk(entry.path, f"{path}/", above | {here})
       elif entry.name.lower().endswith(SUFFIXES):
         stat = entry.stat()
         yield path, stat.st_size, stat.st_mtime_ns

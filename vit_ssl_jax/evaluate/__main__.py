@@ -3,10 +3,15 @@
   python -m vit_ssl_jax.evaluate --workdir=B
   python -m vit_ssl_jax.evaluate --workdir=B --suite=test,cifar10_c
   python -m vit_ssl_jax.evaluate --workdir=B/checkpoints/1200 --suite=val
+  python -m vit_ssl_jax.evaluate --init_from=FILE --arch=vit --dataset=cifar10
   python -m vit_ssl_jax.evaluate --workdir=B --suite=cinic10,folder:/my/photos
 
+FILE is anything that was exported from a run, or the PyTorch weights of the
+paper's authors. What was exported here says itself what it is; else --arch and
+--dataset do, and the model has the paper's sizes.
+
 suites:
-  test                    the run's own test images
+  test                    the run's own test images, or those of --dataset
   val                     the run's own validation images
   cifar10_c, cifar100_c   CIFAR's test images under 15 corruptions, and 4 extra
                           ones, at 5 severities; --data_dir says where they
@@ -20,14 +25,13 @@ Images are resized to the model's size as the run's own were. A suite's classes
 have to be those of the checkpoint's head, in its order; where one of both knows
 its classes by numbers alone, only how many there are can be compared.
 
-The figures are printed, and put into WORKDIR/evaluation.json, which keeps those
-of other suites. Of each suite it holds the checkpoint's step, the number of
-images and top1, in percent. Of a corrupted set it holds each corruption's top-1
-at severities 1 to 5, each on that number of images; top1 is their mean over the
-15 corruptions, and mean_error is 100 less that.
+The figures are printed, and those of a run put into WORKDIR/evaluation.json,
+which keeps those of other suites. Of each suite it holds the checkpoint's step,
+the number of images and top1, in percent. Of a corrupted set it holds each
+corruption's top-1 at severities 1 to 5, each on that number of images; top1 is
+their mean over the 15 corruptions, and mean_error is 100 less that.
 """
 
-import argparse
 import difflib
 import json
 import os
@@ -35,10 +39,16 @@ import os
 import numpy as np
 
 from vit_ssl_jax import suites
+from vit_ssl_jax.commands import (
+  Parser,
+  add_classifier,
+  read_classifier,
+  reporting_errors,
+  set_up,
+)
 from vit_ssl_jax.data import corruptions, facts
 from vit_ssl_jax.data.load import FOLDER, NPZ
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.main import fail, reporting_errors, set_up
 from vit_ssl_jax.report import tables
 
 PATHS = (NPZ, FOLDER)
@@ -55,30 +65,16 @@ def main(argv=None):
 def parse(argv):
   parser = Parser(
     prog="python -m vit_ssl_jax.evaluate",
-    usage="%(prog)s --workdir=B [--suite=test,...] [options]",
+    usage="%(prog)s --workdir=B | --init_from=FILE [options]",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
   )
-  parser.add_argument(
-    "--workdir",
-    required=True,
-    help="a fine-tuning run's folder, of which the newest checkpoint is taken,"
-    " or one of its checkpoints, WORKDIR/checkpoints/STEP",
-  )
+  add_classifier(parser)
   parser.add_argument(
     "--suite",
     default="test",
     metavar="SUITE[,SUITE...]",
     help="what to evaluate on; test if left out. Sets that TFDS keeps:"
     f" {', '.join(facts.SETS)}",
-  )
-  parser.add_argument(
-    "--data_dir",
-    default="",
-    metavar="FOLDER",
-    help="where TFDS keeps its sets; if left out the run's own, or else"
-    " $TFDS_DATA_DIR or its default",
   )
   parser.add_argument(
     "--batch_size",
@@ -100,11 +96,12 @@ def run_suites(args):
   if args.batch_size < 1:
     raise UserError(f"--batch_size={args.batch_size} has to be at least 1")
   names = suite_names(args.suite)
-  run = suites.read_run(args.workdir)
-  if not os.access(run.workdir, os.W_OK):
-    raise UserError(f"{run.workdir} is read-only: evaluation.json goes there")
-  suites.read_results(run.workdir)
-  data_dir = args.data_dir or run.config.get("data_dir") or None
+  run = read_classifier(args)
+  if run.workdir:
+    if not os.access(run.workdir, os.W_OK):
+      raise UserError(f"{run.workdir} is read-only: evaluation.json goes there")
+    suites.read_results(run.workdir)
+  data_dir = run.config.data_dir or None
   # What is looked at fast comes first: decoding can take minutes.
   fast = sorted(names, key=lambda key: key not in corruptions.SETS)
   opened = {key: suites.open_suite(names[key], run, data_dir) for key in fast}
@@ -114,12 +111,13 @@ def run_suites(args):
   try:
     for key in names:
       figures = suites.evaluate_suite(key, opened[key], top1, size)
-      results[key] = {"step": run.step} | figures
-      suites.write_results(run.workdir, results)
+      results[key] = {"step": run.about.get("step")} | figures
+      if run.workdir:
+        suites.write_results(run.workdir, results)
   finally:  # what was found is shown, whatever became of the rest
     if results:
-      whole = suites.read_results(run.workdir) | results
-      print(json.dumps(whole) if args.json else shown(results))
+      before = suites.read_results(run.workdir) if run.workdir else {}
+      print(json.dumps(before | results) if args.json else shown(results))
 
 
 def suite_names(given):
@@ -167,13 +165,6 @@ def shown(results):
       error = f"mean error over the 15: {figures['mean_error']:.2f}"
       parts.append(f"{tables.table(header, rows)}\n{error}")
   return "\n\n".join(parts)
-
-
-class Parser(argparse.ArgumentParser):
-  """Says what is wrong with the arguments in one sentence."""
-
-  def error(self, message):
-    fail(message)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from vit_ssl_jax import data
+from vit_ssl_jax.evaluate.accuracy import accuracy
 
 
 def parts(dataset):
@@ -36,3 +37,9 @@ def extract(function, images, labels, batch_size, batch_sharding):
     placed = jax.device_put(batch["image"], batch_sharding)
     outputs.append((function(placed), batch["mask"]))
   return np.concatenate([np.asarray(out)[mask] for out, mask in outputs])
+
+
+def top1(function, images, labels, batch_size, batch_sharding):
+  """The top-1 accuracy of logits, in percent of all images; as `extract`."""
+  logits = extract(function, images, labels, batch_size, batch_sharding)
+  return accuracy(logits, labels)

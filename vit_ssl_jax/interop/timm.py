@@ -33,8 +33,16 @@ def timm_arguments(model):
   Raises:
     UserError: timm cannot express the model, or Swin without torch.
   """
+  name, given = arguments(model)
+  if isinstance(model, models.SwinTransformer):
+    given["norm_layer"] = layer_norm()
+  return name, given
+
+
+def arguments(model):
+  """`timm_arguments` but for norm_layer."""
   check(model)
-  arguments = {
+  given = {
     "img_size": model.image_size,
     "patch_size": model.patch_size,
     "embed_dim": model.embed_dim,
@@ -44,21 +52,17 @@ def timm_arguments(model):
     "drop_path_rate": model.drop_path_rate,
   }
   if isinstance(model, models.SwinTransformer):
-    arguments |= {
-      "depths": model.depths,
-      "window_size": model.window_size,
-      "norm_layer": layer_norm(),
-    }
-    return "swin_tiny_patch4_window7_224", arguments
-  arguments |= {"depth": model.depth}
+    given |= {"depths": model.depths, "window_size": model.window_size}
+    return "swin_tiny_patch4_window7_224", given
+  given |= {"depth": model.depth}
   if isinstance(model, models.CaiT):
-    arguments |= {
+    given |= {
       "depth_token_only": model.depth_token_only,
       "mlp_ratio_token_only": 4.0,
       "init_values": model.layer_scale_init,
     }
-    return "cait_xxs24_224", arguments
-  return "vit_tiny_patch16_224", arguments
+    return "cait_xxs24_224", given
+  return "vit_tiny_patch16_224", given
 
 
 def layer_norm():

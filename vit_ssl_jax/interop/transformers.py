@@ -23,6 +23,35 @@ MODULES = {
 # this one makes it act as 0.6e-6, near our 1e-6, and loses no bit.
 SCALED = "embeddings.patch_embeddings.projection"
 SCALE = 4
+# What a config holds that no size of ours changes.
+FIXED = {
+  "hidden_act": "gelu",
+  "layer_norm_eps": 1e-6,
+  "num_channels": 3,
+  "qkv_bias": True,
+}
+# Our sizes by their names in a config.
+BOTH = {"image_size": "image_size", "patch_size": "patch_size"}
+SIZES = {
+  "vit": BOTH
+  | {
+    "embed_dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+  },
+  "swin": BOTH
+  | {
+    name: name
+    for name in (
+      "depths",
+      "drop_path_rate",
+      "embed_dim",
+      "mlp_ratio",
+      "num_heads",
+      "window_size",
+    )
+  },
+}
 IN_BLOCK = {
   "norm1": "layernorm_before",
   "attn.proj": "attention.output.dense",
@@ -56,36 +85,19 @@ def transformers_config(model, labels=None):
       labels as classes.
   """
   check(model)
-  config = {
-    "hidden_act": "gelu",
-    "image_size": model.image_size,
-    "layer_norm_eps": 1e-6,
-    "num_channels": 3,
-    "patch_size": model.patch_size,
-    "qkv_bias": True,
-  }
-  if isinstance(model, models.SwinTransformer):
-    kind = "Swin"
-    config |= {
-      "model_type": "swin",
-      "depths": list(model.depths),
-      "drop_path_rate": model.drop_path_rate,
-      "embed_dim": model.embed_dim,
-      "mlp_ratio": model.mlp_ratio,
-      "num_heads": list(model.num_heads),
-      "use_absolute_embeddings": False,
-      "window_size": model.window_size,
-    }
+  swin = isinstance(model, models.SwinTransformer)
+  kind, type_name = ("Swin", "swin") if swin else ("ViT", "vit")
+  config = FIXED | {"model_type": type_name}
+  for ours, theirs in SIZES[type_name].items():
+    value = getattr(model, ours)
+    config[theirs] = list(value) if isinstance(value, tuple) else value
+  if swin:
+    config |= {"use_absolute_embeddings": False}
   else:
-    kind = "ViT"
     config |= {
-      "model_type": "vit",
       "attention_probs_dropout_prob": 0.0,
       "hidden_dropout_prob": 0.0,
-      "hidden_size": model.embed_dim,
       "intermediate_size": int(model.embed_dim * model.mlp_ratio),
-      "num_attention_heads": model.num_heads,
-      "num_hidden_layers": model.depth,
     }
   classes = model.num_classes
   suffix = "ForImageClassification" if classes else "Model"
@@ -109,6 +121,81 @@ def names_of_classes(labels, classes):
     "id2label": {str(i): label for i, label in enumerate(labels)},
     "label2id": {label: i for i, label in enumerate(labels)},
   }
+
+
+def about(config):
+  """What config.json says of a model, in our words.
+
+  Args:
+    config: its content.
+
+  Returns:
+    A dict of architecture, model (the sizes of `models.build`, and its name)
+    and classes, which are () where they have no names.
+
+  Raises:
+    UserError: it is none of our models.
+  """
+  kind = config.get("model_type")
+  if kind not in ("vit", "swin"):
+    raise UserError(
+      f"config.json is of model_type {kind!r}: possible are vit and swin"
+    )
+  for key, ours in FIXED.items():
+    if config.get(key, ours) != ours:
+      raise UserError(
+        f"config.json has {key}={config[key]!r}, and our {kind} {ours!r}"
+      )
+  sizes = {"name": kind, "num_classes": 0}
+  sizes |= {ours: config[theirs] for ours, theirs in SIZES[kind].items()}
+  if kind == "vit":
+    sizes["mlp_ratio"] = config["intermediate_size"] / config["hidden_size"]
+  labels = []
+  if config["architectures"][0].endswith("ForImageClassification"):
+    names = config["id2label"]
+    labels = [names[str(i)] for i in range(len(names))]
+    sizes["num_classes"] = len(labels)
+  unnamed = labels == [f"LABEL_{i}" for i in range(len(labels))]
+  return {
+    "architecture": kind,
+    "model": sizes,
+    "classes": [] if unnamed else labels,
+  }
+
+
+def image_processor(model, mean, std, resize):
+  """What preprocessor_config.json holds, for images as ours are read.
+
+  Args:
+    model: a model of `models.build`.
+    mean, std: of the channels, in [0, 1].
+    resize: "crop" or "squash", as of the data.
+  """
+  S = model.image_size
+  config = {
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": list(mean),
+    "image_std": list(std),
+    "resample": 3,  # bicubic
+    "rescale_factor": 1 / 255,
+  }
+  if resize == "squash":
+    size = {"height": S, "width": S}
+    return config | {"image_processor_type": "ViTImageProcessor", "size": size}
+  return config | {
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": {"height": S, "width": S},
+    "do_center_crop": True,
+    "size": {"shortest_edge": S},
+  }
+
+
+def statistics(config):
+  """Mean and std of preprocessor_config.json's content, as a dict."""
+  return {"mean": config["image_mean"], "std": config["image_std"]}
 
 
 def check(model):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models.cait import CaiT
 from vit_ssl_jax.models.heads import OffsetHead, ProjectionHead
+from vit_ssl_jax.models.resizing import resize_parameters
 from vit_ssl_jax.models.swin import SwinTransformer
 from vit_ssl_jax.models.vit import VisionTransformer
 
@@ -136,4 +137,5 @@ __all__ = [
   "count",
   "from_config",
   "init",
+  "resize_parameters",
 ]

@@ -81,22 +81,23 @@ def patches(images, patch_size):
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, p * p * C)
 
 
-def cubic_resize_matrix(size, new_size):
+def cubic_resize_matrix(size, new_size, extra):
   """The weights with which a row of positions is resized.
 
   They are those of PyTorch's bicubic interpolation (a = -0.75, half-pixel
   centres, borders repeated, no antialiasing) under the scale factor
-  (new_size + 0.1) / size that the paper's models use.
+  (new_size + extra) / size.
 
   Args:
     size: length of the given row.
     new_size: length wanted.
+    extra: 0 where the factor is the sizes' ratio.
 
   Returns:
     (new_size, size) float32 NumPy array.
   """
   a = -0.75
-  position = (np.arange(new_size) + 0.5) * size / (new_size + 0.1) - 0.5
+  position = (np.arange(new_size) + 0.5) * size / (new_size + extra) - 0.5
   first = np.floor(position).astype(int)
   matrix = np.zeros((new_size, size))
   for tap in range(-1, 3):
@@ -113,13 +114,14 @@ def cubic_resize_matrix(size, new_size):
 def resize_position_embedding(embedding, grid, new_grid):
   """Resizes position embeddings (1, h·w, D) from one grid (h, w) to another.
 
-  "Dynamic position embeddings" of the paper, section 3.1. Returns
-  (1, h'·w', D), unchanged where the grids are the same.
+  "Dynamic position embeddings" of the paper, section 3.1, whose code adds 0.1
+  to the size wanted. Returns (1, h'·w', D), unchanged where the grids are the
+  same.
   """
   if grid == new_grid:
     return embedding
-  rows = cubic_resize_matrix(grid[0], new_grid[0])
-  columns = cubic_resize_matrix(grid[1], new_grid[1])
+  rows = cubic_resize_matrix(grid[0], new_grid[0], 0.1)
+  columns = cubic_resize_matrix(grid[1], new_grid[1], 0.1)
   D = embedding.shape[-1]
   return jnp.einsum(
     "yh,xw,hwd->yxd",

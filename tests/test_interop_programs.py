@@ -1,0 +1,264 @@
+"""Programs: they run without the package, and say what they are."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+
+from vit_ssl_jax import models
+from vit_ssl_jax.augment import views
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.interop import programs
+
+HERE = pathlib.Path(__file__).parent
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+METADATA = {"arch": "vit", "classes": "é, b"}
+WITHOUT_PACKAGE = """
+import sys
+sys.modules.update(dict.fromkeys(["vit_ssl_jax", "flax"]))  # not to be imported
+import jax.export, numpy as np
+images = np.load("images.npy")
+for arch in sys.argv[1:]:
+  with open(arch + ".stablehlo", "rb") as file:
+    call = jax.export.deserialize(bytearray(file.read())).call
+  np.savez(arch + ".npz", one=call(images[:1]), five=call(images))
+"""
+ELSEWHERE = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import test_interop_programs as tests
+for arch in tests.TINY:
+  print(tests.digest(tests.serialized(arch)))
+"""
+
+
+def build(arch, **sizes):
+  sizes = {"image_size": 8, "embed_dim": 8, "num_classes": 5} | sizes
+  return models.build(arch, **sizes, **TINY[arch])
+
+
+def random_params(model):
+  """Parameters none of which is zero, the same in every process."""
+  images = jnp.zeros((1, 8, 8, 3))
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: rng.normal(0.1, 0.5, x.shape).astype(np.float32), shapes
+  )
+
+
+def predictor(model):
+  """What a caller makes of a model: uint8 images to probabilities."""
+  model = model.clone(dtype=jnp.float32)
+
+  def predict(params, images):
+    x = views.evaluation_view(images, MEAN, STD)
+    y = model.apply({"params": params}, x)
+    return jax.nn.softmax(y) if model.num_classes else y
+
+  return predict
+
+
+def serialized(arch, **sizes):
+  model = build(arch, **sizes)
+  params = random_params(model)
+  return programs.serialize(predictor(model), params, 8, METADATA)
+
+
+def digest(data):
+  return hashlib.sha256(data).hexdigest()
+
+
+def python(folder, *args, **variables):
+  """Runs Python in a folder, without anything of this folder's."""
+  command = [sys.executable, "-I", "-c", *args]
+  run = subprocess.run(
+    command, cwd=folder, capture_output=True, text=True,
+    env=os.environ | variables,
+  )  # fmt: skip
+  assert run.returncode == 0, run.stderr
+  return run.stdout
+
+
+@pytest.fixture(scope="module")
+def images():
+  rng = np.random.default_rng(1)
+  return rng.integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def files():
+  """The bytes of a program of each architecture."""
+  return {arch: serialized(arch) for arch in TINY}
+
+
+@pytest.fixture
+def write(tmp_path):
+  """Writes bytes and gives the path."""
+
+  def to(data):
+    path = tmp_path / "x.stablehlo"
+    path.write_bytes(data)
+    return path
+
+  return to
+
+
+def test_probabilities_without_the_package(files, images, tmp_path):
+  for arch, data in files.items():
+    (tmp_path / f"{arch}.stablehlo").write_bytes(data)
+  np.save(tmp_path / "images.npy", images)
+  python(tmp_path, WITHOUT_PACKAGE, *files, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+  for arch in files:
+    model = build(arch)
+    expected = jax.jit(predictor(model))(random_params(model), images)
+    assert np.ptp(expected, 0).max() > 1e-2, arch  # images tell
+    with np.load(tmp_path / f"{arch}.npz") as given:
+      np.testing.assert_allclose(given["one"], expected[:1], 0, 1e-6)
+      np.testing.assert_allclose(given["five"], expected, 0, 1e-6)
+
+
+def test_another_process_writes_the_same_bytes(files, tmp_path):
+  # Its strings have other hashes, so that the order of no set may matter.
+  root = str(HERE.parent)
+  given = python(tmp_path, ELSEWHERE, str(HERE), root).split()
+  assert given == [digest(data) for data in files.values()]
+
+
+def test_this_process_writes_the_same_bytes(files):
+  before = jax.config.jax_traceback_in_locations_limit
+  assert serialized("vit") == files["vit"]
+  assert jax.config.jax_traceback_in_locations_limit == before != 0
+
+
+def test_no_path_is_in_the_bytes(files):
+  folders = [
+    HERE.parent,
+    pathlib.Path(jax.__file__).parent,
+    pathlib.Path.home(),
+  ]
+  for data in files.values():
+    assert b".py" not in data
+    for folder in folders:
+      assert str(folder).encode() not in data
+
+
+@pytest.mark.parametrize("platform", programs.PLATFORMS)
+def test_every_platform_is_lowered(files, platform):
+  exported = jax.export.deserialize(bytearray(files["vit"]))
+  assert exported.platforms == programs.PLATFORMS
+  assert exported.nr_devices == 1
+  assert not exported.disabled_safety_checks
+  images = jax.ShapeDtypeStruct((2, 8, 8, 3), np.uint8)
+  traced = jax.jit(exported.call).trace(images)
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  assert "stablehlo.dot_general" in text
+
+
+def test_read_gives_what_was_written(files, images, write):
+  path = write(files["vit"])
+  assert programs.is_program(path)
+  program = programs.read(path)
+  assert (program.image_size, program.num_outputs) == (8, 5)
+  assert program.platforms == programs.PLATFORMS
+  assert program.metadata == METADATA
+  given = program.call(images)
+  assert given.dtype == jnp.float32
+  np.testing.assert_allclose(np.sum(given, 1), 1, 0, 1e-6)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    program.image_size = 9
+
+
+def test_features_of_a_model_without_classes(write):
+  data = serialized("vit", num_classes=0, dtype=jnp.bfloat16)
+  assert programs.read(write(data)).num_outputs == 8
+
+
+def test_parameters_may_lie_on_several_devices(write):
+  mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+  spread = jax.sharding.NamedSharding(mesh, jax.P("x"))
+  params = jax.device_put(np.ones((4, 3), np.float32), spread)
+  data = programs.serialize(
+    lambda params, images: images.mean((1, 2)) @ params.T, params, 8
+  )
+  assert jax.export.deserialize(bytearray(data)).nr_devices == 1
+  program = programs.read(write(data))
+  assert (program.num_outputs, program.metadata) == (4, {})
+  given = program.call(np.full((2, 8, 8, 3), 5, np.uint8))
+  np.testing.assert_allclose(given, np.full((2, 4), 15))
+
+
+@pytest.mark.parametrize(
+  "predict",
+  [
+    lambda params, images: images[:, 0, 0],
+    lambda params, images: images / 255,
+    lambda params, images: [{"x": images[0, 0, 0] / 255}],
+  ],
+)
+def test_another_function_is_refused(predict):
+  with pytest.raises(ValueError, match=r"float32\[b,C\]"):
+    programs.serialize(predict, {}, 8)
+
+
+def test_truncated_and_broken_files_are_refused(files, write):
+  data = files["vit"]
+  head = programs.HEAD.size
+  # All of it is checked: single bits that differ can crash JAX's reader.
+  for size in (*range(0, 400, 7), *range(400, len(data), 997), len(data) - 1):
+    with pytest.raises(UserError, match=r"truncated|this package wrote"):
+      programs.read(write(data[:size]))
+  for place in (*range(0, 400, 7), *range(400, len(data), 997)):
+    broken = bytearray(data)
+    broken[place] ^= 1
+    with pytest.raises(UserError, match=r"truncated|this package wrote"):
+      programs.read(write(broken))
+  assert programs.is_program(write(data[:head]))
+  with pytest.raises(UserError, match="truncated"):
+    programs.read(write(data + b"\0"))
+
+
+def test_other_files_are_refused(tmp_path, write):
+  with pytest.raises(UserError, match="no such file"):
+    programs.read(tmp_path / "none")
+  with pytest.raises(UserError, match="a folder"):
+    programs.read(tmp_path)
+  others = {b"": "it is empty", b"PK\3\4": "begins with", b"x" * 99: "begins"}
+  for data, message in others.items():
+    path = write(data)
+    assert not programs.is_program(path)
+    with pytest.raises(UserError, match=message):
+      programs.read(path)
+  assert not programs.is_program(tmp_path / "none")
+  assert not programs.is_program(tmp_path)
+
+
+def test_what_jax_cannot_read_is_to_be_exported_again(write):
+  path = write(programs.with_header(b"\x08\0\0\0" + b"?" * 99, {}))
+  with pytest.raises(UserError, match=f"JAX {jax.__version__}, and has to be"):
+    programs.read(path)
+
+
+def test_a_program_of_something_else_is_refused(write):
+  floats = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
+  exported = jax.export.export(jax.jit(lambda x: x[:, 0, 0]))(floats)
+  path = write(programs.with_header(bytes(exported.serialize()), {}))
+  with pytest.raises(UserError, match=r"float32\[4,8,8,3\].*uint8\[b,S,S,3\]"):
+    programs.read(path)
+
+
+def test_another_platform_is_named(files, write, monkeypatch):
+  path = write(files["vit"])
+  monkeypatch.setattr(
+    programs.export, "default_export_platform", lambda: "rocm"
+  )
+  with pytest.raises(UserError, match="for cpu, cuda, tpu, and this is rocm"):
+    programs.read(path)

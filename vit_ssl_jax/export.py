@@ -1,0 +1,327 @@
+"""Exports a trained model to where it is to be used next.
+
+  python -m vit_ssl_jax.export --workdir=B --to=reference --out=vit.safetensors
+  python -m vit_ssl_jax.export --workdir=B --to=transformers --out=my_vit
+
+of a pretraining the teacher's backbone, of a fine-tuning the classifier.
+
+formats:
+  reference     the paper's PyTorch classes: FILE.safetensors, or FILE.pth
+  timm          timm's VisionTransformer, SwinTransformer or Cait:
+                FILE.safetensors, or FILE.pth; the arguments of
+                timm.create_model are printed and in the file's metadata
+  transformers  a folder that AutoModelForImageClassification and
+                AutoImageProcessor open (ViT and Swin), with a model card
+  stablehlo     a compiled program, from uint8 images (b, S, S, 3) to
+                probabilities, on CPU, CUDA and TPU, which jax.export runs
+                without this package
+  orbax         a checkpoint of Orbax: a folder
+  npz           FILE.npz of NumPy arrays with flat names such as
+                blocks/attn/qkv/kernel
+
+Each names in its metadata the architecture and its sizes, the classes, mean and
+standard deviation, the run's config (without the folders of this machine) and
+its result. What reads them back: --config.init_from of a fine-tuning, and
+--init_from of evaluate and predict.
+"""
+
+import json
+import pathlib
+
+import jax
+from flax import traverse_util
+
+from configs import finetune as finetune_recipe, pretrain as pretrain_recipe
+from vit_ssl_jax import (
+  checkpoints,
+  files,
+  finetune,
+  interop,
+  models,
+  pretrained,
+  workdirs,
+)
+from vit_ssl_jax.commands import Parser, reporting_errors, set_up
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.interop import programs, timm, transformers, writing
+from vit_ssl_jax.report import card
+
+# What the name of a file ends with; of a folder, what marks one of ours.
+SUFFIXES = {
+  "reference": (".safetensors", ".pth"),
+  "timm": (".safetensors", ".pth"),
+  "npz": (".npz",),
+  "stablehlo": (".stablehlo",),
+}
+MARKS = {"transformers": "model.safetensors", "orbax": "_CHECKPOINT_METADATA"}
+FORMATS = ("reference", "timm", "transformers", "stablehlo", "orbax", "npz")
+
+
+def main(argv=None):
+  """Runs the command line; a user's mistake costs one sentence and status 2."""
+  args = parse(argv)
+  set_up()
+  with reporting_errors():
+    print(export(args.workdir, args.to, args.out, args.overwrite))
+
+
+def parse(argv):
+  parser = Parser(
+    prog="python -m vit_ssl_jax.export",
+    usage="%(prog)s --workdir=B --to=FORMAT --out=PATH [--overwrite]",
+    description=__doc__,
+  )
+  parser.add_argument(
+    "--workdir",
+    required=True,
+    help="a run's folder, of which the newest checkpoint is taken, or one of"
+    " its checkpoints, WORKDIR/checkpoints/STEP",
+  )
+  parser.add_argument(
+    "--to", required=True, choices=FORMATS, help="one of the formats above"
+  )
+  parser.add_argument(
+    "--out", required=True, metavar="PATH", help="the new file or folder"
+  )
+  parser.add_argument(
+    "--overwrite", action="store_true", help="replace what is at PATH"
+  )
+  return parser.parse_args(argv)
+
+
+def export(workdir, to, out, overwrite=False):
+  """Exports a run's model.
+
+  Args:
+    workdir: as of `checkpoints.read`.
+    to: one of FORMATS.
+    out: the new file or folder; what it is named after has to fit `to`.
+    overwrite: whether what is there may be replaced.
+
+  Returns:
+    Lines that say what was written, its SHA-256, and how to open it.
+
+  Raises:
+    UserError: nothing can be written there, the workdir holds no finished
+      checkpoint, or the format cannot express the model.
+  """
+  out = pathlib.Path(out)
+  check_out(out, to, overwrite)
+  given = pretrained.read(workdir)
+  if given.workdir is None:
+    raise UserError(
+      f"--workdir={workdir} is no workdir, nor one of its checkpoints"
+    )
+  sizes = {k: v for k, v in given.about["model"].items() if k != "name"}
+  model = models.build(given.about["architecture"], **sizes)
+  params, _ = pretrained.fit(
+    given, model.clone(num_classes=0), f"--workdir={workdir}"
+  )
+  about = public(given.about)
+  writer = WRITERS.get(to, write_weights)
+  try:
+    usage, digest = writer(out, to, model, params, about)
+  except OSError as e:
+    raise UserError(f"{out} cannot be written: {e.strerror or e}") from e
+  return (
+    f"{out}: the {about['part']} at step {about['step']},"
+    f" {count(params):,} parameters\nSHA-256 {digest}\n\n{usage}"
+  )
+
+
+def check_out(out, to, overwrite):
+  """Raises a UserError where nothing is to be written."""
+  suffixes = SUFFIXES.get(to, ())
+  if suffixes and out.suffix not in suffixes:
+    raise UserError(
+      f"--out={out} has to end with {' or '.join(suffixes)} for --to={to}"
+    )
+  if not out.absolute().parent.is_dir():
+    raise UserError(f"--out={out}: there is no folder {out.absolute().parent}")
+  if not out.exists():
+    return
+  if not overwrite:
+    raise UserError(f"{out} exists already: --overwrite replaces it")
+  # A folder that is something else is never removed.
+  mark = MARKS.get(to)
+  if out.is_dir() != bool(mark) or (mark and not (out / mark).is_file()):
+    raise UserError(
+      f"{out} is no export to {to}: --overwrite replaces nothing else"
+    )
+
+
+def public(about):
+  """What is known of a model without the folders of this machine."""
+  config = dict(about["config"])
+  config["dataset"] = without_folder(config["dataset"])
+  config["data_dir"] = ""
+  if config.get("init_from"):
+    config["init_from"] = pathlib.Path(config["init_from"]).name
+  return about | {
+    "dataset": without_folder(about["dataset"]),
+    "config": config,
+  }
+
+
+def without_folder(dataset):
+  """folder:/a/b -> folder:b, and npz:/a/b.npz -> npz:b.npz."""
+  kind, colon, path = dataset.partition(":")
+  return kind + colon + pathlib.Path(path).name
+
+
+def count(params):
+  return sum(x.size for x in jax.tree.leaves(params))
+
+
+def write_weights(out, to, model, params, about):
+  """Writes a file in a layout of PyTorch's.
+
+  This and what follows returns how to open it, and a SHA-256.
+  """
+  arrays = interop.to_torch(params, model, to)
+  metadata = pretrained.to_text(about) | {"layout": to}
+  usage = [f"state = {loading(out)}"]
+  if to == "timm":
+    name, arguments = timm.arguments(model)
+    metadata["timm"] = json.dumps({"name": name, "arguments": arguments})
+    written = "".join(f", {k}={v!r}" for k, v in arguments.items())
+    if swin := about["architecture"] == "swin":
+      # A class, which JSON cannot hold.
+      norm = "functools.partial(torch.nn.LayerNorm, eps=1e-6)"
+      metadata["timm_norm_layer"] = norm
+      written += f", norm_layer={norm}"
+    usage = [
+      *(["import functools, torch"] if swin else []),
+      "import timm",
+      f"model = timm.create_model({name!r}{written})",
+      *usage,
+    ]
+  else:
+    usage.insert(0, f"model = ...  # the paper's {type(model).__name__}")
+  usage.append("model.load_state_dict(state, strict=True)")
+  write = writing.pth if out.suffix == ".pth" else writing.safetensors
+  write(out, arrays, metadata)
+  return "\n".join(usage), writing.sha256(out)
+
+
+def loading(out):
+  """Python that reads a file as PyTorch's state dict."""
+  if out.suffix == ".pth":
+    return f"torch.load({str(out)!r})"
+  return f"safetensors.torch.load_file({str(out)!r})"
+
+
+def write_npz(out, to, model, params, about):
+  """Writes an npz with flat names."""
+  arrays = traverse_util.flatten_dict(params, sep="/")
+  writing.npz(out, arrays, pretrained.to_text(about) | {"layout": to})
+  return f"arrays = np.load({str(out)!r})", writing.sha256(out)
+
+
+def write_orbax(out, to, model, params, about):
+  """Writes a checkpoint of Orbax; the SHA-256 is that of its arrays."""
+  metadata = pretrained.to_text(about) | {"layout": to}
+  checkpoints.write_tree(out, {"params": params}, metadata)
+  usage = (
+    "from orbax.checkpoint import v1 as ocp\n"
+    f"params = ocp.load({str(out.absolute())!r})['params']"
+  )
+  return usage, checkpoints.sha256(params)
+
+
+def write_stablehlo(out, to, model, params, about):
+  """Writes a compiled program."""
+  logits = finetune.make_predict(model, about["mean"], about["std"])
+
+  def predict(params, images):
+    # Elsewhere than on a CPU, products of float32 are rounded by default.
+    with jax.default_matmul_precision("highest"):
+      y = logits(params, images)
+    return jax.nn.softmax(y) if model.num_classes else y
+
+  metadata = pretrained.to_text(about) | {"layout": to}
+  data = programs.serialize(predict, params, model.image_size, metadata)
+  with files.placing(out) as temporary:
+    temporary.write_bytes(data)
+  kind = "probabilities" if model.num_classes else "features"
+  S = model.image_size
+  usage = (
+    f"from jax import export\ndata = open({str(out)!r}, 'rb').read()\n"
+    "program = export.deserialize(bytearray(data))\n"
+    f"{kind} = program.call(images)  # uint8 (b, {S}, {S}, 3)"
+  )
+  return usage, writing.sha256(out)
+
+
+def write_transformers(out, to, model, params, about):
+  """Writes a folder as transformers has it, with a model card."""
+  labels = about["classes"] or None if model.num_classes else None
+  config = transformers.transformers_config(model, labels)
+  images = transformers.image_processor(
+    model, about["mean"], about["std"], about["config"].get("resize", "squash")
+  )
+  arrays = interop.to_torch(params, model, to)
+  usage = (
+    "from transformers import AutoImageProcessor, "
+    f"{'AutoModelForImageClassification' if model.num_classes else 'AutoModel'}"
+    f"\nprocessor = AutoImageProcessor.from_pretrained({str(out)!r})\n"
+  )
+  if model.num_classes:
+    usage += (
+      f"model = AutoModelForImageClassification.from_pretrained({str(out)!r})"
+    )
+  else:
+    pooling = (
+      ", add_pooling_layer=False" if about["architecture"] == "vit" else ""
+    )
+    usage += f"model = AutoModel.from_pretrained({str(out)!r}{pooling})"
+  with files.placing(out) as folder:
+    folder.mkdir()
+    for name, content in (
+      ("config.json", config),
+      ("preprocessor_config.json", images),
+    ):
+      (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    (folder / "README.md").write_text(
+      card.text(about, count(params), command(about["config"]), usage)
+    )
+    metadata = pretrained.to_text(about) | {"layout": to}
+    writing.safetensors(folder / "model.safetensors", arrays, metadata)
+  return usage, writing.sha256(out / "model.safetensors")
+
+
+WRITERS = {
+  "transformers": write_transformers,
+  "stablehlo": write_stablehlo,
+  "orbax": write_orbax,
+  "npz": write_npz,
+}
+
+
+def command(config):
+  """The command line that trains with a config, by its recipe."""
+  recipes = {"pretrain": pretrain_recipe, "finetune": finetune_recipe}
+  stage, arch = config["stage"], config["model"]["name"]
+  recipe = recipes[stage].get_config(f"{arch},{config['dataset']}")
+  plain = workdirs.flat(json.loads(workdirs.dump(recipe)))
+  plain |= {"mean": config["mean"], "std": config["std"]}
+  changed = {
+    key: value
+    for key, value in workdirs.flat(config).items()
+    if value != plain.get(key)
+  }
+  flags = [
+    f"--config.{key}={tuple(x) if isinstance(x, list) else x}"
+    for key, x in changed.items()
+  ]
+  return " \\\n  ".join(
+    [
+      f"python -m main --config=configs/{stage}.py:{arch},{config['dataset']}",
+      *(f"'{flag}'" if " " in flag else flag for flag in flags),
+      "--workdir=WORKDIR",
+    ]
+  )
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,227 @@
+"""Reads files of weights: safetensors, npz and PyTorch's, as NumPy arrays."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.interop import pickles
+
+# The types of arrays, by their names in safetensors files.
+TYPES = {
+  "BOOL": np.dtype(np.bool_),
+  "U8": np.dtype(np.uint8),
+  "I8": np.dtype(np.int8),
+  "U16": np.dtype(np.uint16),
+  "I16": np.dtype(np.int16),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "U32": np.dtype(np.uint32),
+  "I32": np.dtype(np.int32),
+  "F32": np.dtype(np.float32),
+  "U64": np.dtype(np.uint64),
+  "I64": np.dtype(np.int64),
+  "F64": np.dtype(np.float64),
+}
+# Where a PyTorch checkpoint keeps its weights, the first that is there.
+ENTRIES = ("teacher", "student", "model_state_dict", "state_dict", "model")
+METADATA = "metadata.json"  # what `writing.pth` puts beside the pickle
+# Pretraining's projection head; a classifier is head.weight and head.bias.
+PROJECTION = ("head.mlp.", "head.last_layer.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """What `read` found in a file.
+
+  Attributes:
+    arrays: name -> array, of TYPES' types; maybe read-only.
+    metadata: text that the file says about itself, as `writing` has put it
+      there; of a PyTorch checkpoint also the plain values beside its weights,
+      such as "epoch" and "args.arch", but no paths.
+    format: "safetensors", "npz" or "pth".
+    entry: the entry of a checkpoint the arrays are from, such as "teacher", or
+      "" where they are at the top.
+    left_out: names, as in the file, of what is in it beside the arrays: other
+      entries ("optimizer"), and what is no backbone's or no array.
+  """
+
+  arrays: dict[str, np.ndarray]
+  metadata: dict[str, str]
+  format: str
+  entry: str = ""
+  left_out: tuple[str, ...] = ()
+
+
+def read(path):
+  """Reads a file of weights; its bytes, not its name, tell the format.
+
+  Of a PyTorch file, the weights may be at the top or in one of ENTRIES. Names
+  lose "module." and "backbone." at their beginning, in any order and number,
+  and what is not the backbone's is left out: all that is outside where some
+  names have "backbone.", and a projection head. A safetensors file's names are
+  read alike; those of an npz stay as they are ("a/b/c").
+
+  Args:
+    path: the file.
+
+  Returns:
+    Weights.
+
+  Raises:
+    UserError: no such file, none of these formats, truncated or broken, no
+      arrays of weights in it, or a pickle that would execute something.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    what = "a folder" if path.is_dir() else "no such file"
+    raise UserError(f"{path} cannot be read as weights: {what}")
+  try:
+    with path.open("rb") as file:
+      start = file.read(16)
+    if start[:2] == b"PK":
+      with zipfile.ZipFile(path) as archive:
+        names, metadata = archive.namelist(), zip_metadata(archive)
+      if any(name.endswith(pickles.PICKLE) for name in names):
+        return from_pickle(path, metadata)
+      if any(name.endswith(".npy") for name in names):
+        return from_npz(path, metadata)
+    elif start[8:9] == b"{":
+      return from_safetensors(path)
+    elif start[:1] == b"\x80":
+      return from_pickle(path, {})
+  except UserError:
+    raise
+  except OSError as error:
+    raise UserError(
+      f"{path} cannot be read: {error.strerror or error}"
+    ) from error
+  except Exception as error:  # libraries raise many kinds for broken files
+    raise pickles.broken(path, error) from error
+  begin = f"it begins with {start!r}" if start else "it is empty"
+  raise UserError(f"{path} is no safetensors, npz or PyTorch file: {begin}")
+
+
+def zip_metadata(archive):
+  """What `writing` has put in a zip file about it: a member or the comment."""
+  own = [x for x in archive.namelist() if x.split("/")[1:] == [METADATA]]
+  text = archive.read(own[0]) if own else archive.comment
+  return texts(json.loads(text)) if text.startswith(b"{") else {}
+
+
+def texts(tree, prefix=""):
+  """The plain values of a dict, as text."""
+  return {
+    f"{prefix}{name}": str(x)
+    for name, x in tree.items()
+    if isinstance(x, (str, int, float, np.number))
+  }
+
+
+def from_pickle(path, metadata):
+  """The Weights in PyTorch's file: a state dict, or a checkpoint with one."""
+  tree = pickles.read(path)
+  tree = tree if isinstance(tree, dict) else {}
+  entry = next((x for x in ENTRIES if any_array(tree.get(x))), "")
+  state = tree[entry] if entry else tree
+  values = texts(tree)
+  if isinstance(tree.get("args"), dict):
+    values |= texts(tree["args"], "args.")
+  # Metadata may be shown: paths would tell of the user and the machine of what
+  # somebody has trained.
+  values = {k: x for k, x in values.items() if not set(x) & {"/", "\\"}}
+  kept = backbone(path, [x for x in state if is_weight(x, state[x])])
+  arrays = {bare: state[name] for name, bare in kept.items()}
+  others = [str(x) for x in tree if entry and x != entry]
+  place = f"{entry}." if entry else ""
+  others += [f"{place}{name}" for name in state if name not in kept]
+  left_out = tuple(name for name in others if name not in values)
+  return Weights(arrays, values | metadata, "pth", entry, left_out)
+
+
+def any_array(tree):
+  return isinstance(tree, dict) and any(
+    isinstance(x, np.ndarray) for x in tree.values()
+  )
+
+
+def is_weight(name, x):
+  known = isinstance(x, np.ndarray) and x.dtype in TYPES.values()
+  return known and isinstance(name, str)
+
+
+def backbone(path, names):
+  """Chooses a backbone's arrays and strips their names' prefixes.
+
+  Args:
+    path: the file, for messages.
+    names: its arrays' names.
+
+  Returns:
+    Those to keep: name -> what to call it.
+  """
+  found = {name: strip(name) for name in names}
+  marked = any("backbone" in prefixes for _, prefixes in found.values())
+  kept = {
+    name: bare
+    for name, (bare, prefixes) in found.items()
+    if ("backbone" in prefixes or not marked)
+    and not bare.startswith(PROJECTION)
+  }
+  if not kept:
+    raise UserError(f"{path} holds no arrays of a backbone's weights")
+  twice, count = collections.Counter(kept.values()).most_common(1)[0]
+  if count > 1:
+    raise UserError(
+      f"{path} holds {twice} more than once, with and without module. or"
+      " backbone. before it"
+    )
+  return kept
+
+
+def strip(name):
+  """A name without module. and backbone. before it, and what those were."""
+  prefixes = []
+  while name.startswith(("module.", "backbone.")):
+    prefix, name = name.split(".", 1)
+    prefixes.append(prefix)
+  return name, prefixes
+
+
+def from_npz(path, metadata):
+  """The Weights of an npz; bfloat16, for NumPy two bytes, is recognised."""
+  with np.load(path, allow_pickle=False) as file:
+    stored = {name: file[name] for name in file.files}
+  arrays = {
+    name: x.view(ml_dtypes.bfloat16) if getattr(x, "dtype", None) == "V2" else x
+    for name, x in stored.items()
+  }
+  kept = {name: x for name, x in arrays.items() if is_weight(name, x)}
+  if not kept:
+    raise UserError(f"{path} holds no arrays of weights")
+  left_out = tuple(name for name in arrays if name not in kept)
+  return Weights(kept, metadata, "npz", left_out=left_out)
+
+
+def from_safetensors(path):
+  """The Weights of a safetensors file; what is left out is not even read."""
+  with safetensors.safe_open(path, "np") as file:
+    names = file.keys()
+    for name in names:
+      kind = file.get_slice(name).get_dtype()
+      if kind not in TYPES:
+        known = ", ".join(TYPES)
+        raise UserError(
+          f"{path} holds {name} of type {kind}: possible are {known}"
+        )
+    kept = backbone(path, names)
+    arrays = {bare: file.get_tensor(name) for name, bare in kept.items()}
+    metadata = dict(sorted((file.metadata() or {}).items()))
+  left_out = tuple(name for name in names if name not in kept)
+  return Weights(arrays, metadata, "safetensors", left_out=left_out)
