@@ -1,5 +1,6 @@
 """Shared by all tests: two CPU devices, strict JAX, a compilation cache."""
 
+import json
 import os
 import pathlib
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from configs import finetune as finetune_recipe, pretrain as pretrain_recipe
+from vit_ssl_jax import checkpoints, models
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
@@ -121,6 +123,39 @@ def make_tiny(tiny_npz):
     else:
       config.augment.update(autoaugment="", crop_padding=1)
     return config
+
+  return make
+
+
+@pytest.fixture
+def make_workdir(make_tiny, tmp_path_factory):
+  """(stage, arch, classes) -> a run's folder, of weights nowhere zero."""
+
+  def make(stage, arch, classes, **changes):
+    config = make_tiny(stage, arch)
+    config.update(mean=(0.5,) * 3, std=(0.25,) * 3, **changes)
+    model = models.from_config(
+      config, len(classes) if stage == "finetune" else 0
+    )
+    shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+      lambda x: np.float32(0.2 * rng.standard_normal(x.shape)), shapes
+    )
+    state = {"step": np.full((), 7, np.int32), "params": params}
+    if stage == "pretrain":
+      state = {"step": state["step"], "teacher": {"backbone": params}}
+    workdir = tmp_path_factory.mktemp(f"{stage}_{arch}")
+    about = {"classes": classes, "images": {"train": 48, "val": 0, "test": 20}}
+    for name, content in (
+      ("config", config.to_dict()),
+      ("dataset", about),
+      ("result", {"top1": 87.5, "step": 7, "versions": {"jax": "0.10"}}),
+    ):
+      (workdir / f"{name}.json").write_text(json.dumps(content))
+    with checkpoints.manager(workdir, 1, 0) as saver:
+      checkpoints.save(saver, 7, state)
+    return workdir
 
   return make
 

@@ -117,7 +117,7 @@ def export(workdir, to, out, overwrite=False):
   params, _ = pretrained.fit(
     given, model.clone(num_classes=0), f"--workdir={workdir}"
   )
-  about = public(given.about)
+  about = public(given.about) | {"command": commands(given)}
   writer = WRITERS.get(to, write_weights)
   try:
     usage, digest = writer(out, to, model, params, about)
@@ -152,15 +152,20 @@ def check_out(out, to, overwrite):
 
 def public(about):
   """What is known of a model without the folders of this machine."""
-  config = dict(about["config"])
-  config["dataset"] = without_folder(config["dataset"])
-  config["data_dir"] = ""
-  if config.get("init_from"):
-    config["init_from"] = pathlib.Path(config["init_from"]).name
   return about | {
     "dataset": without_folder(about["dataset"]),
-    "config": config,
+    "config": public_config(about["config"]),
   }
+
+
+def public_config(config):
+  config = config | {
+    "dataset": without_folder(config["dataset"]),
+    "data_dir": "",
+  }
+  if config.get("init_from"):
+    config["init_from"] = pathlib.Path(config["init_from"]).name
+  return config
 
 
 def without_folder(dataset):
@@ -261,20 +266,6 @@ def write_transformers(out, to, model, params, about):
     model, about["mean"], about["std"], about["config"].get("resize", "squash")
   )
   arrays = interop.to_torch(params, model, to)
-  usage = (
-    "from transformers import AutoImageProcessor, "
-    f"{'AutoModelForImageClassification' if model.num_classes else 'AutoModel'}"
-    f"\nprocessor = AutoImageProcessor.from_pretrained({str(out)!r})\n"
-  )
-  if model.num_classes:
-    usage += (
-      f"model = AutoModelForImageClassification.from_pretrained({str(out)!r})"
-    )
-  else:
-    pooling = (
-      ", add_pooling_layer=False" if about["architecture"] == "vit" else ""
-    )
-    usage += f"model = AutoModel.from_pretrained({str(out)!r}{pooling})"
   with files.placing(out) as folder:
     folder.mkdir()
     for name, content in (
@@ -283,11 +274,30 @@ def write_transformers(out, to, model, params, about):
     ):
       (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     (folder / "README.md").write_text(
-      card.text(about, count(params), command(about["config"]), usage)
+      card.text(
+        about,
+        count(params),
+        about["command"],
+        opening(out.name, model),
+      )
     )
     metadata = pretrained.to_text(about) | {"layout": to}
     writing.safetensors(folder / "model.safetensors", arrays, metadata)
-  return usage, writing.sha256(out / "model.safetensors")
+  return opening(str(out), model), writing.sha256(out / "model.safetensors")
+
+
+def opening(folder, model):
+  """Python that opens a folder of transformers'."""
+  kind, rest = "AutoModelForImageClassification", ""
+  if not model.num_classes:
+    kind = "AutoModel"
+    if isinstance(model, models.ARCHITECTURES["vit"]):
+      rest = ", add_pooling_layer=False"
+  return (
+    f"from transformers import AutoImageProcessor, {kind}\n"
+    f"processor = AutoImageProcessor.from_pretrained({folder!r})\n"
+    f"model = {kind}.from_pretrained({folder!r}{rest})"
+  )
 
 
 WRITERS = {
@@ -298,27 +308,40 @@ WRITERS = {
 }
 
 
-def command(config):
+def commands(given):
+  """What trained a run: its command line, after that of its pretraining.
+
+  The latter is known where config.init_from is a run that is still there.
+  """
+  config = given.about["config"]
+  lines = [command(config, given.workdir.name)]
+  source = config.get("init_from")
+  before = checkpoints.workdir_of(source) if source else None
+  if before:
+    first = json.loads((before / "config.json").read_text())
+    lines.insert(0, command(first, pathlib.Path(source).name))
+  return "\n".join(lines)
+
+
+def command(config, workdir):
   """The command line that trains with a config, by its recipe."""
+  config = public_config(config)
+  stage = config["stage"]
+  recipe_name = f"{config['model']['name']},{config['dataset']}"
   recipes = {"pretrain": pretrain_recipe, "finetune": finetune_recipe}
-  stage, arch = config["stage"], config["model"]["name"]
-  recipe = recipes[stage].get_config(f"{arch},{config['dataset']}")
+  recipe = recipes[stage].get_config(recipe_name)
   plain = workdirs.flat(json.loads(workdirs.dump(recipe)))
-  plain |= {"mean": config["mean"], "std": config["std"]}
-  changed = {
-    key: value
-    for key, value in workdirs.flat(config).items()
-    if value != plain.get(key)
-  }
+  plain |= {"mean": config["mean"], "std": config["std"]}  # the data's own
   flags = [
     f"--config.{key}={tuple(x) if isinstance(x, list) else x}"
-    for key, x in changed.items()
+    for key, x in workdirs.flat(config).items()
+    if x != plain.get(key)
   ]
   return " \\\n  ".join(
     [
-      f"python -m main --config=configs/{stage}.py:{arch},{config['dataset']}",
+      f"python -m main --config=configs/{stage}.py:{recipe_name}",
       *(f"'{flag}'" if " " in flag else flag for flag in flags),
-      "--workdir=WORKDIR",
+      f"--workdir={workdir}",
     ]
   )
 

@@ -26,8 +26,9 @@ ABOUT = (
   "step",
   "config",  # the run's
   "result",  # the content of its result.json
+  "command",  # what trained it
 )
-TEXTS = ("architecture", "part", "dataset")
+TEXTS = ("architecture", "part", "dataset", "command")
 PRODUCER = {"producer": "vit-ssl-jax"}
 SAFETENSORS = "model.safetensors"  # of a folder of transformers'
 
@@ -139,7 +140,9 @@ def of_transformers(path):
   about = dict(given.about)
   try:
     config = json.loads((folder / "config.json").read_text())
-    about |= transformers.about(config)
+    found = transformers.about(config)
+    found["model"] = about.get("model", {}) | found["model"]
+    about |= found
     images = folder / "preprocessor_config.json"
     if images.is_file():
       about |= transformers.statistics(json.loads(images.read_text()))

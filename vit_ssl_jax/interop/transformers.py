@@ -166,6 +166,9 @@ def about(config):
 def image_processor(model, mean, std, resize):
   """What preprocessor_config.json holds, for images as ours are read.
 
+  Where images are cropped, ours are cropped first and then resized, theirs are
+  resized first: those that are not square differ a little.
+
   Args:
     model: a model of `models.build`.
     mean, std: of the channels, in [0, 1].

@@ -1,0 +1,359 @@
+"""Exported models give the same logits elsewhere, and come back unchanged."""
+
+import functools
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_ssl_jax import (
+  checkpoints,
+  export as command,
+  finetune,
+  models,
+  pretrained,
+)
+from vit_ssl_jax.data import pixels
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.export import export
+from vit_ssl_jax.interop import programs
+
+CLASSES = ["cat", "dog", "eel"]
+NAMES = {
+  "reference": "x.safetensors",
+  "timm": "x.pth",
+  "transformers": "folder",
+  "stablehlo": "x.stablehlo",
+  "orbax": "orbax",
+  "npz": "x.npz",
+}
+RESULT = {"top1": 87.5, "step": 7, "versions": {"jax": "0.10"}}
+ROUND_TRIPS = [
+  (arch, to)
+  for arch in ("vit", "swin", "cait")
+  for to in NAMES
+  if to != "stablehlo" and (arch, to) != ("cait", "transformers")
+]
+
+
+def ours(workdir):
+  """A run's model, its parameters, and images (N, S, S, 3) uint8 -> logits."""
+  given = pretrained.read(workdir)
+  sizes = {k: v for k, v in given.about["model"].items() if k != "name"}
+  model = models.build(given.about["architecture"], **sizes)
+  predict = finetune.make_predict(
+    model, given.about["mean"], given.about["std"]
+  )
+  return model, given.arrays, functools.partial(jax.jit(predict), given.arrays)
+
+
+def images_of(workdir, count=5):
+  size = pretrained.read(workdir).about["model"]["image_size"]
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def normalized(images, about):
+  """As PyTorch takes them, (N, 3, S, S) float32."""
+  x = (images / 255 - about["mean"]) / about["std"]
+  return x.astype(np.float32).transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(("arch", "to"), ROUND_TRIPS)
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_there_and_back(stage, arch, to, make_workdir, tmp_path):
+  workdir = make_workdir(stage, arch, CLASSES)
+  out = tmp_path / NAMES[to]
+  said = export(workdir, to, out)
+  assert f"{out}: the " in said
+  before, after = pretrained.read(workdir), pretrained.read(out)
+  model = ours(workdir)[0].clone(num_classes=0)
+  params, lines = pretrained.fit(after, model, "x")
+  assert not lines
+  jax.tree.map(np.testing.assert_array_equal, params, before.arrays)
+  assert ("head" in params) == (stage == "finetune")
+  for key in ("architecture", "part", "mean", "std", "images", "step"):
+    assert after.about[key] == before.about[key]
+  sizes = after.about["model"]
+  assert models.build(sizes.pop("name"), **sizes) == ours(workdir)[0]
+  assert after.about["dataset"] == "npz:tiny.npz"
+  assert after.about["config"]["optim"] == before.about["config"]["optim"]
+  assert after.about["result"] == RESULT
+  if stage == "finetune" or to != "transformers":  # has no place for them
+    assert after.about["classes"] == CLASSES
+
+
+@pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
+def test_timm_from_the_file_alone(arch, torch, make_workdir, tmp_path):
+  import timm
+  from safetensors import safe_open
+  from safetensors.torch import load_file
+
+  workdir = make_workdir("finetune", arch, CLASSES)
+  out = tmp_path / "x.safetensors"
+  said = export(workdir, "timm", out)
+  with safe_open(out, "pt") as file:
+    about = json.loads(file.metadata()["timm"])
+  assert f"{about['name']!r}, img_size=8" in said
+  arguments = about["arguments"]
+  if arch == "swin":
+    assert "norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6)" in said
+    arguments["norm_layer"] = functools.partial(torch.nn.LayerNorm, eps=1e-6)
+  theirs = timm.create_model(about["name"], **arguments)
+  theirs.load_state_dict(load_file(out), strict=True)
+  check_torch(torch, theirs.eval(), workdir)
+
+
+def check_torch(torch, theirs, workdir):
+  """Compares the logits of a model of PyTorch with a run's."""
+  images = images_of(workdir)
+  about = pretrained.read(workdir).about
+  with torch.no_grad():
+    found = theirs(torch.from_numpy(normalized(images, about))).numpy()
+  np.testing.assert_allclose(found, ours(workdir)[2](images), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("arch", "resize", "shape"),
+  [("vit", "crop", (21, 21)), ("swin", "squash", (21, 30))],
+)
+def test_transformers_sees_the_same_images(
+  arch, resize, shape, torch, make_workdir, tmp_path
+):
+  from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+  workdir = make_workdir("finetune", arch, CLASSES, resize=resize)
+  out = tmp_path / "folder"
+  export(workdir, "transformers", out)
+  processor = AutoImageProcessor.from_pretrained(out)
+  theirs = AutoModelForImageClassification.from_pretrained(out)
+  assert theirs.config.id2label == dict(enumerate(CLASSES))
+  image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+  inputs = processor(Image.fromarray(image), return_tensors="pt")
+  seen = pixels.decode(image, 8, resize)[None]
+  about = pretrained.read(workdir).about
+  difference = inputs["pixel_values"].numpy() - normalized(seen, about)
+  # One level is 1 / 255 / 0.25: theirs may resize tensors, which round
+  # otherwise.
+  assert np.abs(difference).max() < 1.01 / 255 / 0.25
+  with torch.no_grad():
+    logits = theirs(torch.from_numpy(normalized(seen, about))).logits.numpy()
+  np.testing.assert_allclose(logits, ours(workdir)[2](seen), atol=1e-4)
+
+
+def test_model_card(make_workdir, tmp_path):
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  export(workdir, "transformers", tmp_path / "folder")
+  text = (tmp_path / "folder" / "README.md").read_text()
+  for words in (
+    "library_name: transformers",
+    "| 87.50 % |",
+    "3 classes: cat, dog, eel.",
+    "48 train, 20 test images",
+    "--config=configs/finetune.py:vit,npz:tiny.npz",
+    "--config.batch_size=16",
+    f"--workdir={workdir.name}",
+    "from_pretrained('folder')",
+  ):
+    assert words in text
+
+
+def test_a_fine_tuning_in_pytorch_starts_at_our_loss(
+  torch, make_workdir, tmp_path
+):
+  from transformers import AutoModelForImageClassification
+
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  export(workdir, "transformers", tmp_path / "folder")
+  theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "folder")
+  images, labels = images_of(workdir, 12), np.arange(12) % 3
+  about = pretrained.read(workdir).about
+  inputs = torch.from_numpy(normalized(images, about))
+  losses = fine_tune(torch, theirs.train(), inputs, torch.from_numpy(labels))
+  log_p = jax.nn.log_softmax(ours(workdir)[2](images))
+  want = -np.mean(np.asarray(log_p)[np.arange(12), labels])
+  assert losses[0] == pytest.approx(want, abs=1e-4)
+  assert losses[-1] < losses[0]
+
+
+def fine_tune(torch, model, inputs, labels, steps=10):
+  """The losses of some steps of AdamW on one batch."""
+  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+  losses = []
+  for _ in range(steps):
+    loss = torch.nn.functional.cross_entropy(model(inputs).logits, labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.item())
+  return losses
+
+
+@pytest.mark.parametrize("to", NAMES)
+def test_nothing_of_this_machine_is_written(to, make_workdir, tmp_path):
+  """No folder's name but the last, and the same bytes each time."""
+  workdir = make_workdir(
+    "finetune", "vit", CLASSES, init_from="/home/me/secret/A"
+  )
+  out = tmp_path / NAMES[to]
+  export(workdir, to, out)
+  if to == "orbax":  # which notes where it wrote itself
+    metadata = checkpoints.read_tree(out)[1]
+    assert str(tmp_path) not in json.dumps(metadata)
+    return
+  first = content(out)
+  for name, data in first.items():
+    for word in (str(tmp_path), str(pathlib.Path.home()), "secret", "popen"):
+      assert word.encode() not in data, name
+  export(workdir, to, out, overwrite=True)
+  assert content(out) == first
+
+
+def content(path):
+  paths = path.iterdir() if path.is_dir() else [path]
+  return {p.name: p.read_bytes() for p in paths}
+
+
+def test_sha256(make_workdir, tmp_path):
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  for to in ("reference", "transformers", "stablehlo", "npz"):
+    out = tmp_path / NAMES[to]
+    said = export(workdir, to, out)
+    file = out / "model.safetensors" if out.is_dir() else out
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in said
+
+
+@pytest.mark.parametrize("to", NAMES)
+def test_what_is_there_is_kept(to, make_workdir, tmp_path):
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  out = tmp_path / NAMES[to]
+  export(workdir, to, out)
+  before = snapshot(tmp_path)
+  with pytest.raises(UserError, match="exists already: --overwrite"):
+    export(workdir, to, out)
+  assert snapshot(tmp_path) == before
+  export(workdir, to, out, overwrite=True)
+  assert [p.name for p in sorted(tmp_path.iterdir())] == sorted(
+    {p.split("/")[0] for p in before}
+  )
+
+
+def snapshot(folder):
+  return {
+    str(p.relative_to(folder)): p.read_bytes()
+    for p in folder.rglob("*")
+    if p.is_file()
+  }
+
+
+def test_only_an_export_is_replaced(make_workdir, tmp_path):
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "thesis.txt").write_text("years")
+  (tmp_path / "a.npz").mkdir()
+  (tmp_path / "note").write_text("x")
+  before = snapshot(tmp_path)
+  for to, name in (
+    ("transformers", "mine"),
+    ("orbax", "mine"),
+    ("orbax", "note"),
+    ("npz", "a.npz"),
+  ):
+    with pytest.raises(UserError, match="replaces nothing else"):
+      export(workdir, to, tmp_path / name, overwrite=True)
+  assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("to", NAMES)
+def test_what_fails_leaves_nothing(to, make_workdir, tmp_path, monkeypatch):
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  before = snapshot(tmp_path)
+
+  def full(*_, **__):
+    raise OSError(28, "No space left on device")
+
+  for place, name in (
+    (command.writing, "put"),
+    (command.writing.np.lib.format, "write_array"),
+    (command.writing, "save"),
+    (pathlib.Path, "write_bytes"),
+    (checkpoints.ocp, "save"),
+  ):
+    monkeypatch.setattr(place, name, full)
+  with pytest.raises(UserError, match="cannot be written: No space left"):
+    export(workdir, to, tmp_path / NAMES[to])
+  assert snapshot(tmp_path) == before
+
+
+def test_what_cannot_be_exported(make_workdir, tmp_path):
+  workdir = make_workdir("finetune", "cait", CLASSES)
+  out = tmp_path / "out"
+  for to, path, words in (
+    ("transformers", out, "transformers has no CaiT"),
+    ("npz", out, "has to end with .npz for --to=npz"),
+    ("npz", tmp_path / "none" / "x.npz", "there is no folder"),
+  ):
+    with pytest.raises(UserError, match=words):
+      export(workdir, to, path)
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "begun").mkdir()
+  (tmp_path / "begun" / "config.json").write_text("{}")
+  for folder, words in (
+    ("nowhere", "no file or folder"),
+    ("empty", "neither a workdir nor"),
+    ("begun", "no finished checkpoint"),
+  ):
+    with pytest.raises(UserError, match=words):
+      export(tmp_path / folder, "orbax", out)
+  export(workdir, "orbax", out)
+  with pytest.raises(UserError, match="is no workdir"):
+    export(out, "npz", tmp_path / "x.npz")
+
+
+def test_command_line(make_workdir, tmp_path, capsys):
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  out = tmp_path / "x.npz"
+  line = [f"--workdir={workdir}", "--to=npz", f"--out={out}"]
+  command.main(line)
+  assert "SHA-256" in capsys.readouterr().out
+  with pytest.raises(SystemExit) as stop:
+    command.main(line)
+  assert stop.value.code == 2
+  assert capsys.readouterr().err.startswith(f"error: {out} exists already")
+  with pytest.raises(SystemExit) as stop:
+    command.main([*line[:1], "--to=tflite", *line[2:]])
+  assert stop.value.code == 2
+  assert "choose from" in capsys.readouterr().err
+
+
+def test_exporting_imports_no_framework(make_workdir, tmp_path):
+  """Nor TensorFlow: it would take seconds."""
+  workdir = make_workdir("finetune", "swin", CLASSES)
+  code = """
+import sys
+from vit_ssl_jax.export import export
+export(sys.argv[1], "timm", sys.argv[2])
+print(*{"torch", "timm", "transformers", "tensorflow"} & sys.modules.keys())
+"""
+  line = [sys.executable, "-c", code, str(workdir), str(tmp_path / "x.pth")]
+  root = pathlib.Path(__file__).parent.parent
+  done = subprocess.run(
+    line, cwd=root, check=True, capture_output=True, text=True
+  )
+  assert done.stdout.strip() == ""
+
+
+def test_program_gives_probabilities(make_workdir, tmp_path):
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  export(workdir, "stablehlo", tmp_path / "x.stablehlo")
+  program = programs.read(tmp_path / "x.stablehlo")
+  images = images_of(workdir)
+  want = jax.nn.softmax(ours(workdir)[2](images))
+  np.testing.assert_allclose(program.call(images), want, atol=1e-6)
+  assert json.loads(program.metadata["classes"]) == CLASSES
