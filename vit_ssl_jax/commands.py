@@ -100,7 +100,7 @@ def reporting_errors():
 
 def set_up():
   """Quietens libraries, and lets JAX keep what it compiles."""
-  logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.ERROR)
   import jax
 
   from vit_ssl_jax.data import cache

@@ -118,12 +118,10 @@ def template(model, state):
 
 def abstract_params(model, state):
   """The shapes of a model's parameters, without computing any."""
-  if isinstance(model, models.ProjectionHead):
-    shape = state.get("mlp.0.weight", np.zeros((0, 1))).shape
-    inputs = jax.ShapeDtypeStruct((1, shape[1]), np.float32)
-  else:
-    side = model.image_size
-    inputs = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+  if not isinstance(model, models.ProjectionHead):
+    return models.shapes(model)
+  width = state.get("mlp.0.weight", np.zeros((0, 1))).shape[1]
+  inputs = jax.ShapeDtypeStruct((1, width), np.float32)
   return jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
 
 

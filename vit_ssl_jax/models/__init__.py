@@ -7,6 +7,7 @@
 
 import dataclasses
 import difflib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -64,10 +65,15 @@ def init(model, key):
   return jax.jit(lambda key: model.init(key, images)["params"])(key)
 
 
+@functools.cache
+def shapes(model):
+  """The parameters of a model of `build`, without computing any."""
+  return jax.eval_shape(lambda: init(model, jax.random.key(0)))
+
+
 def count(model):
   """How many parameters a model of `build` has."""
-  shapes = jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
-  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes(model)))
 
 
 def from_config(config, num_classes):
@@ -138,4 +144,5 @@ __all__ = [
   "from_config",
   "init",
   "resize_parameters",
+  "shapes",
 ]

@@ -1,0 +1,297 @@
+"""Weights from anywhere begin a run: by name, strictly, resized, said so."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from vit_ssl_jax import (
+  checkpoints,
+  classifiers,
+  console,
+  finetune,
+  interop,
+  models,
+  pretrained,
+)
+from vit_ssl_jax.augment import views
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.export import export
+from vit_ssl_jax.interop import writing
+
+CLASSES = ["cat", "dog", "eel"]
+ARCHITECTURES = ["vit", "swin", "cait"]
+
+
+@pytest.fixture
+def said(monkeypatch):
+  """What a run says, line by line."""
+  lines = []
+  monkeypatch.setattr(console, "say", lines.append)
+  return lines
+
+
+def model_of(workdir, **sizes):
+  about = pretrained.read(workdir).about["model"] | {"num_classes": 0} | sizes
+  return models.build(about.pop("name"), **about)
+
+
+def fit(path, model):
+  return pretrained.fit(pretrained.read(path), model, f"init_from={path}")
+
+
+def checkpoint_of_authors(torch, workdir, path, kind):
+  """Saves a run's weights as the paper's code saves its own."""
+  given = pretrained.read(workdir)
+  model = model_of(workdir, num_classes=given.num_classes)
+  arrays = interop.to_torch(given.arrays, model)
+  state = {name: torch.from_numpy(x) for name, x in arrays.items()}
+  if kind == "pretraining":
+    head = {"head.mlp.0.weight": torch.ones(2, 2)}
+    head |= {"head.last_layer.weight_v": torch.ones(2, 2)}
+    backbone = {f"backbone.{name}": x for name, x in state.items()}
+    wrong = {name: x + 1 for name, x in backbone.items()}
+    state = {
+      "student": {f"module.{k}": x for k, x in (wrong | head).items()},
+      "teacher": backbone | head,
+      "epoch": 3,
+    }
+  elif kind == "fine-tuning":
+    state = {"model_state_dict": state, "epoch": 3, "scheduler": {"x": [1.0]}}
+  elif kind == "parallel":
+    state = {f"module.{name}": x for name, x in state.items()}
+  torch.save(state, path)
+
+
+@pytest.mark.parametrize(
+  ("arch", "kind"),
+  [
+    ("vit", "pretraining"),
+    ("swin", "pretraining"),
+    ("cait", "pretraining"),
+    ("vit", "fine-tuning"),
+    ("swin", "bare"),
+    ("cait", "parallel"),
+  ],
+)
+def test_the_authors_own_files(arch, kind, torch, make_workdir, tmp_path):
+  stage = "pretrain" if kind == "pretraining" else "finetune"
+  workdir = make_workdir(stage, arch, CLASSES)
+  path = tmp_path / "checkpoint.pth"
+  checkpoint_of_authors(torch, workdir, path, kind)
+  params, lines = fit(path, model_of(workdir))
+  jax.tree.map(
+    np.testing.assert_array_equal, params, pretrained.read(workdir).arrays
+  )
+  left_out = {
+    "pretraining": "student, teacher.head.mlp.0.weight,"
+    " teacher.head.last_layer.weight_v",
+    "fine-tuning": "scheduler",
+  }
+  assert [line.partition("left out: ")[2] for line in lines] == [
+    left_out[key] for key in left_out if key == kind
+  ]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_another_image_size(arch, make_workdir, tmp_path):
+  """As if the model of the first size saw the larger images."""
+  workdir = make_workdir("pretrain", arch, CLASSES)
+  export(workdir, "reference", tmp_path / "x.pth")
+  small, large = model_of(workdir), model_of(workdir, image_size=16)
+  images = np.float32(np.random.default_rng(0).normal(size=(2, 16, 16, 3)))
+  given = pretrained.read(workdir).arrays
+  want = jax.jit(small.apply)({"params": given}, images)
+  for path in (workdir, tmp_path / "x.pth"):
+    params, lines = fit(path, large)
+    found = jax.jit(large.apply)({"params": params}, images)
+    np.testing.assert_allclose(found, want, atol=1e-6)
+    positions = (
+      f"init_from={path}: position embeddings are resized from 2 x 2 patches"
+      " to 4 x 4"
+    )
+    assert lines == ([] if arch == "swin" else [positions])
+
+
+@pytest.mark.parametrize("to", ["reference", "transformers", "npz"])
+def test_another_window(to, torch, make_workdir, tmp_path):
+  """Tables as PyTorch's bicubic interpolation resizes them."""
+  workdir = make_workdir("pretrain", "swin", CLASSES)
+  out = tmp_path / {"transformers": "folder", "npz": "x.npz"}.get(to, "x.pth")
+  export(workdir, to, out)
+  model = model_of(workdir, image_size=16, window_size=4)
+  params, lines = fit(out, model)
+  assert len(lines) == 2
+  assert "of stage 0 are resized from windows of 2 to 4" in lines[0]
+  name = "relative_position_bias_table"
+  old = pretrained.read(workdir).arrays["blocks_0"]["regular"]["attn"][name]
+  new = params["blocks_0"]["regular"]["attn"][name]
+  rows, heads = old.shape[-2:]
+  side = round(rows**0.5)
+  square = torch.from_numpy(old.reshape(-1, side, side, heads))
+  want = torch.nn.functional.interpolate(
+    square.permute(0, 3, 1, 2), size=(7, 7), mode="bicubic"
+  )
+  want = want.permute(0, 2, 3, 1).reshape(-1, 49, heads).numpy()
+  np.testing.assert_allclose(new.reshape(want.shape), want, atol=1e-6)
+
+
+def test_what_does_not_fit_is_listed(make_workdir, tmp_path):
+  workdir = make_workdir("pretrain", "vit", CLASSES)
+  export(workdir, "reference", tmp_path / "x.safetensors")
+  given = pretrained.read(tmp_path / "x.safetensors")
+  state = dict(given.arrays)
+  state["blocks.0.extra"] = state.pop("norm.bias")
+  state["norm.weight"] = np.ones(9, np.float32)
+  writing.pth(tmp_path / "y.pth", state)
+  with pytest.raises(UserError) as error:
+    fit(tmp_path / "y.pth", model_of(workdir))
+  for words in (
+    "missing norm.bias",
+    "left over blocks.0.extra",
+    "norm.weight has shape (9,) and not (8,)",
+  ):
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("to", ["reference", "npz"])
+def test_another_architecture(to, make_workdir, tmp_path):
+  out = tmp_path / ("x.npz" if to == "npz" else "x.pth")
+  for arch in ARCHITECTURES:
+    export(make_workdir("pretrain", arch, CLASSES), to, out, overwrite=True)
+    for other in set(ARCHITECTURES) - {arch}:
+      model = model_of(make_workdir("pretrain", other, CLASSES))
+      with pytest.raises(UserError, match=f"no weights of a {other} but those"):
+        fit(out, model)
+  writing.pth(out, {"x.weight": np.ones(3, np.float32)})
+  with pytest.raises(UserError, match=r"no weights of a vit$"):
+    fit(out, models.build("vit"))
+
+
+def test_heads_that_no_shape_tells(make_workdir, tmp_path):
+  workdir = make_workdir("pretrain", "vit", CLASSES)
+  export(workdir, "timm", tmp_path / "x.safetensors")
+  with pytest.raises(UserError, match="num_heads=2 and not 4"):
+    fit(tmp_path / "x.safetensors", model_of(workdir, num_heads=4))
+
+
+@pytest.mark.parametrize(
+  ("classes", "keep", "words"),
+  [
+    (["cat", "dog", "eel"], True, "its head of 3 classes is kept"),
+    (["cat", "dog"], False, "a new head of 2 classes, as the old one has 3"),
+    (["dog", "cat", "eel"], False, "have other names, or another order"),
+  ],
+)
+def test_heads(classes, keep, words):
+  params = {"head": {"kernel": np.zeros((8, 3))}}
+  found, line = pretrained.head(params, {"classes": CLASSES}, classes)
+  assert found is keep
+  assert words in line
+  if len(classes) == 3:  # of foreign weights names are unknown
+    assert pretrained.head(params, {}, classes)[0]
+  assert pretrained.head({}, {}, classes) == (False, "")
+
+
+def test_orbax_of_others(make_workdir, tmp_path):
+  """A checkpoint of parameters alone, as any program of JAX writes it."""
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  params = pretrained.read(workdir).arrays
+  for name, tree in (("bare", params), ("within", {"params": params})):
+    checkpoints.write_tree(tmp_path / name, tree, {})
+    found, _ = fit(tmp_path / name, model_of(workdir))
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+# Threads of Orbax outlive what they found.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_damaged_folders(make_workdir, tmp_path):
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  export(workdir, "transformers", tmp_path / "folder")
+  export(workdir, "orbax", tmp_path / "orbax")
+  config = tmp_path / "folder" / "config.json"
+  text = config.read_text()
+  for content, words in (
+    ("{", "config is missing or damaged"),
+    ("{}", "model_type None"),
+    (text.replace('"gelu"', '"relu"'), "hidden_act='relu'"),
+  ):
+    config.write_text(content)
+    with pytest.raises(UserError, match=words):
+      pretrained.read(tmp_path / "folder")
+  for file in (tmp_path / "orbax").rglob("manifest.ocdbt"):
+    file.write_bytes(b"")
+  with pytest.raises(UserError, match="is damaged"):
+    pretrained.read(tmp_path / "orbax")
+
+
+def test_a_run_from_a_file_is_a_run_from_the_workdir(
+  make_workdir, finetune_tiny, tmp_path, said
+):
+  """To the last bit, and it says what became of the head."""
+  source = make_workdir("finetune", "vit", CLASSES)
+  export(source, "timm", tmp_path / "x.safetensors")
+  finetune_tiny.max_steps = 2
+  results = []
+  for name, path in (("A", source), ("B", tmp_path / "x.safetensors")):
+    finetune_tiny.init_from = str(path)
+    results.append(finetune.run(finetune_tiny, tmp_path / name))
+    assert (
+      f"init_from={path}: a new head of 2 classes, as the old one has 3" in said
+    )
+  assert results[0]["state_sha256"] == results[1]["state_sha256"]
+
+
+def test_fine_tuning_goes_on_with_its_head(
+  make_workdir, finetune_tiny, tmp_path, said
+):
+  source = make_workdir("finetune", "vit", ["0", "1"])
+  finetune_tiny.update(init_from=str(source), max_steps=1)
+  finetune_tiny.optim.update(learning_rate=0.0, min_learning_rate=0.0)
+  finetune.run(finetune_tiny, tmp_path / "B")
+  assert f"init_from={source}: its head of 2 classes is kept" in said
+  after = pretrained.read(tmp_path / "B").arrays
+  before = pretrained.read(source).arrays
+  jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_classifiers_of_files_that_say_nothing(
+  arch, torch, make_workdir, tmp_path, tiny_npz, monkeypatch
+):
+  """--arch and --dataset then say it, and the recipe has the sizes."""
+  workdir = make_workdir("finetune", arch, ["0", "1"])
+  path = tmp_path / "best.pth"
+  checkpoint_of_authors(torch, workdir, path, "fine-tuning")
+  with pytest.raises(UserError, match="does not say what it is: give --arch"):
+    classifiers.read(path)
+  with pytest.raises(UserError, match="it is 'vit,mnist'"):
+    classifiers.read(path, "vit", "mnist")
+  about = pretrained.read(workdir).about
+
+  def get_config(arg, original=classifiers.recipe.get_config):
+    assert arg == f"{arch},{tiny_npz}"
+    config = original(arg)
+    config.model.update({k: about["model"][k] for k in config.model})
+    return config
+
+  monkeypatch.setattr(classifiers.recipe, "get_config", get_config)
+  found = classifiers.read(path, arch, tiny_npz)
+  assert found.classes == ("0", "1")  # as the set calls them
+  images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+  model = model_of(workdir, num_classes=2)
+  inputs = views.evaluation_view(images, found.config.mean, found.config.std)
+  want = jax.jit(model.apply)(
+    {"params": pretrained.read(workdir).arrays}, inputs
+  )
+  np.testing.assert_allclose(found.predict(images), want, atol=1e-5)
+
+
+def test_another_arch_than_the_file_says(make_workdir, tmp_path):
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  out = tmp_path / "x.npz"
+  export(workdir, "npz", out)
+  with pytest.raises(UserError, match=r"--arch=swin: .* is a vit"):
+    classifiers.read(out, "swin")
+  assert pathlib.Path(classifiers.read(out, "vit").path) == out
