@@ -3,7 +3,8 @@
   python -m main --config=configs/finetune.py:vit,cifar10 --workdir=B \
     --config.init_from=A
 
-Without init_from it trains from scratch. The paper's "100 epochs" take three
+Without init_from it trains from scratch. A is a workdir, or a file of weights of
+nearly any kind (the README has the list). The paper's "100 epochs" take three
 passes over the data each; here an epoch is one pass. ARCH is vit, swin or cait.
 
 The two other methods that the paper compares with are one value each:
@@ -26,7 +27,7 @@ def get_config(arg=""):
   arch, dataset = common.parse(arg)
   config = common.base(arch, dataset)
   config.stage = "finetune"
-  config.init_from = ""  # a pretraining workdir or checkpoint; "" is scratch
+  config.init_from = ""  # a workdir, or a file of weights; "" is scratch
   config.epochs = 300
   config.batch_size = 256
   config.evaluate_every_epochs = 3

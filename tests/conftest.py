@@ -131,9 +131,10 @@ def make_tiny(tiny_npz):
 def make_workdir(make_tiny, tmp_path_factory):
   """(stage, arch, classes) -> a run's folder, of weights nowhere zero."""
 
-  def make(stage, arch, classes, **changes):
+  def make(stage, arch, classes, locality="", **changes):
     config = make_tiny(stage, arch)
     config.update(mean=(0.5,) * 3, std=(0.25,) * 3, **changes)
+    config.model.locality = locality
     model = models.from_config(
       config, len(classes) if stage == "finetune" else 0
     )

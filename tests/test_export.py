@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import finetune as finetune_recipe
 from vit_ssl_jax import (
   checkpoints,
+  data,
   export as command,
   finetune,
+  interop,
   models,
   pretrained,
 )
@@ -208,9 +212,9 @@ def test_nothing_of_this_machine_is_written(to, make_workdir, tmp_path):
     assert str(tmp_path) not in json.dumps(metadata)
     return
   first = content(out)
-  for name, data in first.items():
+  for name, written in first.items():
     for word in (str(tmp_path), str(pathlib.Path.home()), "secret", "popen"):
-      assert word.encode() not in data, name
+      assert word.encode() not in written, name
   export(workdir, to, out, overwrite=True)
   assert content(out) == first
 
@@ -301,6 +305,12 @@ def test_what_cannot_be_exported(make_workdir, tmp_path):
   ):
     with pytest.raises(UserError, match=words):
       export(workdir, to, path)
+  lsa = make_workdir("finetune", "vit", CLASSES, locality="lsa")
+  for to in ("reference", "timm", "transformers"):
+    name = "hf" if to == "transformers" else "x.pth"
+    with pytest.raises(UserError, match=r"no counterpart of model\.locality"):
+      export(lsa, to, tmp_path / name)
+  assert [p.name for p in tmp_path.iterdir()] == []
   (tmp_path / "empty").mkdir()
   (tmp_path / "begun").mkdir()
   (tmp_path / "begun" / "config.json").write_text("{}")
@@ -347,6 +357,36 @@ print(*{"torch", "timm", "transformers", "tensorflow"} & sys.modules.keys())
     line, cwd=root, check=True, capture_output=True, text=True
   )
   assert done.stdout.strip() == ""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
+def test_trained_at_the_papers_sizes(arch, torch, tmp_path):
+  """On 64 images of CIFAR-10, after some steps of training on it."""
+  import timm
+  from safetensors.torch import load_file
+
+  if not os.environ.get("TFDS_DATA_DIR"):
+    pytest.skip("TFDS_DATA_DIR does not say where CIFAR-10 lies")
+  config = finetune_recipe.get_config(f"{arch},cifar10")
+  config.update(batch_size=32, max_steps=5, test_split="test[:64]")
+  config.update(tensorboard=False)
+  config.optim.warmup_epochs = 0
+  finetune.run(config, tmp_path / "B")
+  images = data.load("cifar10", 32, test_split="test[:64]").test_images
+  model, _, predict = ours(tmp_path / "B")
+  want, about = predict(images), pretrained.read(tmp_path / "B").about
+  export(tmp_path / "B", "timm", tmp_path / "x.safetensors")
+  name, arguments = interop.timm_arguments(model)
+  theirs = timm.create_model(name, **arguments).eval()
+  theirs.load_state_dict(load_file(tmp_path / "x.safetensors"), strict=True)
+  inputs = torch.from_numpy(normalized(images, about))
+  with torch.no_grad():
+    np.testing.assert_allclose(theirs(inputs).numpy(), want, atol=1e-4)
+  export(tmp_path / "B", "stablehlo", tmp_path / "x.stablehlo")
+  program = programs.read(tmp_path / "x.stablehlo")
+  want = jax.nn.softmax(want)
+  np.testing.assert_allclose(program.call(images), want, atol=1e-5)
 
 
 def test_program_gives_probabilities(make_workdir, tmp_path):

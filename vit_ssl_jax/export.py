@@ -43,7 +43,13 @@ from vit_ssl_jax import (
 )
 from vit_ssl_jax.commands import Parser, reporting_errors, set_up
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.interop import programs, timm, transformers, writing
+from vit_ssl_jax.interop import (
+  programs,
+  renaming,
+  timm,
+  transformers,
+  writing,
+)
 from vit_ssl_jax.report import card
 
 # What the name of a file ends with; of a folder, what marks one of ours.
@@ -183,6 +189,8 @@ def write_weights(out, to, model, params, about):
 
   This and what follows returns how to open it, and a SHA-256.
   """
+  if to == "reference":
+    renaming.check(model, "the paper's code")
   arrays = interop.to_torch(params, model, to)
   metadata = pretrained.to_text(about) | {"layout": to}
   usage = [f"state = {loading(out)}"]
