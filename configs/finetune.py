@@ -3,9 +3,10 @@
   python -m main --config=configs/finetune.py:vit,cifar10 --workdir=B \
     --config.init_from=A
 
-Without init_from it trains from scratch. A is a workdir, or a file of weights of
-nearly any kind (the README has the list). The paper's "100 epochs" take three
-passes over the data each; here an epoch is one pass. ARCH is vit, swin or cait.
+Without init_from it trains from scratch. A is a workdir, or a file of weights
+of nearly any kind (the README has the list). ARCH is vit, swin or cait. The
+paper's "100 epochs" take three passes over the data each; here an epoch is one
+pass.
 
 The two other methods that the paper compares with are one value each:
 

@@ -22,6 +22,7 @@ from vit_ssl_jax import (
   interop,
   models,
   pretrained,
+  recipes,
 )
 from vit_ssl_jax.data import pixels
 from vit_ssl_jax.errors import UserError
@@ -397,3 +398,16 @@ def test_program_gives_probabilities(make_workdir, tmp_path):
   want = jax.nn.softmax(ours(workdir)[2](images))
   np.testing.assert_allclose(program.call(images), want, atol=1e-6)
   assert json.loads(program.metadata["classes"]) == CLASSES
+
+
+def test_commands_that_trained(make_workdir):
+  """The pretraining's too, by the names of folders alone."""
+  before = make_workdir("pretrain", "vit", CLASSES)
+  step = f"{before}/checkpoints/7"
+  workdir = make_workdir("finetune", "vit", CLASSES, init_from=step)
+  first, second = recipes.commands(workdir).split("python -m main")[1:]
+  assert first.startswith(" --config=configs/pretrain.py:vit,npz:tiny.npz ")
+  assert f"--workdir={before.name}\n" in first
+  assert f"--config.init_from={before.name}/checkpoints/7 " in second
+  assert "--config.model.embed_dim=8 " in second
+  assert "seed" not in second  # the recipe's own

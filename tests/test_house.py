@@ -13,7 +13,7 @@ FLOORS = [
   {"classifiers"},
   {"pretrain", "finetune"},
   {"loop", "report", "inputs"},
-  {"pretrained"},
+  {"pretrained", "recipes"},
   {"workdirs"},
   {"checkpoints", "data", "evaluate", "interop", "metrics", "augment"}
   | {"losses", "optimizers", "schedules", "sharding", "checks", "models"},

@@ -31,7 +31,6 @@ import pathlib
 import jax
 from flax import traverse_util
 
-from configs import finetune as finetune_recipe, pretrain as pretrain_recipe
 from vit_ssl_jax import (
   checkpoints,
   files,
@@ -39,7 +38,7 @@ from vit_ssl_jax import (
   interop,
   models,
   pretrained,
-  workdirs,
+  recipes,
 )
 from vit_ssl_jax.commands import Parser, reporting_errors, set_up
 from vit_ssl_jax.errors import UserError
@@ -123,7 +122,7 @@ def export(workdir, to, out, overwrite=False):
   params, _ = pretrained.fit(
     given, model.clone(num_classes=0), f"--workdir={workdir}"
   )
-  about = public(given.about) | {"command": commands(given)}
+  about = public(given) | {"layout": to}
   writer = WRITERS.get(to, write_weights)
   try:
     usage, digest = writer(out, to, model, params, about)
@@ -156,28 +155,14 @@ def check_out(out, to, overwrite):
     )
 
 
-def public(about):
-  """What is known of a model without the folders of this machine."""
-  return about | {
-    "dataset": without_folder(about["dataset"]),
-    "config": public_config(about["config"]),
+def public(given):
+  """What is known of a run, without the folders of this machine."""
+  config = recipes.without_folders(given.about["config"])
+  return given.about | {
+    "dataset": config["dataset"],
+    "config": config,
+    "command": recipes.commands(given.workdir),
   }
-
-
-def public_config(config):
-  config = config | {
-    "dataset": without_folder(config["dataset"]),
-    "data_dir": "",
-  }
-  if config.get("init_from"):
-    config["init_from"] = pathlib.Path(config["init_from"]).name
-  return config
-
-
-def without_folder(dataset):
-  """folder:/a/b -> folder:b, and npz:/a/b.npz -> npz:b.npz."""
-  kind, colon, path = dataset.partition(":")
-  return kind + colon + pathlib.Path(path).name
 
 
 def count(params):
@@ -192,8 +177,7 @@ def write_weights(out, to, model, params, about):
   if to == "reference":
     renaming.check(model, "the paper's code")
   arrays = interop.to_torch(params, model, to)
-  metadata = pretrained.to_text(about) | {"layout": to}
-  usage = [f"state = {loading(out)}"]
+  metadata = pretrained.to_text(about)
   if to == "timm":
     name, arguments = timm.arguments(model)
     metadata["timm"] = json.dumps({"name": name, "arguments": arguments})
@@ -203,37 +187,36 @@ def write_weights(out, to, model, params, about):
       norm = "functools.partial(torch.nn.LayerNorm, eps=1e-6)"
       metadata["timm_norm_layer"] = norm
       written += f", norm_layer={norm}"
-    usage = [
-      *(["import functools, torch"] if swin else []),
-      "import timm",
-      f"model = timm.create_model({name!r}{written})",
-      *usage,
-    ]
+    usage = ["import functools, torch"] if swin else []
+    usage += ["import timm", f"model = timm.create_model({name!r}{written})"]
   else:
-    usage.insert(0, f"model = ...  # the paper's {type(model).__name__}")
-  usage.append("model.load_state_dict(state, strict=True)")
+    usage = [f"model = ...  # the paper's {type(model).__name__}"]
+  usage += [*loading(out), "model.load_state_dict(state, strict=True)"]
   write = writing.pth if out.suffix == ".pth" else writing.safetensors
   write(out, arrays, metadata)
   return "\n".join(usage), writing.sha256(out)
 
 
 def loading(out):
-  """Python that reads a file as PyTorch's state dict."""
+  """Python that reads a file as PyTorch's state dict, in lines."""
   if out.suffix == ".pth":
-    return f"torch.load({str(out)!r})"
-  return f"safetensors.torch.load_file({str(out)!r})"
+    return ["import torch", f"state = torch.load({str(out)!r})"]
+  return [
+    "from safetensors.torch import load_file",
+    f"state = load_file({str(out)!r})",
+  ]
 
 
 def write_npz(out, to, model, params, about):
   """Writes an npz with flat names."""
   arrays = traverse_util.flatten_dict(params, sep="/")
-  writing.npz(out, arrays, pretrained.to_text(about) | {"layout": to})
+  writing.npz(out, arrays, pretrained.to_text(about))
   return f"arrays = np.load({str(out)!r})", writing.sha256(out)
 
 
 def write_orbax(out, to, model, params, about):
   """Writes a checkpoint of Orbax; the SHA-256 is that of its arrays."""
-  metadata = pretrained.to_text(about) | {"layout": to}
+  metadata = pretrained.to_text(about)
   checkpoints.write_tree(out, {"params": params}, metadata)
   usage = (
     "from orbax.checkpoint import v1 as ocp\n"
@@ -252,7 +235,7 @@ def write_stablehlo(out, to, model, params, about):
       y = logits(params, images)
     return jax.nn.softmax(y) if model.num_classes else y
 
-  metadata = pretrained.to_text(about) | {"layout": to}
+  metadata = pretrained.to_text(about)
   data = programs.serialize(predict, params, model.image_size, metadata)
   with files.placing(out) as temporary:
     temporary.write_bytes(data)
@@ -289,8 +272,9 @@ def write_transformers(out, to, model, params, about):
         opening(out.name, model),
       )
     )
-    metadata = pretrained.to_text(about) | {"layout": to}
-    writing.safetensors(folder / "model.safetensors", arrays, metadata)
+    writing.safetensors(
+      folder / "model.safetensors", arrays, pretrained.to_text(about)
+    )
   return opening(str(out), model), writing.sha256(out / "model.safetensors")
 
 
@@ -314,44 +298,6 @@ WRITERS = {
   "orbax": write_orbax,
   "npz": write_npz,
 }
-
-
-def commands(given):
-  """What trained a run: its command line, after that of its pretraining.
-
-  The latter is known where config.init_from is a run that is still there.
-  """
-  config = given.about["config"]
-  lines = [command(config, given.workdir.name)]
-  source = config.get("init_from")
-  before = checkpoints.workdir_of(source) if source else None
-  if before:
-    first = json.loads((before / "config.json").read_text())
-    lines.insert(0, command(first, pathlib.Path(source).name))
-  return "\n".join(lines)
-
-
-def command(config, workdir):
-  """The command line that trains with a config, by its recipe."""
-  config = public_config(config)
-  stage = config["stage"]
-  recipe_name = f"{config['model']['name']},{config['dataset']}"
-  recipes = {"pretrain": pretrain_recipe, "finetune": finetune_recipe}
-  recipe = recipes[stage].get_config(recipe_name)
-  plain = workdirs.flat(json.loads(workdirs.dump(recipe)))
-  plain |= {"mean": config["mean"], "std": config["std"]}  # the data's own
-  flags = [
-    f"--config.{key}={tuple(x) if isinstance(x, list) else x}"
-    for key, x in workdirs.flat(config).items()
-    if x != plain.get(key)
-  ]
-  return " \\\n  ".join(
-    [
-      f"python -m main --config=configs/{stage}.py:{recipe_name}",
-      *(f"'{flag}'" if " " in flag else flag for flag in flags),
-      f"--workdir={workdir}",
-    ]
-  )
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ ABOUT = (
   "config",  # the run's
   "result",  # the content of its result.json
   "command",  # what trained it
+  "layout",  # whose names the arrays have, in an exported file
 )
-TEXTS = ("architecture", "part", "dataset", "command")
+TEXTS = ("architecture", "part", "dataset", "command", "layout")
 PRODUCER = {"producer": "vit-ssl-jax"}
 SAFETENSORS = "model.safetensors"  # of a folder of transformers'
 

@@ -1,0 +1,70 @@
+"""The command line that a run's config comes from."""
+
+import json
+import pathlib
+
+from configs import finetune, pretrain
+from vit_ssl_jax import checkpoints, workdirs
+
+
+def commands(workdir):
+  """What trained a run: its command line, after that of its pretraining.
+
+  The latter is known where config.init_from is a run that is still there.
+  """
+  config = read_config(workdir)
+  lines = [command(config, workdir.name)]
+  source = config.get("init_from")
+  before = checkpoints.workdir_of(source) if source else None
+  if before:
+    lines.insert(0, command(read_config(before), before.name))
+  return "\n".join(lines)
+
+
+def command(config, workdir):
+  """The command line that trains with a config, by its recipe.
+
+  Args:
+    config: a run's, as a dict.
+    workdir: the run's folder, as the command is to name it.
+  """
+  config = without_folders(config)
+  stage = config["stage"]
+  recipe_name = f"{config['model']['name']},{config['dataset']}"
+  stages = {"pretrain": pretrain, "finetune": finetune}
+  recipe = stages[stage].get_config(recipe_name)
+  plain = workdirs.flat(json.loads(workdirs.dump(recipe)))
+  plain |= {"mean": config["mean"], "std": config["std"]}  # the data's own
+  flags = [
+    f"--config.{key}={tuple(x) if isinstance(x, list) else x}"
+    for key, x in workdirs.flat(config).items()
+    if x != plain.get(key)
+  ]
+  return " \\\n  ".join(
+    [
+      f"python -m main --config=configs/{stage}.py:{recipe_name}",
+      *(f"'{flag}'" if " " in flag else flag for flag in flags),
+      f"--workdir={workdir}",
+    ]
+  )
+
+
+def read_config(workdir):
+  return json.loads((workdir / "config.json").read_text())
+
+
+def without_folders(config):
+  """A run's config, a dict, without the folders of this machine."""
+  dataset = last_name(config["dataset"])
+  config = config | {"dataset": dataset, "data_dir": ""}
+  if config.get("init_from"):
+    path = pathlib.Path(config["init_from"])
+    in_run = path.parent.name == checkpoints.FOLDER  # WORKDIR/checkpoints/STEP
+    config["init_from"] = "/".join(path.parts[-3 if in_run else -1 :])
+  return config
+
+
+def last_name(dataset):
+  """folder:/a/b -> folder:b, and npz:/a/b.npz -> npz:b.npz."""
+  kind, colon, path = dataset.partition(":")
+  return kind + colon + pathlib.Path(path).name
