@@ -3,9 +3,10 @@
 import argparse
 import contextlib
 import ctypes
+import logging
 import sys
 
-from absl import logging
+import absl.logging
 
 from vit_ssl_jax.errors import UserError
 
@@ -100,7 +101,9 @@ def reporting_errors():
 
 def set_up():
   """Quietens libraries, and lets JAX keep what it compiles."""
-  logging.set_verbosity(logging.ERROR)
+  absl.logging.set_verbosity(absl.logging.ERROR)
+  # Where a checkpoint is damaged, each of Orbax's tasks would say so.
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   import jax
 
   from vit_ssl_jax.data import cache
