@@ -186,6 +186,27 @@ def test_half_precision_stays_near(small):
   assert np.abs(near - exact).max() < 0.03 * np.abs(exact).max() + 0.01
 
 
+@pytest.mark.parametrize("name", ["vit", "swin", "cait"])
+def test_half_precision_trains(name):
+  """Its derivatives can be traced, also where drop path meets them."""
+  model = models.build(
+    name, image_size=16, num_classes=3, drop_path_rate=0.1,
+    dtype=jnp.bfloat16, **SMALL[name],
+  )  # fmt: skip
+  images = jax.random.normal(jax.random.key(2), (4, 16, 16, 3))
+
+  def loss(params, model):
+    logits = model.apply(
+      {"params": params}, images, train=True,
+      rngs={"drop_path": jax.random.key(1)},
+    )  # fmt: skip
+    return jnp.mean(jax.nn.logsumexp(logits, -1) - logits[:, 0])
+
+  shapes = models.shapes(model)
+  found = jax.eval_shape(functools.partial(jax.grad(loss), model=model), shapes)
+  assert found == shapes
+
+
 def test_half_precision_keeps_what_layer_scale_makes_small():
   """At first each branch adds a hundred-thousandth of itself."""
   model = models.build(

@@ -51,12 +51,11 @@ gelu.defvjp(gelu_forward, lambda slope, g: (g * slope,))
 
 @jax.custom_vjp
 def standardize(x):
-  """(..., D) to mean 0 and variance 1 along the last axis, in float32."""
+  """(..., D) float32 to mean 0 and variance 1 along the last axis."""
   return standardize_forward(x)[0]
 
 
 def standardize_forward(x):
-  x = x.astype(jnp.float32)
   centered = x - jnp.mean(x, -1, keepdims=True)
   variance = jnp.mean(centered * centered, -1, keepdims=True)
   scale = jax.lax.rsqrt(variance + 1e-6)
@@ -83,7 +82,9 @@ class LayerNorm(nn.Module):
     shape = (1,) * (x.ndim - 1) + x.shape[-1:]
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
     bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-    y = standardize(x) * scale.reshape(shape) + bias.reshape(shape)
+    y = standardize(x.astype(jnp.float32)) * scale.reshape(
+      shape
+    ) + bias.reshape(shape)
     return y.astype(self.dtype)
 
 
