@@ -362,7 +362,7 @@ def test_a_smaller_corrupted_set_does_not_fit(fresh, capsys, tiny_npz):
 def test_workdirs_that_cannot_be_evaluated(own, fresh, tiny_npz, capsys):
   assert "give either --workdir=B or" in refused(capsys)
   assert "no file or folder" in refused(capsys, f"--workdir={own}/none")
-  teacher = {"backbone": {"x": np.zeros(2)}}
+  teacher = {"backbone": {"cls_token": np.zeros(2)}}
   state = {"step": np.zeros((), np.int32), "teacher": teacher}
   pretrained, _ = fresh(tiny_npz, ["0", "1"], state)
   said = refused(capsys, f"--workdir={pretrained}")

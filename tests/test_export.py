@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from PIL import Image
 from configs import finetune as finetune_recipe
 from vit_ssl_jax import (
   checkpoints,
+  classifiers,
   data,
   export as command,
   finetune,
@@ -264,16 +266,39 @@ def test_only_an_export_is_replaced(make_workdir, tmp_path):
   (tmp_path / "mine" / "thesis.txt").write_text("years")
   (tmp_path / "a.npz").mkdir()
   (tmp_path / "note").write_text("x")
+  np.savez(tmp_path / "data.npz", images=np.zeros(3))
+  for name in ("trained", "linked"):  # by others since, or pointed at
+    export(workdir, "transformers", tmp_path / name)
+  (tmp_path / "trained" / "checkpoint-500").mkdir()
+  (tmp_path / "link").symlink_to("linked")
+  export(workdir, "orbax", tmp_path / "orbax")
   before = snapshot(tmp_path)
   for to, name in (
     ("transformers", "mine"),
     ("orbax", "mine"),
     ("orbax", "note"),
     ("npz", "a.npz"),
+    ("npz", "data.npz"),
+    ("transformers", "trained"),
+    ("transformers", "link"),
+    ("transformers", "orbax"),
   ):
     with pytest.raises(UserError, match="replaces nothing else"):
       export(workdir, to, tmp_path / name, overwrite=True)
   assert snapshot(tmp_path) == before
+
+
+def test_runs_are_never_replaced(make_workdir):
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  export(workdir, "reference", workdir / "model.safetensors")  # beside them
+  before = snapshot(workdir)
+  for to in ("orbax", "transformers"):
+    for place in (workdir, workdir / "checkpoints" / "7"):
+      with pytest.raises(UserError, match="is a run, or lies among a run's"):
+        export(workdir, to, place, overwrite=True)
+    with pytest.raises(UserError, match="is a run, or lies among a run's"):
+      export(workdir, to, workdir / "checkpoints" / "99")
+  assert snapshot(workdir) == before
 
 
 @pytest.mark.parametrize("to", NAMES)
@@ -284,6 +309,7 @@ def test_what_fails_leaves_nothing(to, make_workdir, tmp_path, monkeypatch):
   def full(*_, **__):
     raise OSError(28, "No space left on device")
 
+  originals = []
   for place, name in (
     (command.writing, "put"),
     (command.writing.np.lib.format, "write_array"),
@@ -291,10 +317,18 @@ def test_what_fails_leaves_nothing(to, make_workdir, tmp_path, monkeypatch):
     (pathlib.Path, "write_bytes"),
     (checkpoints.ocp, "save"),
   ):
+    originals.append((place, name, getattr(place, name)))
     monkeypatch.setattr(place, name, full)
-  with pytest.raises(UserError, match="cannot be written: No space left"):
-    export(workdir, to, tmp_path / NAMES[to])
-  assert snapshot(tmp_path) == before
+  for overwrite in (False, True):  # and what is there stays
+    with pytest.raises(UserError, match="cannot be written: No space left"):
+      export(workdir, to, tmp_path / NAMES[to], overwrite)
+    assert snapshot(tmp_path) == before
+    if not overwrite:
+      with monkeypatch.context() as whole:
+        for place, name, real in originals:
+          whole.setattr(place, name, real)
+        export(workdir, to, tmp_path / NAMES[to])
+      before = snapshot(tmp_path)
 
 
 def test_what_cannot_be_exported(make_workdir, tmp_path):
@@ -303,7 +337,7 @@ def test_what_cannot_be_exported(make_workdir, tmp_path):
   for to, path, words in (
     ("transformers", out, "transformers has no CaiT"),
     ("npz", out, "has to end with .npz for --to=npz"),
-    ("npz", tmp_path / "none" / "x.npz", "there is no folder"),
+    ("npz", tmp_path / "none" / "x.npz", "cannot be written: No such file"),
   ):
     with pytest.raises(UserError, match=words):
       export(workdir, to, path)
@@ -399,6 +433,27 @@ def test_program_gives_probabilities(make_workdir, tmp_path):
   want = jax.nn.softmax(ours(workdir)[2](images))
   np.testing.assert_allclose(program.call(images), want, atol=1e-6)
   assert json.loads(program.metadata["classes"]) == CLASSES
+
+
+def test_classes_of_any_name(make_workdir, tmp_path):
+  """Thousands of them, in any script, and bytes that are no letters."""
+  classes = [f"Käfer {i}" for i in range(2998)] + ["'\n\"", "b\udcff"]
+  workdir = make_workdir("finetune", "vit", classes)
+  for to in ("npz", "reference", "transformers", "stablehlo"):
+    out = tmp_path / NAMES[to]
+    export(workdir, to, out)
+    found = classifiers.read(out)
+    assert found.classes[:2999] == tuple(classes[:2999])
+    assert found.classes[2999].startswith("b")
+
+
+def test_commands_are_quoted_for_a_shell(make_workdir):
+  workdir = make_workdir(
+    "pretrain", "vit", CLASSES, dataset="folder:/x/it's $(my) dir"
+  )
+  line = shlex.split(recipes.commands(workdir).replace("\\\n", " "))
+  assert "--config=configs/pretrain.py:vit,folder:it's $(my) dir" in line
+  assert line[:3] == ["python", "-m", "main"]
 
 
 def test_commands_that_trained(make_workdir):

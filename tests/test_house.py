@@ -17,7 +17,8 @@ FLOORS = [
   {"workdirs"},
   {"checkpoints", "data", "evaluate", "interop", "metrics", "augment"}
   | {"losses", "optimizers", "schedules", "sharding", "checks", "models"},
-  {"files", "errors", "console"},
+  {"files", "console", "provenance"},
+  {"errors"},
 ]
 # Named exceptions, each with its reason.
 ALLOWED = {

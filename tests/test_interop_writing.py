@@ -257,26 +257,6 @@ def test_sha256(tmp_path):
     writing.sha256(tmp_path / "no")
 
 
-def test_sha256_of_a_folder(tmp_path):
-  # In an order of their own: sorted as text, "a.b" comes before "a/b".
-  names = ["z", "a/b", "a.b"]
-  for name in names:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text(name)
-  digest = writing.sha256(tmp_path)
-  lines = [
-    f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n"
-    for name in sorted(names)
-  ]
-  assert digest == hashlib.sha256("".join(lines).encode()).hexdigest()
-  (tmp_path / "z").rename(tmp_path / "y")
-  assert writing.sha256(tmp_path) != digest
-  (tmp_path / "y").rename(tmp_path / "z")
-  assert writing.sha256(tmp_path) == digest
-  (tmp_path / "a" / "b").write_text("c")
-  assert writing.sha256(tmp_path) != digest
-
-
 def test_torch_is_not_imported(tmp_path):
   code = (
     "import sys; sys.modules['torch'] = None\n"

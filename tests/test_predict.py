@@ -369,7 +369,7 @@ def test_what_is_no_classifier(workdir, folder, tmp_path, capsys):
   pretrained = pathlib.Path(shutil.copytree(workdir, tmp_path / "pretrained"))
   shutil.rmtree(pretrained / "checkpoints")
   state = {"step": np.zeros((), np.int32)}
-  state["teacher"] = {"backbone": {"x": np.zeros(2, np.float32)}}
+  state["teacher"] = {"backbone": {"cls_token": np.zeros(2)}}
   with checkpoints.manager(pretrained, 1, 0) as saver:
     checkpoints.save(saver, 0, state)
   said = refused(capsys, f"--workdir={pretrained}", folder)

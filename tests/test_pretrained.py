@@ -5,6 +5,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from vit_ssl_jax import (
   checkpoints,
@@ -14,11 +15,13 @@ from vit_ssl_jax import (
   interop,
   models,
   pretrained,
+  provenance,
+  suites,
 )
 from vit_ssl_jax.augment import views
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.export import export
-from vit_ssl_jax.interop import writing
+from vit_ssl_jax.interop import weights, writing
 
 CLASSES = ["cat", "dog", "eel"]
 ARCHITECTURES = ["vit", "swin", "cait"]
@@ -176,6 +179,83 @@ def test_heads_that_no_shape_tells(make_workdir, tmp_path):
     fit(tmp_path / "x.safetensors", model_of(workdir, num_heads=4))
 
 
+def test_folders_that_are_read_otherwise(make_workdir, tmp_path):
+  """A run counts as a run, whatever else lies in its folder."""
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  export(workdir, "reference", workdir / "model.safetensors")
+  (workdir / "exports").mkdir()
+  export(workdir, "orbax", workdir / "exports" / "1")
+  assert pretrained.read(workdir).workdir == workdir
+  assert pretrained.read(workdir / "exports" / "1").workdir is None
+  export(workdir, "stablehlo", tmp_path / "x.stablehlo")
+  with pytest.raises(UserError, match="a compiled program, whose weights"):
+    pretrained.read(tmp_path / "x.stablehlo")
+  folder = tmp_path / "theirs"
+  folder.mkdir()
+  (folder / "config.json").write_text('{"model_type": "vit"}')
+  (folder / "pytorch_model.bin").write_bytes(b"")
+  with pytest.raises(UserError, match=r"give its pytorch_model.bin itself"):
+    pretrained.read(folder)
+
+
+@pytest.mark.parametrize(
+  "tree",
+  [
+    {"a": np.ones(2), "a/b": np.ones(2)},
+    {"teacher/x": np.ones(2)},
+    {"head/kernel": np.ones(2), "cls_token/x": np.ones(2)},
+    {"params": np.ones(2), "x/y": np.ones(2)},
+  ],
+)
+def test_trees_of_other_programs(tree, tmp_path):
+  writing.npz(tmp_path / "x.npz", tree)
+  with pytest.raises(UserError, match=r"x\.npz"):
+    fit(tmp_path / "x.npz", models.build("vit"))
+
+
+@pytest.mark.parametrize(
+  ("key", "text"),
+  [
+    ("config", "{"),
+    ("model", "[]"),
+    ("mean", "[0.5]"),
+    ("std", '["a", "b", "c"]'),
+    ("classes", '["cat", "dog"]'),
+    ("classes", "[1, 2, 3]"),
+  ],
+)
+def test_metadata_that_somebody_changed(key, text, make_workdir, tmp_path):
+  out = tmp_path / "x.npz"
+  export(make_workdir("finetune", "vit", CLASSES), "npz", out)
+  found = weights.read(out)
+  writing.npz(out, found.arrays, found.metadata | {key: text})
+  with pytest.raises(UserError, match=f"what it says of its {key} is damaged"):
+    pretrained.read(out)
+
+
+def test_back_from_transformers(torch, make_workdir, tmp_path):
+  """Which drops what we say; its own config says enough to go on."""
+  import transformers
+
+  workdir = make_workdir("finetune", "swin", CLASSES)
+  export(workdir, "transformers", tmp_path / "ours")
+  kind = transformers.AutoModelForImageClassification
+  kind.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+  images = transformers.AutoImageProcessor.from_pretrained(tmp_path / "ours")
+  images.save_pretrained(tmp_path / "theirs")
+  found = classifiers.read(tmp_path / "theirs")
+  assert found.classes == tuple(CLASSES)
+  pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+  want = classifiers.read(workdir).predict(pictures)
+  np.testing.assert_allclose(found.predict(pictures), want, atol=1e-5)
+  with pytest.raises(UserError, match="give --dataset, or another --suite"):
+    suites.open_suite("test", found, None)
+  with_pooler = transformers.SwinModel.from_pretrained(tmp_path / "ours")
+  with_pooler.save_pretrained(tmp_path / "backbone")
+  with pytest.raises(UserError, match="knows no classes"):
+    classifiers.read(tmp_path / "backbone")
+
+
 @pytest.mark.parametrize(
   ("classes", "keep", "words"),
   [
@@ -190,7 +270,9 @@ def test_heads(classes, keep, words):
   assert found is keep
   assert words in line
   if len(classes) == 3:  # of foreign weights names are unknown
-    assert pretrained.head(params, {}, classes)[0]
+    found, line = pretrained.head(params, {}, classes)
+    assert found
+    assert "though it does not say which they are" in line
   assert pretrained.head({}, {}, classes) == (False, "")
 
 
@@ -211,7 +293,7 @@ def test_damaged_folders(make_workdir, tmp_path):
   config = tmp_path / "folder" / "config.json"
   text = config.read_text()
   for content, words in (
-    ("{", "config is missing or damaged"),
+    ("{", "config.json is missing or damaged"),
     ("{}", "model_type None"),
     (text.replace('"gelu"', '"relu"'), "hidden_act='relu'"),
   ):
@@ -265,7 +347,9 @@ def test_classifiers_of_files_that_say_nothing(
   checkpoint_of_authors(torch, workdir, path, "fine-tuning")
   with pytest.raises(UserError, match="does not say what it is: give --arch"):
     classifiers.read(path)
-  with pytest.raises(UserError, match="it is 'vit,mnist'"):
+  with pytest.raises(
+    UserError, match="--dataset=mnist is unknown: possible are cifar10,"
+  ):
     classifiers.read(path, "vit", "mnist")
   about = pretrained.read(workdir).about
 
@@ -285,6 +369,37 @@ def test_classifiers_of_files_that_say_nothing(
     {"params": pretrained.read(workdir).arrays}, inputs
   )
   np.testing.assert_allclose(found.predict(images), want, atol=1e-5)
+
+
+def test_a_head_unlike_the_data_set(torch, make_workdir, tmp_path, tiny_npz):
+  workdir = make_workdir("finetune", "vit", CLASSES)
+  given = pretrained.read(workdir)
+  writing.npz(
+    tmp_path / "x.npz",
+    traverse_util.flatten_dict(given.arrays, sep="/"),
+    provenance.to_text(given.about | {"classes": []}),
+  )
+  with pytest.raises(UserError, match=r"has 3 classes, and .* 2$"):
+    classifiers.read(tmp_path / "x.npz", dataset=tiny_npz)
+
+
+def test_what_is_no_model_at_all(tmp_path):
+  writing.npz(tmp_path / "x.npz", {"train_images": np.zeros((2, 8, 8))})
+  with pytest.raises(UserError, match="holds no weights of a vit, swin or"):
+    classifiers.read(tmp_path / "x.npz")
+
+
+def test_seen_images_are_warned_of(make_workdir, finetune_tiny, tmp_path, said):
+  """Also where an exported file knows the folder's last name alone."""
+  source = make_workdir("pretrain", "vit", CLASSES, dataset="folder:/a/pics")
+  export(source, "npz", tmp_path / "x.npz")
+  finetune_tiny.dataset = "folder:/b/pics"
+  finetune_tiny.test_fraction = 0.5
+  for path in (source, tmp_path / "x.npz"):
+    said.clear()
+    finetune_tiny.init_from = str(path)
+    finetune.read_init(finetune_tiny, models.from_config(finetune_tiny, 0))
+    assert any("has seen images that this run tests on" in x for x in said)
 
 
 def test_another_arch_than_the_file_says(make_workdir, tmp_path):

@@ -2,13 +2,13 @@
 
 import contextlib
 import hashlib
-import json
 import pathlib
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from vit_ssl_jax import files
 from vit_ssl_jax.errors import UserError
 
 FOLDER = "checkpoints"
@@ -101,7 +101,9 @@ def read(path):
       f" (WORKDIR/{FOLDER}/STEP)"
     )
   state, _ = read_tree(path)
-  return state, json.loads((workdir / "config.json").read_text())
+  if "step" not in state:
+    raise UserError(f"{path} is no checkpoint of a run: it has no step")
+  return state, files.read_json(workdir / "config.json")
 
 
 def workdir_of(path):
@@ -110,9 +112,8 @@ def workdir_of(path):
   if (path / FOLDER).is_dir() and (path / "config.json").is_file():
     return path
   above = path.parent.parent
-  if path.name.isdigit() and (above / "config.json").is_file():
-    return above
-  return None
+  among = path.name.isdigit() and path.parent.name == FOLDER
+  return above if among and (above / "config.json").is_file() else None
 
 
 def is_tree(path):
@@ -143,25 +144,23 @@ def read_tree(path):
       lambda leaf: np.empty(leaf.shape, leaf.dtype), about.metadata
     )
     return ocp.load(path, wanted), about.custom_metadata or {}
+  except AttributeError as e:
+    raise UserError(f"{path} holds something other than arrays") from e
   except (OSError, ValueError, KeyError) as e:
     why = " ".join(str(e).split())[:200]
     raise UserError(f"the checkpoint {path} is damaged: {why}") from e
 
 
 def write_tree(path, tree, metadata):
-  """Writes a checkpoint of Orbax, in place of what is there.
+  """Writes a checkpoint of Orbax, whole, in place of what is there.
 
   Args:
     path: its folder.
     tree: nested dicts of arrays.
     metadata: a dict that JSON can hold, its custom metadata.
   """
-  ocp.save(
-    pathlib.Path(path).absolute(),
-    tree,
-    overwrite=True,
-    custom_metadata=metadata,
-  )
+  with files.placing(pathlib.Path(path).absolute()) as temporary:
+    ocp.save(temporary, tree, custom_metadata=metadata)
 
 
 def sha256(state):

@@ -6,18 +6,21 @@ from collections.abc import Callable
 
 import jax
 import ml_collections
+from flax import traverse_util
 
-from configs import finetune as recipe
+from configs import common, finetune as recipe
 from vit_ssl_jax import (
+  checks,
   console,
   data,
   finetune,
   models,
   pretrained,
+  provenance,
   sharding,
 )
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.interop import programs
+from vit_ssl_jax.interop import programs, recognise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Classifier:
     path: where it is from, as it was given.
     config: the run's, or the recipe's where nothing is known of the run: what
       data it is for, and how they are read.
-    about: what is known of it, of `pretrained.ABOUT`.
+    about: what is known of it, of `provenance.KEYS`.
     num_classes: C.
     predict: images (B, S, S, 3) uint8 -> (B, C) logits or probabilities.
     mesh: the devices it runs on.
@@ -67,6 +70,10 @@ def read(path, arch="", dataset="", data_dir=""):
   if pathlib.Path(path).is_file() and programs.is_program(path):
     return of_program(path, arch, dataset, data_dir)
   given = pretrained.read(path)
+  if not recognise.architecture(
+    traverse_util.flatten_dict(given.arrays, sep="/")
+  ):
+    raise UserError(f"{path} holds no weights of a vit, swin or cait")
   if not given.num_classes:
     raise UserError(
       f"{path} is a {given.about.get('part', 'backbone')} and knows no classes:"
@@ -77,7 +84,7 @@ def read(path, arch="", dataset="", data_dir=""):
   params, lines = pretrained.fit(given, backbone, str(path))
   for line in lines:
     console.say(line)
-  about, config = with_statistics(given.about, config)
+  about = with_statistics(path, given.about, config, given.num_classes)
   mesh = sharding.make_mesh(1, jax.device_count())
   model = models.from_config(config, given.num_classes)
   params = jax.device_put(params, sharding.state_sharding(mesh, params))
@@ -96,15 +103,14 @@ def read(path, arch="", dataset="", data_dir=""):
 def of_program(path, arch, dataset, data_dir):
   """The classifier of a program, on one device."""
   program = programs.read(path)
-  about = pretrained.from_text(program.metadata)
-  if not about:
-    raise UserError(f"{path} says nothing of itself: it was not exported here")
-  if not about["model"]["num_classes"]:
-    raise UserError(f"{path} knows no classes: it gives features")
+  about = provenance.from_text(program.metadata, path)
+  classes = program.num_outputs
+  provenance.check(about, classes, path)
+  if not about.get("model", {}).get("num_classes"):
+    raise UserError(f"{path} knows no classes, or does not say so")
   config = config_of(path, about, arch, dataset, data_dir)
   mesh = sharding.one_device_mesh()
-  classes = about["model"]["num_classes"]
-  about, config = with_statistics(about, config)
+  about = with_statistics(path, about, config, classes)
   return Classifier(
     str(path),
     config,
@@ -130,44 +136,62 @@ def config_of(path, about, arch, dataset, data_dir):
   known = about.get("architecture", "")
   if arch and known and arch != known:
     raise UserError(f"--arch={arch}: {path} is a {known}")
+  if dataset and not (
+    dataset in common.IMAGE_SIZE or dataset.startswith(common.OWN)
+  ):
+    raise UserError(
+      f"--dataset={dataset} is unknown: possible are"
+      f" {', '.join(common.IMAGE_SIZE)}, folder:/path and npz:/path/file.npz"
+    )
   arch = arch or known
-  if not arch or not (dataset or about.get("dataset")):
+  whole = all(about.get(key) for key in ("classes", "mean", "std"))
+  dataset = dataset or about.get("dataset", "")
+  if arch not in models.ARCHITECTURES or not (dataset or whole):
     raise UserError(
       f"{path} does not say what it is: give --arch (of"
       f" {', '.join(models.ARCHITECTURES)}) and --dataset (such as cifar10)"
     )
-  try:
-    config = recipe.get_config(f"{arch},{dataset or about['dataset']}")
-  except ValueError as e:
-    raise UserError(str(e).replace("the config's argument", "it")) from e
+  if about.get("config"):
+    # Older runs lack some keys; they gave the aspect up.
+    recipe_of_run = recipe.get_config(arch).to_dict() | {"resize": "squash"}
+    config = ml_collections.ConfigDict(recipe_of_run | about["config"])
+  else:
+    config = recipe.get_config(f"{arch},{dataset or 'cifar10'}")
+    sizes = about.get("model", {})
+    config.model.update({k: v for k, v in sizes.items() if k in config.model})
+  checks.choice(config, "dtype", ["auto", "float32", "bfloat16"])
   with config.ignore_type():  # lists, where it is from JSON
-    if about.get("config"):
-      # Older runs lack this key; they gave the aspect up.
-      config = ml_collections.ConfigDict({"resize": "squash"} | about["config"])
-    elif "model" in about:
-      config.model.update(about["model"])
-      del config.model.num_classes
-    if dataset:
-      config.dataset = dataset
-    config.data_dir = data_dir or config.get("data_dir", "")
+    config.dataset = dataset
+    config.data_dir = data_dir or config.data_dir
     for key in ("mean", "std"):
-      if about.get(key):
-        config[key] = about[key]
+      config[key] = about.get(key) or config[key]
   return config
 
 
-def with_statistics(about, config):
-  """Both, with classes, mean and std from the data set where they lack."""
-  if "classes" in about and config.mean and config.std:
-    return about, config
+def with_statistics(path, about, config, num_classes):
+  """What is known of a classifier, with classes from its data set.
+
+  Mean and std are put into the config, where it has none. The set is read
+  where anything lacks.
+
+  Raises:
+    UserError: the set has another number of classes.
+  """
+  if about.get("classes") and config.mean and config.std:
+    return about
   dataset = data.load(
     config.dataset,
     config.model.image_size,
     data_dir=config.data_dir or None,
-    seed=config.get("split_seed", config.seed),
+    seed=config.split_seed,
     mean=config.mean,
     std=config.std,
   )
+  if len(dataset.classes) != num_classes:
+    raise UserError(
+      f"the head of {path} has {num_classes} classes, and {dataset.name}"
+      f" {len(dataset.classes)}"
+    )
   with config.ignore_type():
     config.update(mean=dataset.mean, std=dataset.std)
-  return {"classes": dataset.classes} | about, config
+  return about | {"classes": about.get("classes") or dataset.classes}

@@ -21,12 +21,14 @@ formats:
 
 Each names in its metadata the architecture and its sizes, the classes, mean and
 standard deviation, the run's config (without the folders of this machine) and
-its result. What reads them back: --config.init_from of a fine-tuning, and
---init_from of evaluate and predict.
+its result. All can be read back, by --init_from of evaluate and predict, and
+all but programs by --config.init_from of a fine-tuning.
 """
 
 import json
+import os
 import pathlib
+import tempfile
 
 import jax
 from flax import traverse_util
@@ -38,6 +40,7 @@ from vit_ssl_jax import (
   interop,
   models,
   pretrained,
+  provenance,
   recipes,
 )
 from vit_ssl_jax.commands import Parser, reporting_errors, set_up
@@ -51,22 +54,24 @@ from vit_ssl_jax.interop import (
 )
 from vit_ssl_jax.report import card
 
-# What the name of a file ends with; of a folder, what marks one of ours.
+# What the name of a file ends with.
 SUFFIXES = {
   "reference": (".safetensors", ".pth"),
   "timm": (".safetensors", ".pth"),
   "npz": (".npz",),
   "stablehlo": (".stablehlo",),
 }
-MARKS = {"transformers": "model.safetensors", "orbax": "_CHECKPOINT_METADATA"}
+# What is in a folder of transformers'.
+FOLDER = {"config.json", "preprocessor_config.json", "README.md"}
+FOLDER |= {pretrained.SAFETENSORS}
 FORMATS = ("reference", "timm", "transformers", "stablehlo", "orbax", "npz")
 
 
 def main(argv=None):
   """Runs the command line; a user's mistake costs one sentence and status 2."""
   args = parse(argv)
-  set_up()
   with reporting_errors():
+    set_up()
     print(export(args.workdir, args.to, args.out, args.overwrite))
 
 
@@ -110,7 +115,7 @@ def export(workdir, to, out, overwrite=False):
     UserError: nothing can be written there, the workdir holds no finished
       checkpoint, or the format cannot express the model.
   """
-  out = pathlib.Path(out)
+  out = pathlib.Path(os.path.abspath(out))
   check_out(out, to, overwrite)
   given = pretrained.read(workdir)
   if given.workdir is None:
@@ -126,8 +131,11 @@ def export(workdir, to, out, overwrite=False):
   writer = WRITERS.get(to, write_weights)
   try:
     usage, digest = writer(out, to, model, params, about)
-  except OSError as e:
-    raise UserError(f"{out} cannot be written: {e.strerror or e}") from e
+  except UserError:
+    raise
+  except (OSError, ValueError, RuntimeError) as e:  # Orbax raises many kinds
+    why = getattr(e, "strerror", None) or " ".join(str(e).split())[:200]
+    raise UserError(f"{out} cannot be written: {why}") from e
   return (
     f"{out}: the {about['part']} at step {about['step']},"
     f" {count(params):,} parameters\nSHA-256 {digest}\n\n{usage}"
@@ -135,24 +143,45 @@ def export(workdir, to, out, overwrite=False):
 
 
 def check_out(out, to, overwrite):
-  """Raises a UserError where nothing is to be written."""
+  """Raises a UserError where nothing is to be written.
+
+  What is there is replaced only if it is an export of ours: never a run, a
+  data set, or what others have added files to.
+  """
   suffixes = SUFFIXES.get(to, ())
   if suffixes and out.suffix not in suffixes:
     raise UserError(
       f"--out={out} has to end with {' or '.join(suffixes)} for --to={to}"
     )
-  if not out.absolute().parent.is_dir():
-    raise UserError(f"--out={out}: there is no folder {out.absolute().parent}")
-  if not out.exists():
-    return
-  if not overwrite:
-    raise UserError(f"{out} exists already: --overwrite replaces it")
-  # A folder that is something else is never removed.
-  mark = MARKS.get(to)
-  if out.is_dir() != bool(mark) or (mark and not (out / mark).is_file()):
-    raise UserError(
-      f"{out} is no export to {to}: --overwrite replaces nothing else"
-    )
+  if checkpoints.workdir_of(out) or out.parent.name == checkpoints.FOLDER:
+    raise UserError(f"--out={out} is a run, or lies among a run's checkpoints")
+  if os.path.lexists(out):
+    if not overwrite:
+      raise UserError(f"{out} exists already: --overwrite replaces it")
+    if out.is_symlink() or not is_ours(out, to):
+      raise UserError(
+        f"{out} is no export to {to}: --overwrite replaces nothing else"
+      )
+  try:
+    tempfile.TemporaryFile(dir=out.parent).close()
+  except OSError as e:
+    raise UserError(f"--out={out} cannot be written: {e.strerror}") from e
+
+
+def is_ours(out, to):
+  """Whether a file or a folder is an export of ours to a format."""
+  if to == "transformers" and out.is_dir():
+    others = {path.name for path in out.iterdir()} - FOLDER
+    if others:
+      return False
+  try:
+    if out.is_file() and programs.is_program(out):
+      about = provenance.from_text(programs.read(out).metadata, out)
+    else:
+      about = pretrained.read(out).about
+  except UserError:
+    return False
+  return about.get("layout") == to
 
 
 def public(given):
@@ -177,7 +206,7 @@ def write_weights(out, to, model, params, about):
   if to == "reference":
     renaming.check(model, "the paper's code")
   arrays = interop.to_torch(params, model, to)
-  metadata = pretrained.to_text(about)
+  metadata = provenance.to_text(about)
   if to == "timm":
     name, arguments = timm.arguments(model)
     metadata["timm"] = json.dumps({"name": name, "arguments": arguments})
@@ -210,13 +239,13 @@ def loading(out):
 def write_npz(out, to, model, params, about):
   """Writes an npz with flat names."""
   arrays = traverse_util.flatten_dict(params, sep="/")
-  writing.npz(out, arrays, pretrained.to_text(about))
+  writing.npz(out, arrays, provenance.to_text(about))
   return f"arrays = np.load({str(out)!r})", writing.sha256(out)
 
 
 def write_orbax(out, to, model, params, about):
   """Writes a checkpoint of Orbax; the SHA-256 is that of its arrays."""
-  metadata = pretrained.to_text(about)
+  metadata = provenance.to_text(about)
   checkpoints.write_tree(out, {"params": params}, metadata)
   usage = (
     "from orbax.checkpoint import v1 as ocp\n"
@@ -235,7 +264,7 @@ def write_stablehlo(out, to, model, params, about):
       y = logits(params, images)
     return jax.nn.softmax(y) if model.num_classes else y
 
-  metadata = pretrained.to_text(about)
+  metadata = provenance.to_text(about)
   data = programs.serialize(predict, params, model.image_size, metadata)
   with files.placing(out) as temporary:
     temporary.write_bytes(data)
@@ -263,17 +292,13 @@ def write_transformers(out, to, model, params, about):
       ("config.json", config),
       ("preprocessor_config.json", images),
     ):
-      (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-    (folder / "README.md").write_text(
-      card.text(
-        about,
-        count(params),
-        about["command"],
-        opening(out.name, model),
-      )
-    )
+      files.write(folder / name, json.dumps(content, indent=2) + "\n")
+    usage = opening(out.name, model)
+    text = card.text(about, count(params), about["command"], usage)
+    text = text.encode("utf-8", "backslashreplace").decode()
+    files.write(folder / "README.md", text)
     writing.safetensors(
-      folder / "model.safetensors", arrays, pretrained.to_text(about)
+      folder / "model.safetensors", arrays, provenance.to_text(about)
     )
   return opening(str(out), model), writing.sha256(out / "model.safetensors")
 

@@ -1,15 +1,30 @@
 """Files and folders that are there whole or not at all."""
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
+
+from vit_ssl_jax.errors import UserError
 
 
 def write(path, text):
   """Writes a text file, in place of one that is there."""
   with placing(path) as temporary:
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path):
+  """The content of a file of JSON.
+
+  Raises:
+    UserError: it is missing or damaged.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+  except (OSError, ValueError) as e:
+    raise UserError(f"{path} is missing or damaged ({e})") from e
 
 
 @contextlib.contextmanager
@@ -35,7 +50,7 @@ def placing(path):
 
 def remove(path):
   """Removes a file or a folder, if it is there."""
-  if path.is_dir():
+  if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)
   else:
     path.unlink(missing_ok=True)

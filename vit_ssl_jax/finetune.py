@@ -17,6 +17,7 @@ from vit_ssl_jax import (
   models,
   optimizers,
   pretrained,
+  recipes,
   schedules,
   sharding,
   workdirs,
@@ -201,7 +202,7 @@ def read_init(config, model):
 
   Returns:
     A dict of parameters, with those of a head if init_from has one, and what
-    is known of them, of `pretrained.ABOUT`.
+    is known of them, of `provenance.KEYS`.
 
   Raises:
     UserError: init_from is nothing of `pretrained.read`, or does not fit.
@@ -266,7 +267,9 @@ def warn_of_seen(config, source):
   keys = ("test_fraction", "split_seed")
   differ = [key for key in keys if source.get(key) != config[key]]
   own = config.dataset.startswith("folder:")
-  if own and source["dataset"] == config.dataset and differ:
+  # An exported file knows the folder's last name alone.
+  names = [recipes.last_name(x["dataset"]) for x in (source, config)]
+  if own and names[0] == names[1] and differ:
     console.say(
       f"warning: init_from={config.init_from} was trained with another"
       f" {' and '.join(differ)}: where {config.dataset} has no train and test,"

@@ -101,6 +101,11 @@ def check_keys(argv, recipe):
         "the stage is the recipe's: choose configs/pretrain.py or"
         " configs/finetune.py"
       )
+    if key == "init_from" and recipe.stage == "pretrain":
+      raise UserError(
+        "pretraining always begins from scratch: init_from is for"
+        " configs/finetune.py"
+      )
     part_of = recipe
     for part in key.split("."):
       known = list(part_of) if hasattr(part_of, "keys") else []

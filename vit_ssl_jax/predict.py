@@ -48,10 +48,10 @@ def main(argv=None):
   A user's mistake costs one sentence and status 2, a broken image status 1.
   """
   args = parse(argv)
-  set_up()
   # A path need not be text, and a terminal need not know all letters.
   sys.stdout.reconfigure(errors="backslashreplace")
   with reporting_errors():
+    set_up()
     try:
       whole = predict_all(args)
     except BrokenPipeError:

@@ -1,37 +1,29 @@
 """Weights to begin from: of a run, of an Orbax checkpoint, or of any file."""
 
 import dataclasses
-import json
 import pathlib
 
 import jax
 import numpy as np
 from flax import traverse_util
 
-from vit_ssl_jax import checkpoints, interop, models, workdirs
-from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.interop import recognise, transformers, weights
-
-# What is known of a model and its training, in an exported file's metadata
-# too: each name's value as text, in JSON where it is not text itself.
-ABOUT = (
-  "architecture",  # vit, swin or cait
-  "model",  # its sizes
-  "part",  # classifier, or teacher's backbone
-  "classes",  # their names, in the order of the logits
-  "mean",  # of the channels, in [0, 1]
-  "std",
-  "dataset",  # its name
-  "images",  # how many of each part
-  "step",
-  "config",  # the run's
-  "result",  # the content of its result.json
-  "command",  # what trained it
-  "layout",  # whose names the arrays have, in an exported file
+from vit_ssl_jax import (
+  checkpoints,
+  files,
+  interop,
+  models,
+  provenance,
+  workdirs,
 )
-TEXTS = ("architecture", "part", "dataset", "command", "layout")
-PRODUCER = {"producer": "vit-ssl-jax"}
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.interop import programs, recognise, transformers, weights
+
 SAFETENSORS = "model.safetensors"  # of a folder of transformers'
+# What other folders of transformers hold, and what there is to say.
+ELSEWHERE = {
+  "pytorch_model.bin": "give its pytorch_model.bin itself",
+  "model.safetensors.index.json": "its weights lie in several files",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +33,7 @@ class Pretrained:
   Attributes:
     path: where they are from, as it was given.
     arrays: our own parameters, nested dicts, or name -> array of other names.
-    about: what is known of ABOUT.
+    about: what is known of `provenance.KEYS`.
     left_out: names of what is there beside them.
     workdir: the run's folder, if it is a run.
   """
@@ -55,8 +47,9 @@ class Pretrained:
   @property
   def num_classes(self):
     """How many classes their head has; 0 without one."""
-    if "head" in self.arrays:
-      return self.arrays["head"]["kernel"].shape[-1]
+    head = self.arrays.get("head")
+    if isinstance(head, dict) and np.ndim(head.get("kernel")) == 2:
+      return head["kernel"].shape[-1]
     heads = [x for x in recognise.HEADS if x in self.arrays]
     return len(self.arrays[heads[0]]) if heads else 0
 
@@ -72,63 +65,100 @@ def read(path):
     UserError: it is none of them, damaged, or a pickle that would execute
       something.
   """
+  given = found_at(path)
+  provenance.check(given.about, given.num_classes, path)
+  return given
+
+
+def found_at(path):
+  """As `read`, without looking at what is said."""
   folder = pathlib.Path(path)
   if not folder.exists():
     raise UserError(f"there is no file or folder {path}")
   if not folder.is_dir():
+    if programs.is_program(path):
+      raise UserError(
+        f"{path} is a compiled program, whose weights cannot be taken out"
+      )
     return of_file(path, weights.read(path))
+  if checkpoints.workdir_of(folder):
+    return of_run(path)
   if (folder / SAFETENSORS).is_file():
     return of_transformers(path)
-  if checkpoints.workdir_of(folder) or not checkpoints.is_tree(folder):
-    return of_run(path)
-  tree, metadata = checkpoints.read_tree(folder)
-  params, part = backbone_of(tree)
-  return Pretrained(str(path), params, {"part": part} | from_text(metadata))
+  if checkpoints.is_tree(folder):
+    tree, metadata = checkpoints.read_tree(folder)
+    params, part = backbone_of(tree, path)
+    about = {"part": part} | provenance.from_text(metadata, path)
+    return Pretrained(str(path), params, about)
+  for name in ELSEWHERE:
+    if (folder / name).is_file():
+      raise UserError(f"{path} is no folder that is read: {ELSEWHERE[name]}")
+  return of_run(path)  # which says what is missing
 
 
 def of_run(path):
   """The teacher's backbone of a pretraining, or a classifier."""
   state, config = checkpoints.read(path)
-  params, part = backbone_of(state)
+  params, part = backbone_of(state, path)
   workdir = checkpoints.workdir_of(path)
   about = workdir / "dataset.json"
-  dataset = json.loads(about.read_text()) if about.is_file() else {}
-  num_classes = len(params["head"]["bias"]) if "head" in params else 0
-  return Pretrained(
-    str(path),
-    params,
-    {
+  dataset = files.read_json(about) if about.is_file() else {}
+  given = Pretrained(str(path), params, {}, workdir=workdir)
+  return dataclasses.replace(
+    given,
+    about={
       "architecture": config["model"]["name"],
-      "model": config["model"] | {"num_classes": num_classes},
+      "model": config["model"] | {"num_classes": given.num_classes},
       "part": part,
       "classes": dataset.get("classes", []),
-      "mean": config["mean"],
-      "std": config["std"],
+      "mean": config.get("mean", []),
+      "std": config.get("std", []),
       "dataset": config["dataset"],
       "images": dataset.get("images", {}),
       "step": int(state["step"]),
       "config": config,
       "result": workdirs.finished(workdir, int(state["step"])) or {},
     },
-    workdir=workdir,
   )
 
 
-def backbone_of(tree):
-  """The parameters in a checkpoint's tree, and what they are."""
-  if "teacher" in tree:
-    return tree["teacher"]["backbone"], "teacher's backbone"
-  params = tree.get("params", tree)
-  return params, "classifier" if "head" in params else "backbone"
+def backbone_of(tree, path):
+  """The parameters in a checkpoint's tree, and what they are.
+
+  Raises:
+    UserError: they are no nested dicts of arrays.
+  """
+  part = ""
+  if isinstance(tree, dict) and "teacher" in tree:
+    tree, part = tree["teacher"], "teacher's backbone"
+    params = tree.get("backbone") if isinstance(tree, dict) else None
+  else:
+    params = tree.get("params", tree) if isinstance(tree, dict) else None
+
+  def named(x):
+    if isinstance(x, dict):
+      return all(isinstance(k, str) and named(v) for k, v in x.items())
+    return isinstance(x, np.ndarray)
+
+  if not (isinstance(params, dict) and named(params)):
+    raise UserError(f"{path} holds no parameters: no nested dicts of arrays")
+  return params, part or ("classifier" if "head" in params else "backbone")
 
 
 def of_file(path, found):
   """The Pretrained of `weights.Weights`."""
-  arrays, about = found.arrays, from_text(found.metadata)
+  arrays, about = found.arrays, provenance.from_text(found.metadata, path)
+  left_out = list(found.left_out)
   if any("/" in name for name in arrays):  # our own names
-    arrays = traverse_util.unflatten_dict(arrays, sep="/")
-    arrays, _ = backbone_of(arrays)
-  return Pretrained(str(path), arrays, about, found.left_out)
+    try:
+      arrays = traverse_util.unflatten_dict(arrays, sep="/")
+    except (IndexError, TypeError, AttributeError, ValueError) as e:
+      raise UserError(f"{path} holds no tree of names") from e
+    arrays, _ = backbone_of(arrays, path)
+  else:  # transformers' ViTModel has one more layer, which is of no use here
+    left_out += [name for name in arrays if name.startswith("pooler.")]
+    arrays = {k: x for k, x in arrays.items() if k not in left_out}
+  return Pretrained(str(path), arrays, about, tuple(left_out))
 
 
 def of_transformers(path):
@@ -139,40 +169,21 @@ def of_transformers(path):
   folder = pathlib.Path(path)
   given = of_file(path, weights.read(folder / SAFETENSORS))
   about = dict(given.about)
+  config = files.read_json(folder / "config.json")
+  images = folder / "preprocessor_config.json"
+  seen = files.read_json(images) if images.is_file() else {}
   try:
-    config = json.loads((folder / "config.json").read_text())
     found = transformers.about(config)
     found["model"] = about.get("model", {}) | found["model"]
     about |= found
-    images = folder / "preprocessor_config.json"
-    if images.is_file():
-      about |= transformers.statistics(json.loads(images.read_text()))
-  except (OSError, ValueError, KeyError, TypeError) as e:
+    if seen:
+      about |= transformers.statistics(seen)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(
-      f"{folder} is no whole folder of transformers: its config is missing or"
-      f" damaged ({type(e).__name__}: {e})"
+      f"{folder} is no folder of transformers that is read: its config lacks"
+      f" or misuses {e}"
     ) from e
   return dataclasses.replace(given, about=about)
-
-
-def to_text(about):
-  """What is known of weights as metadata: name -> text."""
-  return PRODUCER | {
-    key: about[key] if key in TEXTS else json.dumps(about[key])
-    for key in ABOUT
-    if key in about
-  }
-
-
-def from_text(metadata):
-  """The inverse of `to_text`; what is not ours is left out."""
-  if not PRODUCER.items() <= metadata.items():
-    return {}
-  return {
-    key: metadata[key] if key in TEXTS else json.loads(metadata[key])
-    for key in ABOUT
-    if key in metadata
-  }
 
 
 def fit(given, model, what):
@@ -200,15 +211,14 @@ def fit(given, model, what):
     except UserError as e:
       raise UserError(f"{what}: {e}") from e
   params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
-  head = {"head": params["head"]} if "head" in params else {}
-  params = {name: x for name, x in params.items() if name != "head"}
   params, lines = models.resize_parameters(params, model)
-  models.check_parameters(models.shapes(model), params, what)
+  expected = models.shapes(model.clone(num_classes=given.num_classes))
+  models.check_parameters(expected, params, what)
   if given.left_out:
     few = ", ".join(given.left_out[:5])
     more = ", ..." if len(given.left_out) > 5 else ""
     lines.insert(0, f"left out: {few}{more}")
-  return params | head, [f"{what}: {line}" for line in lines]
+  return params, [f"{what}: {line}" for line in lines]
 
 
 def check_sizes(given, model, what):
@@ -258,4 +268,5 @@ def head(params, about, classes):
       f"a new head: the old one's {count} classes have other names, or another"
       " order"
     )
-  return True, f"its head of {count} classes is kept"
+  unsure = "" if known else ", though it does not say which they are"
+  return True, f"its head of {count} classes is kept{unsure}"

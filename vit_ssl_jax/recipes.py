@@ -1,10 +1,13 @@
 """The command line that a run's config comes from."""
 
+import contextlib
 import json
 import pathlib
+import shlex
 
 from configs import finetune, pretrain
-from vit_ssl_jax import checkpoints, workdirs
+from vit_ssl_jax import checkpoints, files, workdirs
+from vit_ssl_jax.errors import UserError
 
 
 def commands(workdir):
@@ -12,12 +15,14 @@ def commands(workdir):
 
   The latter is known where config.init_from is a run that is still there.
   """
-  config = read_config(workdir)
+  config = files.read_json(workdir / "config.json")
   lines = [command(config, workdir.name)]
   source = config.get("init_from")
   before = checkpoints.workdir_of(source) if source else None
   if before:
-    lines.insert(0, command(read_config(before), before.name))
+    with contextlib.suppress(UserError, KeyError):
+      first = files.read_json(before / "config.json")
+      lines.insert(0, command(first, before.name))
   return "\n".join(lines)
 
 
@@ -42,15 +47,12 @@ def command(config, workdir):
   ]
   return " \\\n  ".join(
     [
-      f"python -m main --config=configs/{stage}.py:{recipe_name}",
-      *(f"'{flag}'" if " " in flag else flag for flag in flags),
-      f"--workdir={workdir}",
+      "python -m main "
+      + shlex.quote(f"--config=configs/{stage}.py:{recipe_name}"),
+      *map(shlex.quote, flags),
+      shlex.quote(f"--workdir={workdir}"),
     ]
   )
-
-
-def read_config(workdir):
-  return json.loads((workdir / "config.json").read_text())
 
 
 def without_folders(config):

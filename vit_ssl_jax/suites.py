@@ -36,11 +36,16 @@ def open_suite(name, run, data_dir):
     # Before it is looked for: nobody is to fetch what will not fit.
     check_count(name, corruptions.SETS[kind][1], run, exact=True)
     return corruptions.find(name, data_dir)
+  if name in OWN and not run.config.dataset:
+    raise UserError(
+      f"--suite={name}: {run.path} does not say what it was trained on: give"
+      " --dataset, or another --suite"
+    )
   dataset = load(name, run.config, data_dir)
   check_classes(name, dataset.classes, run)
   about = run.workdir and run.workdir / "dataset.json"
   if name in OWN and about and about.exists():  # older runs have none
-    trained_on = json.loads(about.read_text())
+    trained_on = files.read_json(about)
     workdirs.check_same(trained_on, workdirs.describe(dataset), run.workdir)
   if dataset.broken:
     console.say(f"{name}: skipped {len(dataset.broken)} broken images")

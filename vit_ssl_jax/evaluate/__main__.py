@@ -57,8 +57,8 @@ PATHS = (NPZ, FOLDER)
 def main(argv=None):
   """Runs the command line; a user's mistake costs one sentence and status 2."""
   args = parse(argv)
-  set_up()
   with reporting_errors():
+    set_up()
     run_suites(args)
 
 

@@ -107,7 +107,8 @@ def plain(path, arrays, dtypes):
 
 
 def as_json(metadata):
-  return json.dumps(metadata, sort_keys=True).encode() if metadata else b""
+  text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+  return text.encode() if metadata else b""
 
 
 @contextlib.contextmanager
@@ -158,22 +159,13 @@ def put(archive, file, name, data):
 
 
 def sha256(path):
-  """The SHA-256 of a file, or of a folder, in hexadecimal.
-
-  A folder's is that of the text that `sha256sum` prints of all files in it,
-  with names relative to the folder, sorted: "DIGEST  NAME", line by line.
+  """The SHA-256 of a file, in hexadecimal.
 
   Raises:
     UserError: it cannot be read.
   """
-  path = pathlib.Path(path)
   try:
-    if not path.is_dir():
-      with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-    inside = [x for x in path.rglob("*") if x.is_file()]
-    names = sorted(x.relative_to(path).as_posix() for x in inside)
-    lines = [f"{sha256(path / name)}  {name}\n" for name in names]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with pathlib.Path(path).open("rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
   except OSError as error:
     raise UserError(f"{path} cannot be read: {error.strerror}") from error

@@ -7,7 +7,7 @@ def text(about, parameters, command, usage):
   """A model card in Markdown, with the head that the Hub reads.
 
   Args:
-    about: what is known of a model, of `pretrained.ABOUT`.
+    about: what is known of a model, of `provenance.KEYS`.
     parameters: how many it has.
     command: the command that trained it.
     usage: Python code that opens it.
@@ -15,8 +15,9 @@ def text(about, parameters, command, usage):
   Returns:
     The text of a README.md.
   """
-  classes = about["classes"] if about["model"]["num_classes"] else []
-  task = "classification" if classes else "feature-extraction"
+  count = about["model"]["num_classes"]
+  classes = about["classes"] if count else []
+  task = "classification" if count else "feature-extraction"
   sizes = {k: v for k, v in about["model"].items() if k != "name"}
   parts = [
     f"---\nlibrary_name: transformers\npipeline_tag: image-{task}\n"
