@@ -291,9 +291,10 @@ def test_only_an_export_is_replaced(make_workdir, tmp_path):
 def test_runs_are_never_replaced(make_workdir):
   workdir = make_workdir("finetune", "vit", CLASSES)
   export(workdir, "reference", workdir / "model.safetensors")  # beside them
+  step = workdir / "checkpoints" / "7"
   before = snapshot(workdir)
   for to in ("orbax", "transformers"):
-    for place in (workdir, workdir / "checkpoints" / "7"):
+    for place in (workdir, workdir / "checkpoints" / "7", step / "more"):
       with pytest.raises(UserError, match="is a run, or lies among a run's"):
         export(workdir, to, place, overwrite=True)
     with pytest.raises(UserError, match="is a run, or lies among a run's"):

@@ -152,9 +152,11 @@ def config_of(path, about, arch, dataset, data_dir):
       f" {', '.join(models.ARCHITECTURES)}) and --dataset (such as cifar10)"
     )
   if about.get("config"):
-    # Older runs lack some keys; they gave the aspect up.
-    recipe_of_run = recipe.get_config(arch).to_dict() | {"resize": "squash"}
-    config = ml_collections.ConfigDict(recipe_of_run | about["config"])
+    # Older runs lack some keys; this is what they did.
+    older = {"resize": "squash", "split_seed": about["config"].get("seed", 0)}
+    config = ml_collections.ConfigDict(
+      recipe.get_config(arch).to_dict() | older | about["config"]
+    )
   else:
     config = recipe.get_config(f"{arch},{dataset or 'cifar10'}")
     sizes = about.get("model", {})

@@ -153,7 +153,8 @@ def check_out(out, to, overwrite):
     raise UserError(
       f"--out={out} has to end with {' or '.join(suffixes)} for --to={to}"
     )
-  if checkpoints.workdir_of(out) or out.parent.name == checkpoints.FOLDER:
+  among = [p.parent for p in out.parents if p.name == checkpoints.FOLDER]
+  if checkpoints.workdir_of(out) or any(map(checkpoints.workdir_of, among)):
     raise UserError(f"--out={out} is a run, or lies among a run's checkpoints")
   if os.path.lexists(out):
     if not overwrite:

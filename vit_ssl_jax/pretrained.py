@@ -178,7 +178,9 @@ def of_transformers(path):
     about |= found
     if seen:
       about |= transformers.statistics(seen)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+  except UserError:
+    raise
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(
       f"{folder} is no folder of transformers that is read: its config lacks"
       f" or misuses {e}"

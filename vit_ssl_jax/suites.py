@@ -61,16 +61,14 @@ def open_suite(name, run, data_dir):
 
 def load(name, config, data_dir):
   """Loads a suite's `data.Dataset`; test and val as the run did."""
-  known = dict(config)  # older runs lack some keys
   own = name in OWN
-  wanted = inputs.KEYS if own else SHARED
-  given = {key: known[key] for key in wanted if key in known}
+  given = {key: config[key] for key in (inputs.KEYS if own else SHARED)}
   if name in facts.SETS:  # its training images need not be decoded
     given["train_split"] = facts.SETS[name].test_split
   return data.load(
     config.dataset if own else name,
     config.model.image_size,
-    seed=known.get("split_seed", config.seed),
+    seed=config.split_seed,
     **given | {"data_dir": data_dir},
   )
 
