@@ -419,3 +419,10 @@ def test_a_pipe_that_is_closed(workdir, folder):
     process.stdout.close()
     assert process.stderr.read() == ""
   assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_class_names_stay_on_one_line():
+  line = predict.make_text_line(["a.png"], ["red\nfox", "owl"])
+  assert line("a.png", [("red\nfox", 0.9), ("owl", 0.1)], "") == (
+    "a.png  red fox  90.0 %  owl      10.0 %"
+  )

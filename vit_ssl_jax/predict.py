@@ -222,10 +222,11 @@ def make_text_line(files, classes):
   The lines for `files` are aligned, whichever of `classes` they show.
   """
   width = max(map(len, files))
-  name_width = max(map(len, classes))
+  shown = {name: " ".join(name.split()) for name in classes}  # on one line
+  name_width = max(map(len, shown.values()))
 
   def line(file, best, _):
-    cells = [f"{name:{name_width}} {100 * p:5.1f} %" for name, p in best]
+    cells = [f"{shown[name]:{name_width}} {100 * p:5.1f} %" for name, p in best]
     return "  ".join([file.ljust(width), *cells])
 
   return line

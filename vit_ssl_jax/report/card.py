@@ -76,7 +76,8 @@ def data(about, classes):
     " of the channels in [0, 1]."
   ]
   if classes:
-    few = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    few = ", ".join(" ".join(name.split()) for name in classes[:20])
+    few += ", ..." if len(classes) > 20 else ""
     lines.append(f"{len(classes)} classes: {few}.")
   return "\n\n".join(lines)
 
