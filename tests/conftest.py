@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from configs import finetune as finetune_recipe, pretrain as pretrain_recipe
-from vit_ssl_jax import checkpoints, models
+from vit_ssl_jax import checkpoints, finetune, models
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
@@ -128,6 +128,21 @@ def make_tiny(tiny_npz):
     return config
 
   return make
+
+
+@pytest.fixture(scope="module")
+def memory():
+  """What several tests look at, by name."""
+  return {}
+
+
+@pytest.fixture
+def trained(memory, finetune_tiny, tmp_path_factory):
+  """A finished fine-tuning from scratch: its workdir and its result."""
+  if "trained" not in memory:
+    workdir = tmp_path_factory.mktemp("trained")
+    memory["trained"] = workdir, finetune.run(finetune_tiny, workdir)
+  return memory["trained"]
 
 
 @pytest.fixture

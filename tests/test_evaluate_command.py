@@ -40,21 +40,6 @@ def as_it_is(monkeypatch):
   monkeypatch.setattr(command, "set_up", lambda: None)
 
 
-@pytest.fixture(scope="module")
-def memory():
-  """What several tests look at, by name."""
-  return {}
-
-
-@pytest.fixture
-def trained(memory, finetune_tiny, tmp_path_factory):
-  """A finished fine-tuning from scratch: its workdir and its result."""
-  if "trained" not in memory:
-    workdir = tmp_path_factory.mktemp("trained")
-    memory["trained"] = workdir, finetune.run(finetune_tiny, workdir)
-  return memory["trained"]
-
-
 @pytest.fixture
 def own(trained, tmp_path):
   """A copy of `trained`, for a test to change."""

@@ -27,12 +27,6 @@ from vit_ssl_jax.errors import UserError
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def memory():
-  """Runs that several tests look at, by name."""
-  return {}
-
-
 @pytest.fixture
 def pretrained(memory, pretrain_tiny, tmp_path_factory):
   """A finished pretraining: its workdir and its result."""

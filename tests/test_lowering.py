@@ -4,38 +4,18 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax import finetune, loop, models, optimizers, pretrain
+from vit_ssl_jax import benchmark
 
 PLATFORMS = ("cuda", "tpu")
-
-
-def step_and_state(stage, config):
-  """A stage's step, and the shapes of its state."""
-  config.dtype = "bfloat16"
-  config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
-  if stage == "pretrain":
-    model = models.from_config(config, 0)
-    head = models.ProjectionHead(**config.head, dtype=model.dtype)
-    tables = pretrain.make_schedules(config, 3)
-    optimizer = pretrain.make_optimizer(config, tables, 3)
-    key = loop.init_key(config)
-    state = jax.eval_shape(
-      lambda: pretrain.init_state(model, head, optimizer, key)
-    )
-    step = pretrain.make_train_step(config, model, head, optimizer, tables)
-    return step, state
-  model = models.from_config(config, 3)
-  rates = finetune.make_schedule(config, 3)
-  optimizer = optimizers.finetune(rates, config.optim.weight_decay)
-  key = loop.init_key(config)
-  state = jax.eval_shape(lambda: finetune.init_state(model, optimizer, key))
-  return finetune.make_train_step(config, model, optimizer, rates), state
 
 
 @pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_steps_lower_for_accelerators(stage, arch, make_tiny):
-  step, state = step_and_state(stage, make_tiny(stage, arch))
+  config = make_tiny(stage, arch)
+  config.update(dtype="bfloat16", mean=(0.5,) * 3, std=(0.25,) * 3)
+  init, step = benchmark.stage(config, augmented=True)
+  state = jax.eval_shape(init)
   batch = {
     "image": jax.ShapeDtypeStruct((16, 8, 8, 3), np.uint8),
     "label": jax.ShapeDtypeStruct((16,), np.int32),

@@ -21,7 +21,6 @@ from vit_ssl_jax import (
   classifiers,
   data,
   export,
-  finetune,
   predict,
 )
 from vit_ssl_jax.data import pixels
@@ -33,21 +32,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 def as_it_is(monkeypatch):
   """Leaves this process's libraries as the tests have set them up."""
   monkeypatch.setattr(predict, "set_up", lambda: None)
-
-
-@pytest.fixture(scope="module")
-def memory():
-  """What several tests look at, by name."""
-  return {}
-
-
-@pytest.fixture
-def trained(memory, finetune_tiny, tmp_path_factory):
-  """A finished fine-tuning from scratch: its workdir and its result."""
-  if "trained" not in memory:
-    workdir = tmp_path_factory.mktemp("trained")
-    memory["trained"] = workdir, finetune.run(finetune_tiny, workdir)
-  return memory["trained"]
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from vit_ssl_jax.report import tables
 # Dense bfloat16 operations a second, by the beginning of a device's kind, from
 # its maker's data sheet.
 PEAK = {
-  "NVIDIA H100": 989e12,
+  "NVIDIA H100 80GB HBM3": 989e12,  # the one with SXM
   "NVIDIA H200": 989e12,
   "NVIDIA A100": 312e12,
   "TPU v4": 275e12,

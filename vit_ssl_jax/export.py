@@ -64,7 +64,6 @@ SUFFIXES = {
 # What is in a folder of transformers'.
 FOLDER = {"config.json", "preprocessor_config.json", "README.md"}
 FOLDER |= {pretrained.SAFETENSORS}
-FORMATS = ("reference", "timm", "transformers", "stablehlo", "orbax", "npz")
 
 
 def main(argv=None):
@@ -88,7 +87,10 @@ def parse(argv):
     " its checkpoints, WORKDIR/checkpoints/STEP",
   )
   parser.add_argument(
-    "--to", required=True, choices=FORMATS, help="one of the formats above"
+    "--to",
+    required=True,
+    choices=tuple(WRITERS),
+    help="one of the formats above",
   )
   parser.add_argument(
     "--out", required=True, metavar="PATH", help="the new file or folder"
@@ -104,7 +106,7 @@ def export(workdir, to, out, overwrite=False):
 
   Args:
     workdir: as of `checkpoints.read`.
-    to: one of FORMATS.
+    to: a key of WRITERS.
     out: the new file or folder; what it is named after has to fit `to`.
     overwrite: whether what is there may be replaced.
 
@@ -128,9 +130,8 @@ def export(workdir, to, out, overwrite=False):
     given, model.clone(num_classes=0), f"--workdir={workdir}"
   )
   about = public(given) | {"layout": to}
-  writer = WRITERS.get(to, write_weights)
   try:
-    usage, digest = writer(out, to, model, params, about)
+    usage, digest = WRITERS[to](out, model, params, about)
   except UserError:
     raise
   except (OSError, ValueError, RuntimeError) as e:  # Orbax raises many kinds
@@ -199,16 +200,17 @@ def count(params):
   return sum(x.size for x in jax.tree.leaves(params))
 
 
-def write_weights(out, to, model, params, about):
+def write_weights(out, model, params, about):
   """Writes a file in a layout of PyTorch's.
 
   This and what follows returns how to open it, and a SHA-256.
   """
-  if to == "reference":
+  layout = about["layout"]
+  if layout == "reference":
     renaming.check(model, "the paper's code")
-  arrays = interop.to_torch(params, model, to)
+  arrays = interop.to_torch(params, model, layout)
   metadata = provenance.to_text(about)
-  if to == "timm":
+  if layout == "timm":
     name, arguments = timm.arguments(model)
     metadata["timm"] = json.dumps({"name": name, "arguments": arguments})
     written = "".join(f", {k}={v!r}" for k, v in arguments.items())
@@ -237,25 +239,25 @@ def loading(out):
   ]
 
 
-def write_npz(out, to, model, params, about):
+def write_npz(out, model, params, about):
   """Writes an npz with flat names."""
   arrays = traverse_util.flatten_dict(params, sep="/")
   writing.npz(out, arrays, provenance.to_text(about))
   return f"arrays = np.load({str(out)!r})", writing.sha256(out)
 
 
-def write_orbax(out, to, model, params, about):
+def write_orbax(out, model, params, about):
   """Writes a checkpoint of Orbax; the SHA-256 is that of its arrays."""
   metadata = provenance.to_text(about)
   checkpoints.write_tree(out, {"params": params}, metadata)
   usage = (
     "from orbax.checkpoint import v1 as ocp\n"
-    f"params = ocp.load({str(out.absolute())!r})['params']"
+    f"params = ocp.load({str(out)!r})['params']"
   )
   return usage, checkpoints.sha256(params)
 
 
-def write_stablehlo(out, to, model, params, about):
+def write_stablehlo(out, model, params, about):
   """Writes a compiled program."""
   logits = finetune.make_predict(model, about["mean"], about["std"])
 
@@ -279,14 +281,14 @@ def write_stablehlo(out, to, model, params, about):
   return usage, writing.sha256(out)
 
 
-def write_transformers(out, to, model, params, about):
+def write_transformers(out, model, params, about):
   """Writes a folder as transformers has it, with a model card."""
   labels = about["classes"] or None if model.num_classes else None
   config = transformers.transformers_config(model, labels)
   images = transformers.image_processor(
     model, about["mean"], about["std"], about["config"].get("resize", "squash")
   )
-  arrays = interop.to_torch(params, model, to)
+  arrays = interop.to_torch(params, model, "transformers")
   with files.placing(out) as folder:
     folder.mkdir()
     for name, content in (
@@ -296,8 +298,7 @@ def write_transformers(out, to, model, params, about):
       files.write(folder / name, json.dumps(content, indent=2) + "\n")
     usage = opening(out.name, model)
     text = card.text(about, count(params), about["command"], usage)
-    text = text.encode("utf-8", "backslashreplace").decode()
-    files.write(folder / "README.md", text)
+    files.write(folder / "README.md", provenance.printable(text))
     writing.safetensors(
       folder / "model.safetensors", arrays, provenance.to_text(about)
     )
@@ -319,6 +320,8 @@ def opening(folder, model):
 
 
 WRITERS = {
+  "reference": write_weights,
+  "timm": write_weights,
   "transformers": write_transformers,
   "stablehlo": write_stablehlo,
   "orbax": write_orbax,

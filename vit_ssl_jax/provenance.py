@@ -36,11 +36,15 @@ def to_text(about):
     for key in KEYS
     if key in about
   }
-  # A folder's name, and so a class's, may hold bytes that are no letters.
-  return PRODUCER | {
-    key: text.encode("utf-8", "backslashreplace").decode()
-    for key, text in texts.items()
-  }
+  return PRODUCER | {key: printable(text) for key, text in texts.items()}
+
+
+def printable(text):
+  """Text as UTF-8 can hold it.
+
+  A folder's name, and so a class's, may have bytes that are no letters.
+  """
+  return text.encode("utf-8", "backslashreplace").decode()
 
 
 def from_text(metadata, path):

@@ -107,11 +107,12 @@ def run_suites(args):
   opened = {key: suites.open_suite(names[key], run, data_dir) for key in fast}
   top1 = suites.make_top1(run, args.batch_size)
   size = run.config.model.image_size
+  step = {k: v for k, v in run.about.items() if k == "step"}
   results = {}
   try:
     for key in names:
       figures = suites.evaluate_suite(key, opened[key], top1, size)
-      results[key] = {"step": run.about.get("step")} | figures
+      results[key] = step | figures
       if run.workdir:
         suites.write_results(run.workdir, results)
   finally:  # what was found is shown, whatever became of the rest
