@@ -69,7 +69,7 @@ take() {
   local option=$1
   shift
   case $option in
-    *[[:cntrl:]]*) fail "there is a control character in $(quoted "$option")" ;;
+    *[[:cntrl:]]*) fail "there is a control character in $(printf %q "$option")" ;;
     --config=*) config=${option#*=} ;;
     --workdir=*) workdir=${option#*=} ;;
     --config.?*=*) ;;

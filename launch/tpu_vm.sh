@@ -140,7 +140,7 @@ check_arguments() {
 
 create() {
   if [ -n "$queued" ]; then
-    perform gcloud alpha compute tpus queued-resources create "${where[@]}" \
+    perform gcloud compute tpus queued-resources create "${where[@]}" \
       "--node-id=$name" "--accelerator-type=$type" \
       "--runtime-version=$version" ${spot:+--spot}
   else
@@ -151,7 +151,7 @@ create() {
 
 delete() {
   if [ -n "$queued" ]; then # its node goes with it
-    perform gcloud alpha compute tpus queued-resources delete "${where[@]}" \
+    perform gcloud compute tpus queued-resources delete "${where[@]}" \
       --force --quiet
   else
     perform gcloud compute tpus tpu-vm delete "${where[@]}" --quiet
@@ -163,7 +163,7 @@ delete() {
 state() {
   local list found
   if [ -n "$queued" ]; then
-    list=(gcloud alpha compute tpus queued-resources list "${where[@]:1}"
+    list=(gcloud compute tpus queued-resources list "${where[@]:1}"
       "--format=value(name.basename(),state.state)")
   else
     list=(gcloud compute tpus tpu-vm list "${where[@]:1}"
