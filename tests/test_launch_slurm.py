@@ -69,8 +69,8 @@ def test_slurm_saves_and_queues_again_near_the_end(ends_with, requeued, tools):
   # srun ends some time after its processes have been signalled.
   tools.answer(
     "srun",
-    'until [ -e "$here/signalled" ]; do sleep 0.05; done; sleep 0.3;'
-    f" exit {ends_with}",
+    'for i in {1..200}; do [ -e "$here/signalled" ] && break; sleep 0.05; done;'
+    f" sleep 0.3; exit {ends_with}",
   )
   tools.answer("scancel", 'touch "$here/signalled"')
   process = subprocess.Popen(
