@@ -17,7 +17,7 @@ FLOORS = [
   {"workdirs"},
   {"checkpoints", "data", "evaluate", "interop", "metrics", "augment"}
   | {"losses", "optimizers", "schedules", "sharding", "checks", "models"},
-  {"files", "console", "provenance"},
+  {"files", "console", "hosts", "provenance"},
   {"errors"},
 ]
 # Named exceptions, each with its reason.
