@@ -103,6 +103,11 @@ def base(arch, dataset):
   config.seed = 0
   config.model = model(arch, dataset)
   config.dtype = "auto"  # of the model's body: auto, float32, bfloat16
+  # Both need less memory and more time, and change rounding alone: a batch is
+  # worked off in so many parts, and what is inside a block is computed again in
+  # the backward pass.
+  config.accumulate_steps = 1
+  config.remat = False
 
   config.dataset = dataset  # or folder:/path, npz:/path/file.npz
   config.data_dir = ""  # of TFDS; "" is $TFDS_DATA_DIR or its default
@@ -127,6 +132,7 @@ def base(arch, dataset):
   config.placement = "auto"  # of the training images: auto, device, host, disk
   config.memory_share = 0.3  # of either memory that they may take, if auto
 
+  config.steps_per_dispatch = 0  # 0 is 10 on an accelerator that holds the set
   config.max_steps = 0  # stop after so many steps; 0 is the whole run
   config.log_every_steps = 20
   config.checkpoint_every_steps = 500

@@ -329,6 +329,7 @@ def pretrain_config(hyper):
         "center_momentum": hyper["center_momentum"],
         "drop_path": False,
       },
+      "accumulate_steps": 1,
     }
   )
 
@@ -389,7 +390,7 @@ def test_finetune_trajectory(golden_dir):
   arrays, hyper = load(golden_dir, "finetune_trajectory_vit.npz")
   model = build("vit", hyper)
   config = ml_collections.ConfigDict(
-    {"label_smoothing": hyper["label_smoothing"]}
+    {"label_smoothing": hyper["label_smoothing"], "accumulate_steps": 1}
   )
   optimizer = optimizers.finetune(arrays["lr"], hyper["weight_decay"])
   params = interop.from_torch(under(arrays, "init/"), model)

@@ -16,7 +16,15 @@ FLOORS = [
   {"pretrained", "recipes"},
   {"workdirs"},
   {"checkpoints", "data", "evaluate", "interop", "metrics", "augment"}
-  | {"losses", "optimizers", "schedules", "sharding", "checks", "models"},
+  | {
+    "losses",
+    "optimizers",
+    "schedules",
+    "sharding",
+    "checks",
+    "models",
+    "accumulation",
+  },
   {"files", "console", "hosts", "provenance"},
   {"errors"},
 ]

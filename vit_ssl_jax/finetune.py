@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_ssl_jax import (
+  accumulation,
   checkpoints,
   checks,
   console,
@@ -54,36 +55,37 @@ def make_schedule(config, steps_per_epoch):
   )
 
 
-def sample_pairs(key, batch, pairs, grid):
-  """Positions of random pairs of tokens.
+def sample_pairs(key, pairs, grid):
+  """Positions of random pairs of an image's tokens.
 
   Args:
     key: PRNG key.
-    batch: B.
-    pairs: M, how many pairs of each image.
+    pairs: M, how many.
     grid: (h, w) the number of rows and of columns.
 
   Returns:
-    Two (B, M, 2) of rows and columns, independent and uniform.
+    (2, M, 2) rows and columns, independent and uniform.
   """
-  ends = jnp.asarray(grid)[None, None, None]
-  return jax.random.randint(key, (2, batch, pairs, 2), 0, ends)
+  ends = jnp.asarray(grid)[None, None]
+  return jax.random.randint(key, (2, pairs, 2), 0, ends)
 
 
-def localization(params, grid, key, pairs):
+def localization(params, grid, keys, pairs):
   """The loss of dense relative localisation on random pairs of tokens.
 
   Args:
     params: of a `models.OffsetHead`.
     grid: (B, h, w, D) tokens.
-    key: PRNG key.
+    keys: (B,) PRNG keys, one for each image.
     pairs: how many pairs of each image.
 
   Returns:
     A scalar.
   """
   B, h, w, D = grid.shape
-  first, second = sample_pairs(key, B, pairs, (h, w))
+  first, second = jax.vmap(
+    lambda key: sample_pairs(key, pairs, (h, w)), out_axes=1
+  )(keys)
   tokens = grid.reshape(B, h * w, D)
 
   def at(place):
@@ -107,25 +109,35 @@ def make_update(config, model, optimizer):
   """
 
   def update(state, images, targets, key):
-    def loss_fn(trained):
+    def loss_fn(trained, batch):
       params, offset_head = trained
+      images, targets, masks, pair_keys = batch
       logits, grid = model.apply(
         {"params": params},
         images,
-        train=True,
+        masks,
         method="logits_and_grid",
-        rngs={"drop_path": key},
       )
       loss = losses.classification(logits, targets, config.label_smoothing)
       if not offset_head:
         return loss, {}
-      pair_key = jax.random.fold_in(key, 1)
-      drloc = localization(offset_head, grid, pair_key, config.drloc.pairs)
+      drloc = localization(offset_head, grid, pair_keys, config.drloc.pairs)
       return loss + config.drloc.weight * drloc, {"drloc": drloc}
 
     trained = (state.params, state.offset_head)
-    (loss, parts), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-      trained
+    masks = model.apply(
+      {},
+      (len(images), 1),
+      True,
+      method="drop_path",
+      rngs={"drop_path": key},
+    )
+    pair_keys = jax.random.split(jax.random.fold_in(key, 1), len(images))
+    (loss, parts), gradients = accumulation.gradients(
+      loss_fn,
+      trained,
+      (images, targets, masks, pair_keys),
+      config.accumulate_steps,
     )
     updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
     params, offset_head = optax.apply_updates(trained, updates)

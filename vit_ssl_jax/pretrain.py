@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_ssl_jax import (
+  accumulation,
   checks,
   evaluate,
   inputs,
@@ -97,28 +98,46 @@ def init_state(model, head, optimizer, key):
   )
 
 
-def project(model, head, params, image_groups, train, key):
+def project(model, head, params, batch):
   """Outputs of the projection head for views of several sizes.
 
   Args:
     model, head: the flax modules.
     params: {"backbone", "head"}.
-    image_groups: arrays (V_i, B, S_i, S_i, 3), one for each size.
+    batch: of `views_with_masks`, or a part of one.
+
+  Returns:
+    (B, sum of V_i, K) float32.
+  """
+  features = model.apply(
+    {"params": params["backbone"]},
+    *batch,
+    method="features_of_views",
+  )
+  return head.apply({"params": params["head"]}, features)
+
+
+def views_with_masks(model, groups, train, key):
+  """What `project` takes, with the batch as the outer axis of everything.
+
+  Args:
+    model: the flax module.
+    groups: arrays (V_i, B, S_i, S_i, 3), one for each size.
     train: whether drop path is active.
     key: PRNG key for drop path.
 
   Returns:
-    (sum of V_i, B, K) float32.
+    Arrays (B, V_i, S_i, S_i, 3), and (B, depth, 2, sum of V_i) or None.
   """
-  features = model.apply(
-    {"params": params["backbone"]},
-    # The batch is the outer axis, so that its sharding is kept.
-    [images.swapaxes(0, 1) for images in image_groups],
-    train=train,
-    method="features_of_views",
+  count = sum(len(images) for images in groups)
+  masks = model.apply(
+    {},
+    (groups[0].shape[1], count),
+    train,
+    method="drop_path",
     rngs={"drop_path": key},
   )
-  return head.apply({"params": params["head"]}, features).swapaxes(0, 1)
+  return [images.swapaxes(0, 1) for images in groups], masks
 
 
 def make_update(config, model, head, optimizer, tables):
@@ -136,9 +155,12 @@ def make_update(config, model, head, optimizer, tables):
       name: jnp.asarray(table, jnp.float32)[state.step]
       for name, table in tables.items()
     }
-    teacher_logits = project(
-      model, head, state.teacher, [global_views], t.drop_path, teacher_key
-    )
+    parts = config.accumulate_steps
+    teacher_logits = accumulation.outputs(
+      lambda batch: project(model, head, state.teacher, batch),
+      views_with_masks(model, [global_views], t.drop_path, teacher_key),
+      parts,
+    ).swapaxes(0, 1)
     if t.centering == "sinkhorn":
       targets = losses.sinkhorn_probabilities(
         teacher_logits, now["temperature"]
@@ -148,14 +170,19 @@ def make_update(config, model, head, optimizer, tables):
         teacher_logits, state.center, now["temperature"]
       )
 
-    def loss_fn(student):
-      groups = (
-        [global_views, local_views] if len(local_views) else [global_views]
+    def loss_fn(student, batch):
+      batch, targets = batch
+      logits = project(model, head, student, batch).swapaxes(0, 1)
+      loss = losses.view_prediction(
+        logits, targets.swapaxes(0, 1), config.student_temperature
       )
-      logits = project(model, head, student, groups, True, student_key)
-      return losses.view_prediction(logits, targets, config.student_temperature)
+      return loss, ()
 
-    loss, gradients = jax.value_and_grad(loss_fn)(state.student)
+    groups = [global_views, local_views] if len(local_views) else [global_views]
+    batch = views_with_masks(model, groups, True, student_key)
+    (loss, _), gradients = accumulation.gradients(
+      loss_fn, state.student, (batch, targets.swapaxes(0, 1)), parts
+    )
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.student
     )

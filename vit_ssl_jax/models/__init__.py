@@ -83,7 +83,8 @@ def from_config(config, num_classes):
   and float32 on a CPU.
 
   Args:
-    config: a run's config, with `model` (name and sizes) and `dtype`.
+    config: a run's config, with `model` (name and sizes), `dtype` and, if it
+      is a younger one, `remat`.
     num_classes: C, or 0 for features alone.
 
   Raises:
@@ -91,7 +92,13 @@ def from_config(config, num_classes):
   """
   sizes = {k: v for k, v in config.model.items() if k != "name"}
   dtype = compute_dtype(config)
-  return build(config.model.name, num_classes=num_classes, dtype=dtype, **sizes)
+  return build(
+    config.model.name,
+    num_classes=num_classes,
+    dtype=dtype,
+    remat=config.get("remat", False),
+    **sizes,
+  )
 
 
 def compute_dtype(config):

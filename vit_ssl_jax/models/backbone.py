@@ -30,6 +30,8 @@ class Backbone(nn.Module):
     locality: "spt" for shifted patch tokenisation, "lsa" for locality
       self-attention, "spt+lsa" for both (Lee et al., 2021); "" for neither.
     dtype: type of the body's arithmetic.
+    remat: whether what is inside a block is computed again in the backward
+      pass instead of being kept (rematerialisation, Chen et al., 2016).
   """
 
   image_size: int = 32
@@ -40,6 +42,7 @@ class Backbone(nn.Module):
   drop_path_rate: float = 0.0
   locality: str = ""
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   def __call__(self, images, train=False):
     """Images (B, H, W, 3), normalised -> logits (B, num_classes), float32.
@@ -47,16 +50,18 @@ class Backbone(nn.Module):
     With train=True and a drop path rate above 0 it needs the PRNG stream
     "drop_path".
     """
-    return self.logits_and_grid(images, train)[0]
+    masks = self.drop_path((len(images), 1), train)
+    return self.logits_and_grid(images, masks)[0]
 
   @nn.compact
-  def logits_and_grid(self, images, train=False):
+  def logits_and_grid(self, images, masks=None):
     """Images (B, H, W, 3) -> logits (B, num_classes), patches' tokens.
 
-    The tokens (B, h, w, D) are those of the last block, before the last
-    normalisation. Without classes the features take the place of logits.
+    `masks` are of `drop_path`, for one view of each image, or None. The tokens
+    (B, h, w, D) are those of the last block, before the last normalisation.
+    Without classes the features take the place of logits.
     """
-    x, grids, _ = self.encode([images[:, None]], train)
+    x, grids, _ = self.encode([images[:, None]], by_block(masks))
     x, grid = x[:, 0], grids[0][:, 0]
     if not self.num_classes:
       return x, grid
@@ -64,19 +69,20 @@ class Backbone(nn.Module):
 
   def features(self, images, train=False):
     """Images (B, H, W, 3) -> features (B, num_features), float32."""
-    return self.features_of_views([images[:, None]], train)[:, 0]
+    masks = self.drop_path((len(images), 1), train)
+    return self.features_of_views([images[:, None]], masks)[:, 0]
 
-  def features_of_views(self, groups, train=False):
+  def features_of_views(self, groups, masks=None):
     """Features of several views of each image, in one pass.
 
     Args:
       groups: arrays (B, V, H, W, 3), each of another image size.
-      train: whether drop path is active.
+      masks: of `drop_path`, for all views, or None.
 
     Returns:
       (B, sum of V, num_features) float32.
     """
-    return self.encode(groups, train)[0]
+    return self.encode(groups, by_block(masks))[0]
 
   def attention(self, images, block=-1):
     """Images (B, H, W, 3) -> (B, heads, N, M), the attention of one block.
@@ -91,15 +97,15 @@ class Backbone(nn.Module):
       raise UserError(
         f"there is no block {block}: the model has {self.num_blocks}"
       )
-    every = self.encode([images[:, None]], False, return_attention=True)[2]
+    every = self.encode([images[:, None]], None, return_attention=True)[2]
     return every[block]
 
-  def encode(self, groups, train, return_attention=False):
+  def encode(self, groups, masks, return_attention=False):
     """Views of each image to features.
 
     Args:
       groups: as in `features_of_views`.
-      train: whether drop path is active.
+      masks: (depth, 2, B, V) drop path, or None.
       return_attention: whether to return the first group's attention.
 
     Returns:
@@ -155,11 +161,20 @@ class Backbone(nn.Module):
       yield x + resized[None].astype(x.dtype)
 
   def drop_path(self, batch_and_views, train):
-    """Masks of all blocks, (depth, 2, B, V), or None where nothing drops."""
+    """Masks (B, depth, 2, V) of all blocks, or None where nothing drops.
+
+    They are those of `layers.drop_path_masks`, from the PRNG stream
+    "drop_path", with the batch first, so that they can be parted with it.
+
+    Args:
+      batch_and_views: (B, V), V being the views of all sizes.
+      train: whether drop path is active.
+    """
     if not train or not self.drop_path_rate:
       return None
     key = self.make_rng("drop_path")
-    return layers.drop_path_masks(key, self.drop_path_rates, batch_and_views)
+    masks = layers.drop_path_masks(key, self.drop_path_rates, batch_and_views)
+    return jnp.moveaxis(masks, 2, 0)
 
   def linear_drop_path(self, depth):
     """Rates (depth,) on a line from 0 for the first block to the full rate."""
@@ -196,6 +211,11 @@ class Backbone(nn.Module):
         f"model.num_heads={self.num_heads}: {heads} heads do not divide a width"
         f" of {width} (model.embed_dim={self.embed_dim})"
       )
+
+
+def by_block(masks):
+  """Masks (B, depth, 2, V) -> (depth, 2, B, V); None stays None."""
+  return None if masks is None else jnp.moveaxis(masks, 0, 2)
 
 
 def check_whole(name, kind, value):

@@ -63,7 +63,7 @@ class CaiT(Backbone):
     self.check_heads(self.embed_dim, self.num_heads)
 
   @nn.compact
-  def encode(self, groups, train, return_attention=False):
+  def encode(self, groups, masks, return_attention=False):
     """As in `Backbone`."""
     D = self.embed_dim
     init = nn.initializers.normal(0.02)
@@ -73,9 +73,10 @@ class CaiT(Backbone):
     sizes = tuple(x.shape[1:3] for x in tokens)
     views = tuple(N for V, N in sizes for _ in range(V))
     B = len(tokens[0])
-    masks = self.drop_path((B, len(views)), train)
     options = (self.num_heads, sizes, self.has("lsa"))
-    blocks = layers.scan(layers.Block, self.depth, masks is not None)(
+    blocks = layers.scan(
+      layers.Block, self.depth, masks is not None, self.remat
+    )(
       functools.partial(TalkingHeadsAttention, *options, self.dtype),
       self.mlp_ratio,
       views,
@@ -87,7 +88,7 @@ class CaiT(Backbone):
     x = join(tokens).astype(jnp.float32)
     x, among_patches = blocks(x, masks, return_attention)
     token = jnp.broadcast_to(token, (B, len(views), D))
-    blocks = layers.scan(ClassBlock, self.depth_token_only, False)(
+    blocks = layers.scan(ClassBlock, self.depth_token_only, False, self.remat)(
       *options, self.layer_scale_init, self.dtype, name="blocks_token_only"
     )
     token, of_class = blocks(token, x, return_attention)

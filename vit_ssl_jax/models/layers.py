@@ -174,18 +174,23 @@ def layer_scale(module, index, initial, like):
   return gamma.astype(like.dtype)[None, None]
 
 
-def scan(block, length, sliced):
+def scan(block, length, sliced, remat):
   """Repeats a block over its depth, with parameters stacked along it.
 
   Args:
     block: a module class with `__call__(x, other, return_attention)`.
     length: the depth.
     sliced: whether each block gets its own slice of `other`, or all of it.
+    remat: whether only what a block is given is kept for the backward pass,
+      and the rest is computed again.
 
   Returns:
     A module class that takes the same, and returns the last x and what the
     blocks returned beside it, stacked.
   """
+  if remat:
+    # The loop itself keeps XLA from finding the work to be the same.
+    block = nn.remat(block, prevent_cse=False, static_argnums=(3,))
   return nn.scan(
     block,
     variable_axes={"params": 0},

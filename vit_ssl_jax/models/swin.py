@@ -69,7 +69,7 @@ class SwinTransformer(Backbone):
       )
 
   @nn.compact
-  def encode(self, groups, train, return_attention=False):
+  def encode(self, groups, masks, return_attention=False):
     """As in `Backbone`."""
     sizes = tuple((images.shape[1], *self.grid(images)) for images in groups)
     embed = patches.PatchEmbed(
@@ -88,7 +88,6 @@ class SwinTransformer(Backbone):
         for images in groups
       ]
     )
-    masks = self.drop_path((len(x), sum(V for V, *_ in sizes)), train)
     attentions = []
     for stage, depth in enumerate(self.depths):
       first = sum(self.depths[:stage])
@@ -147,7 +146,7 @@ class SwinTransformer(Backbone):
       paired = None
       if masks is not None:
         paired = masks[: 2 * pairs].reshape(pairs, 2, *masks.shape[1:])
-      x, every = layers.scan(Pair, pairs, masks is not None)(
+      x, every = layers.scan(Pair, pairs, masks is not None, self.remat)(
         block(0), block(shift), name=f"blocks_{stage}"
       )(x, paired, return_attention)
       if return_attention:

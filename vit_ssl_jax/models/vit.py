@@ -43,7 +43,7 @@ class VisionTransformer(Backbone):
     self.check_heads(self.embed_dim, self.num_heads)
 
   @nn.compact
-  def encode(self, groups, train, return_attention=False):
+  def encode(self, groups, masks, return_attention=False):
     """As in `Backbone`."""
     init = nn.initializers.normal(0.02)
     token = self.param("cls_token", init, (1, 1, self.embed_dim))
@@ -57,8 +57,9 @@ class VisionTransformer(Backbone):
       tokens.append(jnp.concatenate([first_of_views, x], 2))
     sizes = tuple(x.shape[1:3] for x in tokens)
     views = tuple(N for V, N in sizes for _ in range(V))
-    masks = self.drop_path((len(tokens[0]), len(views)), train)
-    blocks = layers.scan(layers.Block, self.depth, masks is not None)(
+    blocks = layers.scan(
+      layers.Block, self.depth, masks is not None, self.remat
+    )(
       functools.partial(
         Attention, self.num_heads, sizes, self.has("lsa"), self.dtype
       ),
