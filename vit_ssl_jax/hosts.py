@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import traceback
 
 import jax
@@ -18,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from vit_ssl_jax.errors import UserError
 
 COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-# What ends a process waits so long for the others to end too.
+# How long a process that has ended waits for the others to end too.
 SHUTDOWN_SECONDS = 60
 
 
@@ -30,22 +31,33 @@ def start(timeout=300):
   JAX_NUM_PROCESSES and JAX_PROCESS_ID name them.
 
   Args:
-    timeout: seconds to wait for the others.
+    timeout: seconds to wait for the others; then the program ends with one
+      sentence and status 2.
 
   Raises:
-    UserError: it cannot be told who the others are, or they are not there.
+    UserError: it cannot be told who the others are, or they cannot be reached.
   """
   # It would take SIGTERM, by which a run is told to stop, for itself.
   jax.config.update("jax_enable_preemption_service", False)
   address = os.environ.get("JAX_COORDINATOR_ADDRESS")
   count, index = _number(COUNT), _number(INDEX)
   named = address and None not in (count, index)
+  missing = (
+    "--distributed: the other processes were not found{}: all have to be"
+    f" started, and to reach the first at {address or 'its address'}"
+  )
+  # JAX itself would abort with a trace of its C++ functions.
+  alarm = threading.Timer(
+    timeout, _leave, [2, "error: " + missing.format(f" in {timeout} seconds")]
+  )
+  alarm.daemon = True
+  alarm.start()
   try:
     jax.distributed.initialize(
       num_processes=count,
       process_id=index,
       cluster_detection_method="deactivate" if named else None,
-      initialization_timeout=timeout,
+      initialization_timeout=timeout + 60,
       shutdown_timeout_seconds=SHUTDOWN_SECONDS,
     )
   except (ValueError, TypeError, KeyError, IndexError) as e:
@@ -56,11 +68,17 @@ def start(timeout=300):
       f" {COUNT} and {INDEX} for each"
     ) from e
   except (RuntimeError, OSError) as e:
-    raise UserError(
-      f"--distributed: the other processes were not found ({_line(e)}): all"
-      " have to be started, and to reach the first at"
-      f" {address or 'its address'}"
-    ) from e
+    raise UserError(missing.format(f" ({_line(e)})")) from e
+  finally:
+    alarm.cancel()
+
+
+def _leave(status, text):
+  """Ends the program at once, whatever its other threads wait for."""
+  print(text, file=sys.stderr)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def _number(name):
@@ -161,7 +179,4 @@ def leaving_at_once():
   except Exception:
     if jax.process_count() == 1:
       raise
-    traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    _leave(1, traceback.format_exc())
