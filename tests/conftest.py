@@ -9,11 +9,12 @@ import tempfile
 # Before JAX starts: two devices, so that every test also tests sharding, and
 # machine code that is not optimised, which takes half the time to compile; the
 # environment may say otherwise (XLA_FLAGS=--xla_backend_optimization_level=3).
+os.environ.setdefault("TEST_DEVICES", "2")
 os.environ["XLA_FLAGS"] = " ".join(
   [
     "--xla_backend_optimization_level=0",
     os.environ.get("XLA_FLAGS", ""),
-    "--xla_force_host_platform_device_count=2",
+    "--xla_force_host_platform_device_count=" + os.environ["TEST_DEVICES"],
   ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -107,27 +108,28 @@ TINY = {
 }
 
 
+def tiny(stage, arch, dataset):
+  """A recipe of 9 steps on a set of 48 images, milliseconds each."""
+  recipes = {"pretrain": pretrain_recipe, "finetune": finetune_recipe}
+  config = recipes[stage].get_config(f"{arch},cifar10")
+  config.dataset = dataset
+  config.model.update(image_size=8, embed_dim=8, **TINY[arch])
+  config.update(epochs=3, batch_size=16, tensorboard=False)
+  config.update(evaluate_every_epochs=1, checkpoint_every_steps=2)
+  config.update(evaluate_batch_size=16, log_every_steps=2)
+  config.optim.warmup_epochs = 1
+  if stage == "pretrain":
+    config.head.update(out_dim=16, hidden_dim=8, bottleneck_dim=8)
+    config.views.update(global_size=8, local_size=4, local_views=2)
+  else:
+    config.augment.update(autoaugment="", crop_padding=1)
+  return config
+
+
 @pytest.fixture
 def make_tiny(tiny_npz):
-  """(stage, arch) -> a recipe of 9 steps on the tiny set, milliseconds each."""
-  recipes = {"pretrain": pretrain_recipe, "finetune": finetune_recipe}
-
-  def make(stage, arch):
-    config = recipes[stage].get_config(f"{arch},cifar10")
-    config.dataset = tiny_npz
-    config.model.update(image_size=8, embed_dim=8, **TINY[arch])
-    config.update(epochs=3, batch_size=16, tensorboard=False)
-    config.update(evaluate_every_epochs=1, checkpoint_every_steps=2)
-    config.update(evaluate_batch_size=16, log_every_steps=2)
-    config.optim.warmup_epochs = 1
-    if stage == "pretrain":
-      config.head.update(out_dim=16, hidden_dim=8, bottleneck_dim=8)
-      config.views.update(global_size=8, local_size=4, local_views=2)
-    else:
-      config.augment.update(autoaugment="", crop_padding=1)
-    return config
-
-  return make
+  """(stage, arch) -> a `tiny` recipe on the set of `tiny_npz`."""
+  return lambda stage, arch: tiny(stage, arch, tiny_npz)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from vit_ssl_jax import (
   checkpoints,
   finetune,
   inputs,
+  loop,
   metrics,
   models,
   pretrain,
@@ -138,6 +139,37 @@ def test_streaming_makes_no_difference(finetuned, finetune_tiny, tmp_path):
   finetune_tiny.placement = "host"
   result = finetune.run(finetune_tiny, tmp_path)
   assert result["state_sha256"] == finetuned[1]["state_sha256"]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_several_steps_per_dispatch(stage, request, tmp_path):
+  """Wherever the run is cut, and as one by one but for rounding."""
+  config = request.getfixturevalue(f"{stage}_tiny")
+  fixture = "pretrained" if stage == "pretrain" else "finetuned"
+  one_by_one, _ = request.getfixturevalue(fixture)
+  run = {"pretrain": pretrain.run, "finetune": finetune.run}[stage]
+  config.update(steps_per_dispatch=4, log_every_steps=7)
+  config.checkpoint_every_steps = 8
+  whole = run(config, tmp_path / "whole")
+  for stop in (2, 0):
+    with config.unlocked():
+      config.max_steps = stop
+    parts = run(config, tmp_path / "parts")
+  assert parts["state_sha256"] == whole["state_sha256"]
+  lines = without_time(metrics.read(tmp_path / "whole"))
+  assert lines == without_time(metrics.read(tmp_path / "parts"))
+  expected = without_time(metrics.read(one_by_one))
+  for ours, theirs in zip(lines, expected, strict=True):
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_steps_that_go_together(finetune_tiny):
+  """None is left out, and what is due is done right after its step."""
+  finetune_tiny.update(log_every_steps=4, checkpoint_every_steps=6)
+  finetune_tiny.update(evaluate_every_epochs=1)
+  steps = loop.Steps(finetune_tiny, per_epoch=5, start=1, stop=14, total=20)
+  made = [list(x) for x in steps.together(3)]
+  assert made == [[2, 3, 4], [5], [6], [7, 8], [9, 10], [11, 12], [13, 14]]
 
 
 def test_finished_run_stays_as_it_is(finetuned, finetune_tiny):
@@ -353,7 +385,7 @@ def test_warning_of_collapse():
 def test_events_can_be_read(tmp_path):
   tf = pytest.importorskip("tensorflow")
   recorder = metrics.Recorder(tmp_path, 0, 3, tensorboard=True)
-  recorder.add(1, {"loss": jax.numpy.float32(0.5)})
+  recorder.add(range(1, 2), {"loss": jax.numpy.float32(0.5)})
   recorder.complete({"top1": 50.0})
   recorder.flush()
   assert recorder.close() is None

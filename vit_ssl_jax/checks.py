@@ -13,6 +13,8 @@ def common(config):
     positive(config, key)
   share(config, "model.drop_path_rate")
   positive(config, "evaluate_batch_size")
+  positive(config, "accumulate_steps")
+  not_negative(config, "steps_per_dispatch")
   for key in ("keep_every_epochs", "optim.warmup_epochs", "seed"):
     not_negative(config, key)
   choice(config, "dtype", ["auto", "float32", "bfloat16"])

@@ -319,7 +319,9 @@ def run(config, workdir):
   workdirs.agree(config)
   backbone_model = models.from_config(config, num_classes=0)
   check(config)
-  mesh = sharding.make_mesh(config.mesh.fsdp, config.batch_size)
+  mesh = sharding.make_mesh(
+    config.mesh.fsdp, config.batch_size, config.accumulate_steps
+  )
   workdirs.check(config, workdir)
   # What does not fit is said before the data set is read. A run that goes on
   # from its own checkpoint no longer needs where it came from.

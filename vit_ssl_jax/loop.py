@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from vit_ssl_jax import (
   checkpoints,
@@ -99,10 +102,11 @@ def run(
     )
     steps = Steps(config, per_epoch, start, stop, total)
     clock = Clock()
+    at_once = steps_per_dispatch(config, source)
     try:
       state = train(
-        steps, state, compiled(train_step, source, shardings), source,
-        evaluate, warn, recorder, saver, bar, clock, stopping,
+        steps, state, compiled(train_step, source, shardings, at_once), at_once,
+        source, evaluate, warn, recorder, saver, bar, clock, stopping,
       )  # fmt: skip
     except metrics.NotFiniteError as e:
       raise not_finite(e, workdir, saver) from e
@@ -123,7 +127,7 @@ def run(
     {
       **figures,
       "parameters": parameters,
-      "images_per_second": clock.rate((stop - start - 1) * config.batch_size),
+      "images_per_second": clock.rate(config.batch_size),
       "seconds": seconds,
     },
   )
@@ -154,27 +158,43 @@ class Steps:
       or step == self.stop
     )
 
+  def together(self, most):
+    """The ranges of steps, of at most `most`, after which there is nothing to
+    do but for the last one of a range."""
+    first = self.start + 1
+    while first <= self.stop:
+      step = first
+      while step - first + 1 < most and not (
+        self.logs(step) or self.evaluates(step) or self.saves(step)
+      ):
+        step += 1
+      yield range(first, step + 1)
+      first = step + 1
+
 
 def train(
-  steps, state, step_fn, source, evaluate, warn, recorder, saver, bar, clock,
-  stopping,
+  steps, state, step_fn, at_once, source, evaluate, warn, recorder, saver, bar,
+  clock, stopping,
 ):  # fmt: skip
   """Makes the steps from steps.start to steps.stop; the state they end with.
 
   It ends earlier, with a checkpoint, where `stopping` is set on any process.
   """
   items = source.items(steps.start)
-  for step in range(steps.start + 1, steps.stop + 1):
-    state, values = step_fn(state, source.arrays, next(items))
-    recorder.add(step, values)
+  for made in steps.together(at_once):
+    step = made[-1]
+    state, values = step_fn(state, source.arrays, items, len(made))
+    recorder.add(made, values)
     better = None  # the validation figure, where it is the best so far
-    bar.update(steps.config.batch_size)
-    if step == steps.start + 1:
+    bar.update(len(made) * steps.config.batch_size)
+    if made[0] == steps.start + 1:  # it was compiled now
       jax.block_until_ready(state)
       clock.restart()
       bar.unpause()
+    else:
+      clock.steps += len(made)
     if steps.logs(step):
-      recorder.flush(keep=1)
+      recorder.flush(keep_last=True)
       show(bar, recorder, warn)
     if steps.evaluates(step):
       jax.block_until_ready(state)
@@ -220,23 +240,81 @@ def first_state(saver, mesh, init_state):
   return checkpoints.restore(saver, placed), shardings
 
 
-def compiled(train_step, source, shardings):
-  """One program that fetches a batch and makes a step of it."""
+def steps_per_dispatch(config, source):
+  """How many steps one call of the compiled program makes at most.
 
-  def fetch_and_step(state, arrays, item):
+  Several where the set lies on an accelerator: the items are indices then, and
+  the host is seldom waited for.
+  """
+  if source.placement != "device":
+    return 1
+  on_cpu = jax.default_backend() == "cpu"
+  return config.steps_per_dispatch or (1 if on_cpu else 10)
+
+
+def compiled(train_step, source, shardings, at_once):
+  """Makes what fetches batches and makes a step of each, as one program.
+
+  Args:
+    train_step: as in `run`.
+    source: the training batches.
+    shardings: of the state.
+    at_once: the most steps that one call makes.
+
+  Returns:
+    (state, source.arrays, iterator of items, count) -> (state, metrics), with
+    metrics of shape (at_once,) of which the first `count` hold; the state is
+    donated.
+  """
+
+  def one(state, arrays, item):
     return train_step(state, source.fetch(arrays, item))
 
-  return jax.jit(
-    fetch_and_step, donate_argnums=0, out_shardings=(shardings, None)
-  )
+  def several(state, arrays, items, count):
+    def body(i, carry):
+      state, kept = carry
+      state, values = one(state, arrays, items[i])
+      return state, jax.tree.map(lambda k, x: k.at[i].set(x), kept, values)
+
+    _, shape = jax.eval_shape(one, state, arrays, items[0])
+    kept = jax.tree.map(lambda x: jnp.zeros(at_once, x.dtype), shape)
+    return jax.lax.fori_loop(0, count, body, (state, kept))
+
+  def jit(function):
+    return jax.jit(function, donate_argnums=0, out_shardings=(shardings, None))
+
+  if at_once == 1:
+    step = jit(one)
+
+    def call(state, arrays, items, count):
+      del count
+      state, values = step(state, arrays, next(items))
+      return state, values
+
+    return call
+
+  steps = jit(several)
+
+  def call_several(state, arrays, items, count):
+    # The count is an argument, so that one program does for all.
+    taken = list(itertools.islice(items, count))
+    taken += taken[:1] * (at_once - count)
+    return steps(state, arrays, np.stack(taken), count)
+
+  return call_several
 
 
 class Clock:
-  """Adds up the seconds between `restart` and `pause`."""
+  """Adds up the seconds between `restart` and `pause`, and steps.
+
+  Attributes:
+    steps: how many were made in these seconds.
+  """
 
   def __init__(self):
     self.seconds = 0.0
     self.since = None
+    self.steps = 0
 
   def restart(self):
     self.since = time.perf_counter()
@@ -246,9 +324,11 @@ class Clock:
       self.seconds += time.perf_counter() - self.since
     self.since = None
 
-  def rate(self, count):
-    """How many of `count` a second, or None where there were none."""
-    return count / self.seconds if count > 0 and self.seconds else None
+  def rate(self, batch_size):
+    """Images a second, or None where there were none."""
+    if not (self.steps and self.seconds):
+      return None
+    return self.steps * batch_size / self.seconds
 
 
 def show(bar, recorder, warn):

@@ -8,6 +8,7 @@ import pathlib
 import time
 
 import jax
+import numpy as np
 
 from vit_ssl_jax import files, hosts
 
@@ -65,14 +66,20 @@ class Recorder:
     """Seconds of wall time in this workdir, earlier runs' included."""
     return round(time.perf_counter() - self.begin, 3)
 
-  def add(self, step, values):
-    """Takes a step's metrics, scalars that may still be computed."""
-    line = {"step": step, "epoch": round(step / self.steps_per_epoch, 4)}
-    self.pending.append(line | values | {"seconds": self.elapsed()})
+  def add(self, steps, values):
+    """Takes the metrics of some steps, which may still be computed.
+
+    Args:
+      steps: a range.
+      values: scalars, or for several steps arrays of at least their number.
+    """
+    seconds = {"seconds": self.elapsed()}
+    self.pending.append((steps, values, [dict(seconds) for _ in steps]))
 
   def complete(self, figures):
     """Adds what evaluation has found to the last step's line."""
-    self.pending[-1] |= figures | {"seconds": self.elapsed()}
+    *_, endings = self.pending[-1]
+    endings[-1] |= figures | {"seconds": self.elapsed()}
 
   def improved(self, figures):
     """The figure of validation, if it is better than all before, or None."""
@@ -84,18 +91,15 @@ class Recorder:
     self.best = value
     return value
 
-  def flush(self, keep=0):
-    """Fetches and writes what was added, but for the last `keep` steps.
+  def flush(self, keep_last=False):
+    """Fetches and writes what was added, or all but what was added last.
 
     Raises:
       NotFiniteError: a value is not finite; the lines before are written.
     """
-    count = max(len(self.pending) - keep, 0)
+    count = len(self.pending) - keep_last
     ready, self.pending = self.pending[:count], self.pending[count:]
-    lines = [
-      {name: as_number(value) for name, value in line.items()}
-      for line in jax.device_get(ready)
-    ]
+    lines = [line for added in ready for line in self.lines(*added)]
     bad = next((line for line in lines if not_finite(line)), None)
     good = lines[: lines.index(bad)] if bad else lines
     if self.writes:
@@ -106,6 +110,16 @@ class Recorder:
     self.recent.extend(good)
     if bad:
       raise NotFiniteError(bad["step"], not_finite(bad))
+
+  def lines(self, steps, values, endings):
+    """The lines of what was added, with numbers from the device."""
+    values = {
+      k: np.ravel(v).tolist() for k, v in jax.device_get(values).items()
+    }
+    for i, (step, ending) in enumerate(zip(steps, endings, strict=True)):
+      epoch = round(step / self.steps_per_epoch, 4)
+      now = {name: value[i] for name, value in values.items()}
+      yield {"step": step, "epoch": epoch} | now | ending
 
   def close(self):
     """Waits for the events; what kept them from being written, or None."""
@@ -125,11 +139,6 @@ class NotFiniteError(Exception):
 def not_finite(line):
   """The name of a value that is not finite, or None."""
   return next((k for k, v in line.items() if not math.isfinite(v)), None)
-
-
-def as_number(value):
-  """A Python number of a scalar array; others stay as they are."""
-  return value.item() if hasattr(value, "item") else value
 
 
 def open_events(workdir):

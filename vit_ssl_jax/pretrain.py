@@ -260,7 +260,9 @@ def run(config, workdir):
   model = models.from_config(config, num_classes=0)
   check(config)
   workdirs.check(config, workdir)
-  mesh = sharding.make_mesh(config.mesh.fsdp, config.batch_size)
+  mesh = sharding.make_mesh(
+    config.mesh.fsdp, config.batch_size, config.accumulate_steps
+  )
   head = models.ProjectionHead(**config.head, dtype=model.dtype)
   config, dataset, source = inputs.open_data(config, mesh)
   workdirs.make(config, workdir, dataset)

@@ -13,11 +13,17 @@ from vit_ssl_jax.errors import UserError
 SMALLEST = 2**12  # elements; splitting less costs more than it saves
 
 
-def make_mesh(fsdp, batch_size):
+def make_mesh(fsdp, batch_size, accumulate_steps=1):
   """A mesh of (devices / fsdp, fsdp) over the axes ("data", "fsdp").
 
+  Args:
+    fsdp: over how many devices parameters are split.
+    batch_size: of all devices together.
+    accumulate_steps: in how many parts a batch is worked off.
+
   Raises:
-    UserError: the devices do not divide the batch, or fsdp not the devices.
+    UserError: the devices do not divide the batch or its parts, or fsdp not
+      the devices.
   """
   devices = jax.device_count()
   if fsdp < 1 or devices % fsdp:
@@ -28,6 +34,11 @@ def make_mesh(fsdp, batch_size):
   if batch_size < 1 or batch_size % devices:
     raise UserError(
       f"batch_size={batch_size} is not a multiple of the {devices} devices"
+    )
+  if batch_size % (devices * accumulate_steps):
+    raise UserError(
+      f"accumulate_steps={accumulate_steps} does not divide the"
+      f" {batch_size // devices} images of a batch on each device"
     )
   return mesh_of((devices // fsdp, fsdp), jax.devices())
 

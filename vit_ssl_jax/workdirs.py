@@ -28,6 +28,9 @@ MAY_CHANGE = (
   "tensorboard",
   "evaluate_batch_size",
   "mesh.fsdp",
+  "accumulate_steps",
+  "remat",
+  "steps_per_dispatch",
 )
 
 

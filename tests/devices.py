@@ -1,0 +1,71 @@
+"""Ten steps on each of some meshes, in a process with eight devices.
+
+  python tests/devices.py STAGE ARCH DATAxFSDPxPARTS …
+
+prints a line of JSON for each mesh (and number of parts that a batch is worked
+off in): how far the losses are from those on one device, relatively, and how
+far the parameters are.
+"""
+
+import os
+
+os.environ["TEST_DEVICES"] = "8"
+
+import json
+import sys
+
+import conftest
+import jax
+import numpy as np
+
+from vit_ssl_jax import benchmark, sharding
+
+STEPS = 10
+
+
+def train(config, mesh):
+  """Makes the steps on a mesh; their losses, and the state they end with."""
+  init, step = benchmark.stage(config, augmented=True)
+  shardings = sharding.state_sharding(mesh, jax.eval_shape(init))
+  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+  state = jax.jit(init, out_shardings=shardings)()
+  side, count = config.model.image_size, config.batch_size
+  losses = []
+  for i in range(STEPS):
+    rng = np.random.default_rng(i)
+    batch = {
+      "image": rng.integers(0, 256, (count, side, side, 3), np.uint8),
+      "label": rng.integers(0, 10, count, np.int32),
+    }
+    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+    state, metrics = step(state, batch)
+    losses.append(metrics["loss"])
+  return np.array(losses), state
+
+
+def main(stage, arch, *cases):
+  sharding.SMALLEST = 1  # so that the tiny model is split too
+  config = conftest.tiny(stage, arch, "none")
+  config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
+  config.optim.warmup_epochs = 0  # so that the first step counts
+  expected, one = None, None
+  for case in ("1x1x1", *cases):
+    data, fsdp, config.accumulate_steps = map(int, case.split("x"))
+    devices = jax.devices()[: data * fsdp]
+    losses, state = train(config, sharding.mesh_of((data, fsdp), devices))
+    if one is None:
+      expected, one = losses, jax.device_get(state)
+      continue
+    specs = {x.sharding.spec for x in jax.tree.leaves(state)}
+    apart = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), one, state)
+    found = {
+      "case": case,
+      "split": any("fsdp" in spec for spec in specs),
+      "loss": float(np.max(np.abs(losses / expected - 1))),
+      "state": float(max(jax.tree.leaves(apart))),
+    }
+    print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])
