@@ -4,6 +4,7 @@ import dataclasses
 import numbers
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -65,7 +66,10 @@ class Backbone(nn.Module):
     x, grid = x[:, 0], grids[0][:, 0]
     if not self.num_classes:
       return x, grid
-    return layers.linear(self.num_classes, jnp.float32, "head")(x), grid
+    head = layers.linear(
+      self.num_classes, jnp.float32, "head", jax.lax.Precision.HIGHEST
+    )
+    return head(x), grid
 
   def features(self, images, train=False):
     """Images (B, H, W, 3) -> features (B, num_features), float32."""

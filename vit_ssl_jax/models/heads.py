@@ -27,7 +27,11 @@ class ProjectionHead(nn.Module):
     x = layers.linear(self.hidden_dim, self.dtype, "fc2")(layers.gelu(x))
     x = layers.linear(self.bottleneck_dim, self.dtype, "fc3")(layers.gelu(x))
     x = normalize(x.astype(jnp.float32), axis=-1)
-    return x @ normalize(LastLayer(self.out_dim, name="last_layer")(x), axis=0)
+    prototypes = LastLayer(self.out_dim, name="last_layer")(x)
+    # Accelerators would multiply float32 in fewer bits if not told.
+    return jnp.matmul(
+      x, normalize(prototypes, axis=0), precision=jax.lax.Precision.HIGHEST
+    )
 
 
 class LastLayer(nn.Module):

@@ -23,10 +23,15 @@ def uniform_fan_in(fan_in):
   return init
 
 
-def linear(features, dtype, name=None):
+def linear(features, dtype, name=None, precision=None):
   """A dense layer, initialised with std 0.02 and a bias of zero."""
-  init = nn.initializers.normal(0.02)
-  return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
+  return nn.Dense(
+    features,
+    dtype=dtype,
+    precision=precision,
+    kernel_init=nn.initializers.normal(0.02),
+    name=name,
+  )
 
 
 # The two functions below have derivatives of their own. They equal what
