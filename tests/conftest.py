@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from configs import finetune as finetune_recipe, pretrain as pretrain_recipe
-from vit_ssl_jax import checkpoints, finetune, models
+from vit_ssl_jax import checkpoints, finetune, models, workdirs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
@@ -130,6 +130,23 @@ def tiny(stage, arch, dataset):
 def make_tiny(tiny_npz):
   """(stage, arch) -> a `tiny` recipe on the set of `tiny_npz`."""
   return lambda stage, arch: tiny(stage, arch, tiny_npz)
+
+
+@pytest.fixture
+def command_line():
+  """(config, workdir) -> the arguments of `python -m main` for them."""
+
+  def flags(config, workdir):
+    recipe = f"configs/{config.stage}.py:{config.model.name},cifar10"
+    values = workdirs.flat(json.loads(config.to_json()))
+    values.pop("stage")  # the recipe's
+    given = [f"--workdir={workdir}", f"--config={recipe}"]
+    for key, value in values.items():
+      shown = tuple(value) if isinstance(value, list) else value
+      given.append(f"--config.{key}={shown}")
+    return given
+
+  return flags
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ FLOORS = [
     "models",
     "accumulation",
   },
-  {"files", "console", "provenance"},
+  {"files", "console", "hosts", "provenance"},
   {"errors"},
 ]
 # Named exceptions, each with its reason.

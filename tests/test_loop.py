@@ -21,7 +21,6 @@ from vit_ssl_jax import (
   metrics,
   models,
   pretrain,
-  workdirs,
 )
 from vit_ssl_jax.errors import UserError
 
@@ -182,18 +181,11 @@ def test_finished_run_stays_as_it_is(finetuned, finetune_tiny):
 
 
 def test_killed_run_ends_with_the_same_bits(
-  pretrained, pretrain_tiny, tmp_path
+  pretrained, pretrain_tiny, command_line, tmp_path
 ):
   """The command line, killed with SIGKILL after a checkpoint."""
-  command = [
-    sys.executable, "-m", "main", f"--workdir={tmp_path}",
-    "--config=configs/pretrain.py:vit,cifar10",
-  ]  # fmt: skip
-  tiny = workdirs.flat(json.loads(pretrain_tiny.to_json()))
-  tiny.pop("stage")  # the recipe's
-  for key, value in tiny.items():
-    shown = tuple(value) if isinstance(value, list) else value
-    command.append(f"--config.{key}={shown}")
+  flags = command_line(pretrain_tiny, tmp_path)
+  command = [sys.executable, "-m", "main", *flags]
   process = subprocess.Popen(command, cwd=ROOT, env=os.environ)
   while not (tmp_path / "checkpoints" / "2").exists():
     assert process.poll() is None

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from vit_ssl_jax import files
+from vit_ssl_jax import files, hosts
 from vit_ssl_jax.errors import UserError
 
 FOLDER = "checkpoints"
@@ -60,6 +60,21 @@ def save(checkpointer, step, state, val=None):
 def latest_step(checkpointer):
   """The newest whole checkpoint's step, or 0 where there is none."""
   return checkpointer.latest.step if checkpointer.latest else 0
+
+
+def agreed_step(checkpointer):
+  """`latest_step`, the same for all processes.
+
+  Raises:
+    UserError: on all processes, where one of them sees other checkpoints.
+  """
+  found = hosts.gather(latest_step(checkpointer))
+  if len(set(found)) > 1:
+    raise UserError(
+      "the processes see different checkpoints: the newest are of the steps"
+      f" {', '.join(map(str, found))}; all of them need the same --workdir"
+    )
+  return found[0]
 
 
 def any_in(workdir):
@@ -164,10 +179,13 @@ def write_tree(path, tree, metadata):
 
 
 def sha256(state):
-  """SHA-256 over the bytes of a state's arrays, in the order of their names."""
+  """SHA-256 over the bytes of a state's arrays, in the order of their names.
+
+  Of the whole state, wherever its parts lie; all processes have to ask.
+  """
   digest = hashlib.sha256()
   leaves = jax.tree_util.tree_leaves_with_path(state)
   for path, leaf in sorted(leaves, key=lambda x: jax.tree_util.keystr(x[0])):
     digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.asarray(leaf).tobytes())
+    digest.update(np.asarray(hosts.replicated(leaf)).tobytes())
   return digest.hexdigest()

@@ -99,15 +99,22 @@ def reporting_errors():
     sys.exit(130)
 
 
-def set_up():
-  """Quietens libraries, and lets JAX keep what it compiles."""
+def set_up(distributed=False):
+  """Quietens libraries, and lets JAX keep what it compiles.
+
+  Args:
+    distributed: whether this is one process of several, see `hosts.start`.
+  """
   absl.logging.set_verbosity(absl.logging.ERROR)
   # Where a checkpoint is damaged, each of Orbax's tasks would say so.
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   import jax
 
+  from vit_ssl_jax import hosts
   from vit_ssl_jax.data import cache
 
+  if distributed:
+    hosts.start()
   if not jax.config.jax_compilation_cache_dir:
     folder = cache.directory("xla")
     jax.config.update("jax_compilation_cache_dir", str(folder))

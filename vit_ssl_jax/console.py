@@ -47,4 +47,5 @@ def progress_bar(start, stop, batch_size):
     unit_scale=True,
     dynamic_ncols=True,
     mininterval=0.5 if sys.stderr.isatty() else 15,
+    disable=jax.process_index() != 0,
   )

@@ -324,6 +324,7 @@ def run(config, workdir):
   Raises:
     UserError: something given does not fit; the message says what.
   """
+  workdirs.agree(config)
   backbone_model = models.from_config(config, num_classes=0)
   check(config)
   mesh = sharding.make_mesh(

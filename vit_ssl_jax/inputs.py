@@ -1,8 +1,10 @@
 """A run's data set, as its config describes it."""
 
+import contextlib
+
 import numpy as np
 
-from vit_ssl_jax import console, data
+from vit_ssl_jax import console, data, hosts
 
 # What of a config `data.load` takes under the same name.
 KEYS = (
@@ -30,13 +32,7 @@ def open_data(config, mesh):
   Raises:
     UserError: as of `data.load` and `data.make_source`.
   """
-  dataset = data.load(
-    config.dataset,
-    config.model.image_size,
-    data_dir=config.data_dir or None,
-    seed=config.split_seed,
-    **{key: config[key] for key in KEYS},
-  )
+  dataset = load(config)
   config = config.copy_and_resolve_references()
   with config.ignore_type():  # lists, where it was read from JSON
     config.update(mean=dataset.mean, std=dataset.std)
@@ -56,6 +52,29 @@ def open_data(config, mesh):
   for line in describe(dataset, source):
     console.say(line)
   return config, dataset, source
+
+
+def load(config):
+  """A config's `data.Dataset`.
+
+  The first process goes first: what it prepares and decodes the others find,
+  or, where they do not share its disks, do one by one on each machine.
+  """
+  for turn in (True, False):
+    with hosts.together(), contextlib.ExitStack() as stack:
+      if hosts.first() != turn:
+        continue
+      if not turn:
+        stack.enter_context(data.in_turn())
+      dataset = data.load(
+        config.dataset,
+        config.model.image_size,
+        data_dir=config.data_dir or None,
+        seed=config.split_seed,
+        progress=turn,
+        **{key: config[key] for key in KEYS},
+      )
+  return dataset
 
 
 def describe(dataset, source):

@@ -13,6 +13,7 @@ import numpy as np
 from vit_ssl_jax import (
   checkpoints,
   console,
+  hosts,
   metrics,
   models,
   sharding,
@@ -84,8 +85,10 @@ def run(
         workdir, config.keep_last, config.keep_every_epochs * per_epoch
       )
     )
-    start = checkpoints.latest_step(saver)
-    if start >= stop and (result := workdirs.finished(workdir, start)):
+    start = checkpoints.agreed_step(saver)
+    if start >= stop and (
+      result := hosts.same(workdirs.finished(workdir, start))
+    ):
       console.say(f"finished already, at step {start} of {total}")
       return result
     state, shardings = first_state(saver, mesh, init_state)
@@ -108,20 +111,20 @@ def run(
     except metrics.NotFiniteError as e:
       raise not_finite(e, workdir, saver) from e
     figures = {}
-    if not (steps.evaluates(max(start, stop)) or stopping.is_set()):
-      figures = evaluate(state, False)
+    reached = recorder.recent[-1]["step"]
+    if not (steps.evaluates(max(start, stop)) or reached < stop):
+      figures = hosts.same(evaluate(state, False))
     seconds = recorder.elapsed()
-  lines = metrics.read(workdir)
-  if lines[-1]["step"] < stop:
+  if reached < stop:
     raise KeyboardInterrupt(
-      f"stopped at step {lines[-1]['step']} of {total} with a checkpoint: the"
-      " same command goes on from there"
+      f"stopped at step {reached} of {total} with a checkpoint: the same"
+      " command goes on from there"
     )
   return workdirs.write_result(
     workdir,
     state,
+    summarize,
     {
-      **summarize(lines),
       **figures,
       "parameters": parameters,
       "images_per_second": clock.rate(config.batch_size),
@@ -175,7 +178,7 @@ def train(
 ):  # fmt: skip
   """Makes the steps from steps.start to steps.stop; the state they end with.
 
-  It ends earlier, with a checkpoint, where `stopping` is set.
+  It ends earlier, with a checkpoint, where `stopping` is set on any process.
   """
   items = source.items(steps.start)
   for made in steps.together(at_once):
@@ -196,16 +199,21 @@ def train(
     if steps.evaluates(step):
       jax.block_until_ready(state)
       clock.pause()
-      figures = evaluate(state, True)
+      figures = hosts.same(evaluate(state, True))
       recorder.complete(figures)
       better = recorder.improved(figures)
       for name, value in figures.items():
         console.say(f"epoch {step / steps.per_epoch:.4g}: {name} {value:.2f} %")
       clock.restart()
-    if steps.saves(step) or better is not None or stopping.is_set():
+    # Several processes have to stop at the same step, and ask each other now
+    # and then; one alone stops at once.
+    stops = stopping.is_set()
+    if jax.process_count() > 1:
+      stops = steps.logs(step) and hosts.any_of(stops)
+    if steps.saves(step) or better is not None or stops:
       recorder.flush()
       checkpoints.save(saver, step, state, better)
-    if stopping.is_set():
+    if stops:
       break
   jax.block_until_ready(state)
   clock.pause()
@@ -223,7 +231,7 @@ def first_state(saver, mesh, init_state):
   shape = jax.eval_shape(init_state)
   shardings = sharding.state_sharding(mesh, shape)
   if not checkpoints.latest_step(saver):
-    return jax.device_put(init_state(), shardings), shardings
+    return sharding.place(init_state(), shardings), shardings
   placed = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shape,

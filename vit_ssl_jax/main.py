@@ -11,6 +11,13 @@
   --config.KEY=VALUE            changes one of the recipe's values
   --workdir=FOLDER              the run's folder; the same command given again
                                 goes on from its last checkpoint
+  --distributed                 this is one of several processes, on one or on
+                                many hosts, that train together: each is given
+                                the same command and sees the same workdir.
+                                They find each other on TPU VMs and under
+                                SLURM, Open MPI and Kubernetes; elsewhere by
+                                JAX_COORDINATOR_ADDRESS (HOST:PORT of the
+                                first), JAX_NUM_PROCESSES and JAX_PROCESS_ID
   --help                        this text, and the recipe's keys and values
                                 where --config is given
 
@@ -36,6 +43,7 @@ from vit_ssl_jax.errors import UserError
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "RECIPE:ARCH,DATASET")
 flags.DEFINE_string("workdir", None, "The run's folder.")
+flags.DEFINE_boolean("distributed", False, "One of several processes.")
 
 
 def run():
@@ -125,12 +133,15 @@ def print_help(recipe):
 def main(argv):
   if len(argv) > 1:
     fail(f"unexpected argument {argv[1]!r}: flags look like --config.epochs=5")
-  set_up()
-  from vit_ssl_jax import finetune, pretrain
-  from vit_ssl_jax.report import tables
-
-  stages = {"pretrain": pretrain, "finetune": finetune}
   with reporting_errors():
-    result = stages[FLAGS.config.stage].run(FLAGS.config, FLAGS.workdir)
+    set_up(FLAGS.distributed)
+    from vit_ssl_jax import finetune, hosts, pretrain
+    from vit_ssl_jax.report import tables
+
+    stages = {"pretrain": pretrain, "finetune": finetune}
+    with hosts.leaving_at_once():
+      result = stages[FLAGS.config.stage].run(FLAGS.config, FLAGS.workdir)
+  if not hosts.first():
+    return
   shown = {k: v for k, v in result.items() if isinstance(v, int | float)}
   print(tables.table(("result", ""), shown.items()))

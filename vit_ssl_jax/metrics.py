@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 
-from vit_ssl_jax import files
+from vit_ssl_jax import files, hosts
 
 NAME = "metrics.jsonl"
 RECENT = 100  # lines that are kept at hand
@@ -33,7 +33,8 @@ class Recorder:
 
   A step's values stay on the device until `flush`, so that the host need not
   wait for the step. Lines of steps that a resumed run will do again are
-  dropped first, so that every step stands in the file once.
+  dropped first, so that every step stands in the file once. Of several
+  processes the first alone writes; all of them see what is not finite.
 
   Attributes:
     recent: the last lines, dicts with "step", "epoch", "seconds" and values.
@@ -43,7 +44,9 @@ class Recorder:
   def __init__(self, workdir, start_step, steps_per_epoch, tensorboard):
     self.path = pathlib.Path(workdir, NAME)
     kept = [line for line in read(workdir) if line["step"] <= start_step]
-    files.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+    self.writes = hosts.first()
+    if self.writes:
+      files.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
     self.steps_per_epoch = steps_per_epoch
     self.pending = []
     self.warned = None
@@ -55,7 +58,7 @@ class Recorder:
     # TensorFlow, which clu's writers import, loads beside the first steps.
     self.thread = concurrent.futures.ThreadPoolExecutor(1)
     self.events = None
-    if tensorboard:
+    if tensorboard and self.writes:
       self.events = self.thread.submit(open_events, str(workdir))
     self.written = [self.events]
 
@@ -99,8 +102,9 @@ class Recorder:
     lines = [line for added in ready for line in self.lines(*added)]
     bad = next((line for line in lines if not_finite(line)), None)
     good = lines[: lines.index(bad)] if bad else lines
-    with self.path.open("a") as f:
-      f.writelines(json.dumps(line) + "\n" for line in good)
+    if self.writes:
+      with self.path.open("a") as f:
+        f.writelines(json.dumps(line) + "\n" for line in good)
     if self.events is not None:
       self.written.append(self.thread.submit(write_events, self.events, good))
     self.recent.extend(good)

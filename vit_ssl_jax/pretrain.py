@@ -265,6 +265,7 @@ def run(config, workdir):
   Raises:
     UserError: something given does not fit; the message says what.
   """
+  workdirs.agree(config)
   model = models.from_config(config, num_classes=0)
   check(config)
   workdirs.check(config, workdir)

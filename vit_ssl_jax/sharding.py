@@ -79,6 +79,20 @@ def whole(mesh):
   )
 
 
+def place(tree, shardings):
+  """Puts what every process has whole on the devices.
+
+  Args:
+    tree: a pytree of arrays.
+    shardings: a pytree of NamedSharding, for each of them.
+  """
+  return jax.tree.map(
+    lambda x, s: jax.make_array_from_callback(x.shape, s, x.__getitem__),
+    jax.device_get(tree),
+    shardings,
+  )
+
+
 def state_sharding(mesh, state):
   """A sharding for each leaf of a state: its longest axis that fsdp divides.
 

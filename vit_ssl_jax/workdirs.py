@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import pathlib
+import time
+import uuid
 from importlib import metadata
 
 import jax
 import numpy as np
 
-from vit_ssl_jax import checkpoints, files, metrics
+from vit_ssl_jax import checkpoints, files, hosts, metrics
 from vit_ssl_jax.errors import UserError
 
 # What may differ between the runs that share a workdir: it changes how far a
@@ -32,19 +34,43 @@ MAY_CHANGE = (
 )
 
 
+# How long a process waits for the first one's file to show itself, in seconds.
+PATIENCE = 10
+
+
 def check(config, workdir):
   """Checks that a workdir is new, or belongs to this config's run.
 
   Raises:
-    UserError: the workdir holds another run; the message names its keys.
+    UserError: on every process, where the workdir holds another run, whose keys
+      the message names, or where not all processes see the same folder.
   """
+  with hosts.together():
+    check_owner(config, workdir)
   if jax.process_count() > 1:
-    raise UserError("training on several hosts is not there yet: use one")
+    check_shared(workdir)
+
+
+def agree(config):
+  """Raises a UserError on all processes where not all have the same config."""
+  own = flat(json.loads(dump(config)))
+  own.pop("data_dir")  # of each host
+  found = hosts.gather(own)
+  for index, other in enumerate(found):
+    for key in sorted(other.keys() | found[0].keys()):
+      if other.get(key) != found[0].get(key):
+        raise UserError(
+          f"the processes have to be given the same config: {key} is"
+          f" {found[0].get(key)!r} on process 0 and {other.get(key)!r} on"
+          f" process {index}"
+        )
+
+
+def check_owner(config, workdir):
+  """Raises a UserError where a workdir is not this config's, and not new."""
   path = pathlib.Path(workdir, "config.json")
   if not path.exists():
-    above = path.parent.absolute()
-    while not above.exists():
-      above = above.parent
+    above = existing(workdir)
     if not (above.is_dir() and os.access(above, os.W_OK)):
       raise UserError(f"cannot write to --workdir={workdir}: see {above}")
     return
@@ -64,6 +90,49 @@ def check(config, workdir):
     )
 
 
+def existing(path):
+  """The nearest of a path and the folders it lies in that there is."""
+  path = pathlib.Path(path).absolute()
+  return next(x for x in (path, *path.parents) if x.exists())
+
+
+def check_shared(workdir):
+  """Checks that the workdir is, or will be, one folder for all processes.
+
+  Raises:
+    UserError: a file that the first process has made there is not seen by all.
+  """
+  path = pathlib.Path(workdir).absolute()
+  above = [path, *path.parents]
+  level, name = hosts.same(
+    [above.index(existing(path)), f".{uuid.uuid4().hex}.tmp"]
+  )
+  file = above[level] / name
+  try:
+    with hosts.together():
+      if hosts.first():
+        touch(file)
+    until = time.monotonic() + PATIENCE
+    while not file.exists() and time.monotonic() < until:
+      time.sleep(0.1)
+    blind = [i for i, x in enumerate(hosts.gather(file.exists())) if not x]
+  finally:
+    if hosts.first():
+      file.unlink(missing_ok=True)
+  if blind:
+    raise UserError(
+      f"--workdir={workdir} has to be one folder that all processes see: what"
+      f" process 0 writes there is not seen by {', '.join(map(str, blind))}"
+    )
+
+
+def touch(file):
+  try:
+    file.touch()
+  except OSError as e:
+    raise UserError(f"cannot write to {file.parent}: {e.strerror}") from e
+
+
 def make(config, workdir, dataset):
   """Makes a workdir, and writes into it the config and what it is trained on.
 
@@ -71,20 +140,25 @@ def make(config, workdir, dataset):
 
   Raises:
     UserError: it cannot be written to, or holds another run, or one that was
-      trained on other images.
+      trained on other images, or processes have read other images.
   """
   path = pathlib.Path(workdir, "config.json")
   about = path.with_name("dataset.json")
   described = describe(dataset)
-  if checkpoints.any_in(workdir) and about.exists():
-    check_same(json.loads(about.read_text()), described, workdir)
-  check(config, workdir)
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, dump(config))
-    files.write(about, json.dumps(described, indent=2) + "\n")
-  except OSError as e:
-    raise UserError(f"cannot write to --workdir={workdir}: {e}") from e
+  agree_on_data(described)
+  with hosts.together():
+    if checkpoints.any_in(workdir) and about.exists():
+      check_same(json.loads(about.read_text()), described, workdir)
+    check_owner(config, workdir)
+  with hosts.together():  # after all have looked
+    if not hosts.first():
+      return
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      files.write(path, dump(config))
+      files.write(about, json.dumps(described, indent=2) + "\n")
+    except OSError as e:
+      raise UserError(f"cannot write to --workdir={workdir}: {e}") from e
 
 
 def describe(dataset):
@@ -114,16 +188,30 @@ def describe(dataset):
 
 def check_same(old, new, workdir):
   """Raises a UserError where a data set has changed since a run's start."""
-  what = {"classes": "classes", "images": "number of images"}
-  what["sha256"] = "images or labels"
-  changed = [
-    word for key, word in what.items() if old.get(key, new[key]) != new[key]
-  ]
-  if changed:
+  if word := difference(old, new):
     raise UserError(
-      f"{workdir} was trained on something else: the {changed[0]} of"
+      f"{workdir} was trained on something else: the {word} of"
       f" {new['name']} changed since"
     )
+
+
+def agree_on_data(described):
+  """Raises a UserError on all processes where not all read the same data."""
+  found = hosts.gather(described)
+  for index, other in enumerate(found):
+    if word := difference(found[0], other):
+      raise UserError(
+        f"the processes have to be given the same data set: the {word} of"
+        f" {described['name']} are not the same for process 0 and {index}"
+      )
+
+
+def difference(old, new):
+  """What of two data sets, as described, is not the same; or None."""
+  what = {"classes": "classes", "images": "numbers of images"}
+  what["sha256"] = "images or labels"
+  differ = (x for key, x in what.items() if old.get(key, new[key]) != new[key])
+  return next(differ, None)
 
 
 def dump(config):
@@ -149,21 +237,38 @@ def finished(workdir, step):
   return result if result.get("step") == step else None
 
 
-def write_result(workdir, state, figures):
-  """Writes result.json, the run's final figures, and returns its content."""
-  lines = metrics.read(workdir)
+def write_result(workdir, state, summarize, figures):
+  """Writes result.json, the run's final figures.
+
+  Args:
+    workdir: the run's folder, whose metrics.jsonl is complete.
+    state: the final one.
+    summarize: (all lines of metrics) -> dict of figures.
+    figures: a dict of further ones, which take precedence.
+
+  Returns:
+    Its content, on every process.
+  """
+  digest = checkpoints.sha256(state)  # of what lies on all hosts
+  result = None
+  if hosts.first():
+    lines = metrics.read(workdir)
+    result = final(lines, digest, summarize(lines) | figures)
+    text = json.dumps(result, indent=2) + "\n"
+    files.write(pathlib.Path(workdir, "result.json"), text)
+  return hosts.same(result)
+
+
+def final(lines, digest, figures):
+  """The content of result.json, of lines of metrics and a state's SHA-256."""
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-  result = {
+  return {
     **figures,
     "step": lines[-1]["step"],
     "epoch": lines[-1]["epoch"],
     "loss": lines[-1]["loss"],
-    "state_sha256": checkpoints.sha256(state),
+    "state_sha256": digest,
     "devices": [str(d.device_kind) for d in jax.devices()],
     "platform": jax.default_backend(),
     "versions": {name: metadata.version(name) for name in packages},
   }
-  files.write(
-    pathlib.Path(workdir, "result.json"), json.dumps(result, indent=2) + "\n"
-  )
-  return result

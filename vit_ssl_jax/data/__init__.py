@@ -11,11 +11,13 @@ from vit_ssl_jax.data.batches import (
   padded_batches,
   steps_per_epoch,
 )
+from vit_ssl_jax.data.cache import in_turn
 from vit_ssl_jax.data.load import Dataset, load
 
 __all__ = [
   "Dataset",
   "Source",
+  "in_turn",
   "load",
   "make_source",
   "order",

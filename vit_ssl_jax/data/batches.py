@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
+from vit_ssl_jax import hosts
 from vit_ssl_jax.data import cache
 from vit_ssl_jax.data.rows import ranked
 from vit_ssl_jax.errors import UserError
@@ -137,7 +138,9 @@ def make_source(
       f"{mesh.size} devices."
     )
   if placement == "auto":
-    placement = _place(images.nbytes, memory_share, mesh)
+    # Hosts may differ in memory, but not in where they keep the images.
+    own = PLACEMENTS.index(_place(images.nbytes, memory_share, mesh))
+    placement = PLACEMENTS[max(hosts.gather(own))]
   if epoch_images is not None:
     steps = steps_per_epoch(epoch_images, batch_size)
   sharding = None if mesh is None else NamedSharding(mesh, P(BATCH_AXES))

@@ -53,6 +53,17 @@ def memory() -> int:
   return min(found)
 
 
+@contextlib.contextmanager
+def in_turn():
+  """Lets one process of this machine in at a time, where there is a cache."""
+  with contextlib.ExitStack() as stack:
+    with contextlib.suppress(OSError):
+      directory().mkdir(parents=True, exist_ok=True)
+      lock = stack.enter_context(open(directory("lock"), "w"))
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
 def decoded(stem: str, shape: tuple[int, ...], fill: Fill) -> Decoded:
   """Images from the cache, or decoded into it by `fill`.
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from vit_ssl_jax import data
+from vit_ssl_jax import data, hosts
 from vit_ssl_jax.evaluate.accuracy import accuracy
 
 
@@ -19,11 +19,12 @@ def parts(dataset):
 
 
 def extract(function, images, labels, batch_size, batch_sharding):
-  """Outputs for every image, once each and in order.
+  """Outputs for every image, once each and in order, on every process.
 
   Args:
     function: a jitted (images (B, H, W, 3) uint8) -> (B, ...).
-    images: (N, H, W, 3) uint8.
+    images: (N, H, W, 3) uint8, the same on every process, which each places
+      its own rows of.
     labels: (N,).
     batch_size: B, rounded up to what the devices divide.
     batch_sharding: how a batch lies on the devices.
@@ -34,8 +35,11 @@ def extract(function, images, labels, batch_size, batch_sharding):
   batch_size += -batch_size % batch_sharding.mesh.size
   outputs = []
   for batch in data.padded_batches(images, labels, batch_size):
-    placed = jax.device_put(batch["image"], batch_sharding)
-    outputs.append((function(placed), batch["mask"]))
+    image = batch["image"]
+    placed = jax.make_array_from_callback(
+      image.shape, batch_sharding, image.__getitem__
+    )
+    outputs.append((hosts.replicated(function(placed)), batch["mask"]))
   return np.concatenate([np.asarray(out)[mask] for out, mask in outputs])
 
 

@@ -1,0 +1,182 @@
+"""The processes of one run: how they start, agree, and fail together.
+
+Every function here but `start` and `first` has to be called by all processes,
+in the same order. With one process each of them costs nothing.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import traceback
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from vit_ssl_jax.errors import UserError
+
+COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# How long a process that has ended waits for the others to end too.
+SHUTDOWN_SECONDS = 60
+
+
+def start(timeout=300):
+  """Joins this process to the others of its run, before JAX's backend starts.
+
+  JAX finds them by itself on TPU VMs and under SLURM, Open MPI and Kubernetes;
+  elsewhere JAX_COORDINATOR_ADDRESS (the first process's HOST:PORT),
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID name them.
+
+  Args:
+    timeout: seconds to wait for the others; then the program ends with one
+      sentence and status 2.
+
+  Raises:
+    UserError: it cannot be told who the others are, or they cannot be reached.
+  """
+  # It would take SIGTERM, by which a run is told to stop, for itself.
+  jax.config.update("jax_enable_preemption_service", False)
+  address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+  count, index = _number(COUNT), _number(INDEX)
+  named = address and None not in (count, index)
+  missing = (
+    "--distributed: the other processes were not found{}: all have to be"
+    f" started, and to reach the first at {address or 'its address'}"
+  )
+  # JAX itself would abort with a trace of its C++ functions.
+  alarm = threading.Timer(
+    timeout, _leave, [2, "error: " + missing.format(f" in {timeout} seconds")]
+  )
+  alarm.daemon = True
+  alarm.start()
+  try:
+    jax.distributed.initialize(
+      num_processes=count,
+      process_id=index,
+      cluster_detection_method="deactivate" if named else None,
+      initialization_timeout=timeout + 60,
+      shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )
+  except (ValueError, TypeError, KeyError, IndexError) as e:
+    raise UserError(
+      f"--distributed: it cannot be told which processes belong together"
+      f" ({_line(e)}): start them on a TPU VM or under SLURM, Open MPI or"
+      " Kubernetes, or set JAX_COORDINATOR_ADDRESS=HOST:PORT of the first,"
+      f" {COUNT} and {INDEX} for each"
+    ) from e
+  except (RuntimeError, OSError) as e:
+    raise UserError(missing.format(f" ({_line(e)})")) from e
+  finally:
+    alarm.cancel()
+
+
+def _leave(status, text):
+  """Ends the program at once, whatever its other threads wait for."""
+  print(text, file=sys.stderr)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
+
+
+def _number(name):
+  """An environment variable as a number, or None where it is not set."""
+  value = os.environ.get(name)
+  if value is None:
+    return None
+  if not value.isdecimal():
+    raise UserError(f"{name}={value} has to be a whole number")
+  return int(value)
+
+
+def _line(error):
+  return " ".join(str(error).split()).rstrip(".")[:200]
+
+
+def first():
+  """Whether this process is the one that writes and speaks."""
+  return jax.process_index() == 0
+
+
+def gather(value):
+  """What every process gives, a list in their order.
+
+  Args:
+    value: anything that JSON can hold.
+  """
+  if jax.process_count() == 1:
+    return [value]
+  content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(len(content)))
+  # A power of two, so that few lengths have to be compiled.
+  room = 1 << int(max(sizes) - 1).bit_length()
+  padded = np.pad(content, (0, room - len(content)))
+  found = multihost_utils.process_allgather(padded)
+  return [
+    json.loads(x[:size].tobytes()) for x, size in zip(found, sizes, strict=True)
+  ]
+
+
+def same(value):
+  """The first process's value, which JSON can hold; that of others is lost."""
+  return gather(value if first() else None)[0]
+
+
+def any_of(flag):
+  """Whether a flag is set on any process."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.process_allgather(np.bool_(flag)).any())
+
+
+@contextlib.contextmanager
+def together():
+  """Raises on every process the UserError that one of them raises inside.
+
+  What is inside must not wait for other processes.
+  """
+  own = None
+  try:
+    yield
+  except UserError as e:
+    own = e
+  found = gather(own and str(own))
+  if own:
+    raise own
+  for index, sentence in enumerate(found):
+    if sentence:
+      raise UserError(f"process {index}: {sentence}")
+
+
+def replicated(x):
+  """An array that may lie on several hosts, whole on each of them."""
+  if not isinstance(x, jax.Array):
+    return x
+  if x.is_fully_addressable or x.is_fully_replicated:
+    return x
+  return jax.jit(_as_it_is, out_shardings=NamedSharding(x.sharding.mesh, P()))(
+    x
+  )
+
+
+def _as_it_is(x):
+  return x
+
+
+@contextlib.contextmanager
+def leaving_at_once():
+  """Ends a process that fails alone at once, so that the others notice.
+
+  Else it would wait for them while they wait for it. A UserError and an
+  orderly stop are everybody's.
+  """
+  try:
+    yield
+  except (UserError, KeyboardInterrupt):
+    raise
+  except Exception:
+    if jax.process_count() == 1:
+      raise
+    _leave(1, traceback.format_exc())
