@@ -1,0 +1,132 @@
+"""What a compiled program would be slow at: counts, bytes, collectives."""
+
+import collections
+import re
+
+from vit_ssl_jax.benchmark import hlo
+
+SLICES = {"dynamic-slice", "slice", "gather"}
+
+
+def figures(program):
+  """What a program would be slow at: a dict of numbers.
+
+  Returns:
+    kernels: how many instructions a run of it does.
+    fusions, matrix_products, copies: of these, how many are fusions, have a
+      matrix product, and only copy or transpose.
+    custom_calls: target -> how many.
+    upcasts: how many conversions of bfloat16 to float32 stand in its text,
+      and of these how many outside a fusion.
+    transposes: how many transposes stand in its text, in fusions too.
+    bytes: that all instructions of a run read and write.
+    collective_bytes: kind -> bytes, of all that is done on one device.
+  """
+  kernels, bytes_by = collections.Counter(), collections.Counter()
+  custom = collections.Counter()
+  upcasts = transposes = alone = 0
+  for x in program.instructions.values():
+    transposes += x.opcode == "transpose"
+    upcasts += is_upcast(program, x)
+  for x, times in program.executed:
+    kind = program.kind(x)
+    kernels[kind] += times
+    kernels["fusion"] += times * (x.opcode == "fusion")
+    alone += is_upcast(program, x)
+    if x.opcode == "custom-call":
+      custom[hlo.custom_call_target(x)] += times
+    if kind == "collective":
+      name = x.opcode.removesuffix("-start")
+      bytes_by[name] += times * moved(x)
+  return {
+    "kernels": sum(n for k, n in kernels.items() if k != "fusion"),
+    "fusions": kernels["fusion"],
+    "matrix_products": kernels["matrix product"],
+    "copies": kernels["copy or transpose"],
+    "bytes": sum(n * traffic(program, x) for x, n in program.executed),
+    "transposes": transposes,
+    "upcasts": upcasts,
+    "upcasts_outside_fusions": alone,
+    "custom_calls": dict(custom),
+    "collective_bytes": dict(bytes_by),
+  }
+
+
+def is_upcast(program, x):
+  """Whether an instruction converts bfloat16 to float32."""
+  if x.opcode != "convert" or not x.shape.startswith("f32"):
+    return False
+  return any(y.shape.startswith("bf16") for y in program.operands(x))
+
+
+def traffic(program, x):
+  """Bytes that an instruction reads and writes.
+
+  Of an operand that is only sliced the slices count, and of a result that is an
+  operand with a slice updated twice the slice.
+  """
+  if x.opcode != "fusion":
+    if x.opcode in SLICES:
+      return 2 * hlo.size_in_bytes(x.shape)
+    operands = program.operands(x)
+    if x.opcode == "dynamic-update-slice":
+      return 2 * hlo.size_in_bytes(operands[1].shape)
+    read = sum(hlo.size_in_bytes(y.shape) for y in operands)
+    return read + hlo.size_in_bytes(x.shape)
+  inner = program.fused(x)
+  users = collections.defaultdict(list)
+  updated = {}
+  for y in inner:
+    operands = program.operands(y)
+    for operand in operands:
+      users[operand.name].append(y)
+    if y.opcode == "dynamic-update-slice":
+      updated[y.shape] = hlo.size_in_bytes(operands[1].shape)
+  total = updated.get(x.shape, hlo.size_in_bytes(x.shape))
+  for y in inner:
+    if y.opcode != "parameter":
+      continue
+    if users[y.name] and all(z.opcode in SLICES for z in users[y.name]):
+      total += sum(hlo.size_in_bytes(z.shape) for z in users[y.name])
+    elif y.shape in updated and y.shape == x.shape:
+      total += updated[y.shape]
+    else:
+      total += hlo.size_in_bytes(y.shape)
+  return total
+
+
+def moved(x):
+  """Bytes of a collective: what it reduces, or gathers, on one device.
+
+  That is the whole array: the result of an all-reduce or an all-gather, and
+  what a reduce-scatter starts from.
+  """
+  shape = x.shape
+  if x.opcode.endswith("-start") and x.opcode != "all-reduce-start":
+    # Operand and result stand side by side; the larger is the whole.
+    return max(
+      (n * hlo.item_size(kind) for kind, n in hlo.arrays(shape)), default=0
+    )
+  whole = hlo.size_in_bytes(shape)
+  if x.opcode.startswith("reduce-scatter"):
+    whole *= group_size(x)
+  return whole
+
+
+def group_size(x):
+  """How many devices take part in one group of a collective."""
+  if found := re.search(r"replica_groups=\[\d+,(\d+)\]", x.rest):
+    return int(found[1])
+  if found := re.search(r"replica_groups=\{\{([\d,]*)\}", x.rest):
+    return len(found[1].split(","))
+  return 1
+
+
+def collectives(program):
+  """(opcode, bytes, times, op_name) of each collective, the largest first."""
+  found = [
+    (x.opcode.removesuffix("-start"), moved(x), times, x.op_name)
+    for x, times in program.executed
+    if program.kind(x) == "collective"
+  ]
+  return sorted(found, key=lambda row: -row[1] * row[2])
