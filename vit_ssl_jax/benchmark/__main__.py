@@ -46,6 +46,7 @@ import sys
 import jax
 
 from vit_ssl_jax.benchmark import measuring, paper, records
+from vit_ssl_jax.benchmark.chips import CHIPS
 from vit_ssl_jax.commands import Parser, reporting_errors, set_up
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.main import check_keys
@@ -254,6 +255,9 @@ def show_paper(text, dataset):
   counts = literal(f"[{text}]")
   if not all(isinstance(n, int) and n > 1 for n in counts):
     raise UserError(f"--chips={text} has to be like --chips=8,64,512")
+  for chip in CHIPS:
+    for n in counts:
+      chip.slices(n)  # or an error, before the counting that takes longer
   found = [
     paper.count(arch, stage, dataset)
     for stage in paper.RECIPES

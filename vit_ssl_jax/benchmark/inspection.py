@@ -78,16 +78,17 @@ def traffic(program, x):
   updated = {}
   for y in inner:
     operands = program.operands(y)
-    for operand in operands:
-      users[operand.name].append(y)
+    for i, operand in enumerate(operands):
+      users[operand.name].append((y, i))
     if y.opcode == "dynamic-update-slice":
       updated[y.shape] = hlo.size_in_bytes(operands[1].shape)
   total = updated.get(x.shape, hlo.size_in_bytes(x.shape))
   for y in inner:
     if y.opcode != "parameter":
       continue
-    if users[y.name] and all(z.opcode in SLICES for z in users[y.name]):
-      total += sum(hlo.size_in_bytes(z.shape) for z in users[y.name])
+    slices = [z for z, i in users[y.name] if z.opcode in SLICES and i == 0]
+    if slices and len(slices) == len(users[y.name]):
+      total += sum(hlo.size_in_bytes(z.shape) for z in slices)
     elif y.shape in updated and y.shape == x.shape:
       total += updated[y.shape]
     else:

@@ -126,7 +126,7 @@ class Measured:
 def program_figures(compiled):
   """What a compiled program takes, and what it would be slow at."""
   memory = compiled.memory_analysis()
-  cost = compiled.cost_analysis()
+  cost = compiled.cost_analysis() or {}
   return {
     "memory_bytes": memory.argument_size_in_bytes
     + memory.temp_size_in_bytes

@@ -88,32 +88,44 @@ class Step:
 
 
 def count(arch, stage, dataset="cifar10"):
-  """Counts what a step of a recipe takes, in its own program."""
+  """Counts what a step of a recipe takes; see `count_step`."""
   config = RECIPES[stage].get_config(f"{arch},{dataset}")
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3, dtype="bfloat16")
   config.batch_size = IMAGES
+  return count_step(config)
+
+
+def count_step(config):
+  """Counts what a step takes, in its own program, which is not compiled.
+
+  Args:
+    config: of either stage, with mean and std.
+
+  Returns:
+    A `Step`.
+  """
   init, step = steps.stage(config, augmented=False)
   state = jax.eval_shape(init)
-  traced = jax.jit(step).trace(state, steps.batch_shapes(config))
+  program = jax.jit(step).trace(state, steps.batch_shapes(config)).jaxpr.jaxpr
   total, backward = [0, 0], [0, 0]
-  for flops, moved, path in products(traced.jaxpr.jaxpr):
+  for flops, moved, path in products(program):
     for sums in (total, backward) if "transpose" in path else (total,):
-      sums[0] += flops
-      sums[1] += moved
-  pretraining = stage == "pretrain"
+      sums[0] += flops / config.batch_size
+      sums[1] += moved / config.batch_size
+  pretraining = config.stage == "pretrain"
   trained = state.student if pretraining else state.params
   return Step(
-    arch=arch,
-    stage=stage,
+    arch=config.model.name,
+    stage=config.stage,
     gradients=size(trained),
     teacher=size(state.teacher) if pretraining else 0,
     state=size(state),
-    flops=total[0] / IMAGES,
-    moved=total[1] / IMAGES,
-    backward_flops=backward[0] / IMAGES,
-    backward_moved=backward[1] / IMAGES,
+    flops=total[0],
+    moved=total[1],
+    backward_flops=backward[0],
+    backward_moved=backward[1],
     logits=config.head.out_dim if pretraining else 0,
-    messages=1 + backward_scans(traced.jaxpr.jaxpr),
+    messages=1 + backward_scans(program),
   )
 
 

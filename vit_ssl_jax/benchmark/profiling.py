@@ -61,23 +61,35 @@ def profile(run, trace=""):
 def events(data, program):
   """(device, instruction, start, end), in seconds, of what ran of a program.
 
-  Loops and calls are left out: what they do is there itself.
+  Loops and calls are left out: what they do is there itself. What ran on a
+  device and is not of the program, as far as can be told, comes as an
+  instruction without a path.
   """
-  known = {x.name: x for x, _ in program.executed}
   for plane in data.planes:
     on_device = plane.name.startswith("/device:")
-    for line in plane.lines:
-      # A TPU's other lines show the same time again, by step and by name.
-      if plane.name.startswith("/device:TPU") and line.name != "XLA Ops":
-        continue
+    for line in device_lines(plane) if on_device else plane.lines:
       for event in line.events:
         stats = dict(event.stats)
         name = stats.get("hlo_op") or (event.name if on_device else "")
-        x = known.get(str(name).lstrip("%").split(" ")[0])
-        if x is None:
+        name = str(name).lstrip("%").split(" ")[0]
+        x = program.instructions.get(name)
+        if x is None and on_device:
+          x = hlo.Instruction(name, "unknown", "", "", ())
+        if x is None or x.opcode in hlo.CONTROL:
           continue
         device = plane.name, stats.get("device_ordinal", 0)
         yield device, x, event.start_ns / 1e9, event.end_ns / 1e9
+
+
+def device_lines(plane):
+  """The lines of an accelerator's plane that show each operation once.
+
+  A GPU's are its streams, a TPU's is called XLA Ops; others show the same time
+  again, by step, by program or by name.
+  """
+  lines = list(plane.lines)
+  streams = [x for x in lines if x.name.startswith("Stream")]
+  return streams or [x for x in lines if x.name == "XLA Ops"] or lines
 
 
 def summary(program, found, steps):
