@@ -77,6 +77,13 @@ def test_reading_a_program():
     "reduce-scatter": 64,
     "all-gather": 64,
   }
+  assert found["collectives"][0] == {
+    "kind": "all-reduce",
+    "bytes": 9 * 64 * 4,
+    "times": 9,
+    "part": "not attributed",
+    "from": "",
+  }
   assert found["upcasts"] == found["upcasts_outside_fusions"] == 1
   assert found["fusions"] == 9
   row = program.instructions["row"]

@@ -213,8 +213,14 @@ def show(found, key):
     k: v for k, v in figures.items() if v is not None and k not in hidden
   }
   print(tables.table(("benchmark", ""), shown.items()))
-  program = {k: v for k, v in figures["program"].items() if v is not None}
+  program = dict(figures["program"])
+  rows = [
+    (x["kind"], x["bytes"], x["times"], x["part"])
+    for x in program.pop("collectives")
+  ]
   print("\n" + tables.table(("the compiled step", ""), program.items()))
+  if rows:
+    print("\n" + tables.table(("collective", "bytes", "times", "part"), rows))
   if "profile" in figures:
     show_profile(figures["profile"])
 

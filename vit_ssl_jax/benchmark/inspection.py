@@ -1,10 +1,10 @@
 """What a compiled program would be slow at: counts, bytes, collectives."""
 
 import collections
-import re
 
-from vit_ssl_jax.benchmark import hlo
+from vit_ssl_jax.benchmark import hlo, parts
 
+COSTLIEST = 10  # collectives that are named
 SLICES = {"dynamic-slice", "slice", "gather"}
 
 
@@ -21,6 +21,7 @@ def figures(program):
     transposes: how many transposes stand in its text, in fusions too.
     bytes: that all instructions of a run read and write.
     collective_bytes: kind -> bytes, of all that is done on one device.
+    collectives: the costliest of them.
   """
   kernels, bytes_by = collections.Counter(), collections.Counter()
   custom = collections.Counter()
@@ -37,7 +38,7 @@ def figures(program):
       custom[hlo.custom_call_target(x)] += times
     if kind == "collective":
       name = x.opcode.removesuffix("-start")
-      bytes_by[name] += times * moved(x)
+      bytes_by[name] += times * moved(program, x)
   return {
     "kernels": sum(n for k, n in kernels.items() if k != "fusion"),
     "fusions": kernels["fusion"],
@@ -49,6 +50,7 @@ def figures(program):
     "upcasts_outside_fusions": alone,
     "custom_calls": dict(custom),
     "collective_bytes": dict(bytes_by),
+    "collectives": collectives(program),
   }
 
 
@@ -96,38 +98,31 @@ def traffic(program, x):
   return total
 
 
-def moved(x):
-  """Bytes of a collective: what it reduces, or gathers, on one device.
+def moved(program, x):
+  """Bytes of a collective on one device: what it reduces, or has gathered.
 
-  That is the whole array: the result of an all-reduce or an all-gather, and
-  what a reduce-scatter starts from.
+  That is the whole array: what an all-reduce or a reduce-scatter starts from,
+  and what an all-gather ends with.
   """
-  shape = x.shape
-  if x.opcode.endswith("-start") and x.opcode != "all-reduce-start":
-    # Operand and result stand side by side; the larger is the whole.
-    return max(
-      (n * hlo.item_size(kind) for kind, n in hlo.arrays(shape)), default=0
-    )
-  whole = hlo.size_in_bytes(shape)
-  if x.opcode.startswith("reduce-scatter"):
-    whole *= group_size(x)
-  return whole
-
-
-def group_size(x):
-  """How many devices take part in one group of a collective."""
-  if found := re.search(r"replica_groups=\[\d+,(\d+)\]", x.rest):
-    return int(found[1])
-  if found := re.search(r"replica_groups=\{\{([\d,]*)\}", x.rest):
-    return len(found[1].split(","))
-  return 1
+  given = sum(hlo.size_in_bytes(y.shape) for y in program.operands(x))
+  if x.opcode == "all-gather":
+    return hlo.size_in_bytes(x.shape)
+  if x.opcode == "all-gather-start":  # its operands stand beside its results
+    return hlo.size_in_bytes(x.shape) - given
+  return given
 
 
 def collectives(program):
-  """(opcode, bytes, times, op_name) of each collective, the largest first."""
+  """The costliest collectives, each with its bytes, and where it comes from."""
   found = [
-    (x.opcode.removesuffix("-start"), moved(x), times, x.op_name)
+    {
+      "kind": x.opcode.removesuffix("-start"),
+      "bytes": moved(program, x) * times,
+      "times": times,
+      "part": parts.part(program, x)[0],
+      "from": x.op_name,
+    }
     for x, times in program.executed
     if program.kind(x) == "collective"
   ]
-  return sorted(found, key=lambda row: -row[1] * row[2])
+  return sorted(found, key=lambda x: -x["bytes"])[:COSTLIEST]
