@@ -118,7 +118,11 @@ def parse(argv):
     metavar="KEY=A,B,C",
     help="measures the step with each value of a key of the recipe",
   )
-  option("--profile", action="store_true", help="where the time of a step goes")
+  option(
+    "--profile",
+    action="store_true",
+    help="where the time of a step goes; of a sweep in --out and --json alone",
+  )
   option(
     "--trace",
     default="",
@@ -126,7 +130,10 @@ def parse(argv):
     help="keeps the profile's trace, for XProf or Perfetto",
   )
   option(
-    "--hlo", default="", metavar="FILE", help="keeps the compiled step's text"
+    "--hlo",
+    default="",
+    metavar="FILE",
+    help="keeps the compiled step's text; of a sweep, the first's",
   )
   option("--out", default="", metavar="FILE", help="keeps the figures as JSON")
   option("--json", action="store_true", help="a last line of JSON, too")
