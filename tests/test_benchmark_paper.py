@@ -37,12 +37,11 @@ def test_the_documents_tables(arch):
     assert set(table.splitlines()) <= set(written.splitlines())
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_a_program_reduces_what_the_paper_says(stage, make_tiny):
-  config = make_tiny(stage, "vit")
+def collectives(config, fsdp):
+  """Bytes by kind that a compiled step of a config moves, and its state."""
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
-  init, step = steps.stage(config, augmented=False)
-  mesh = sharding.make_mesh(1, config.batch_size)
+  mesh = sharding.make_mesh(fsdp, config.batch_size)
+  init, step = steps.stage(config, augmented=True, mesh=mesh)
   shape = jax.eval_shape(init)
   places = sharding.state_sharding(mesh, shape)
   state = jax.tree.map(
@@ -53,11 +52,36 @@ def test_a_program_reduces_what_the_paper_says(stage, make_tiny):
   batch = steps.batch_shapes(config, sharding.batch_sharding(mesh))
   jitted = jax.jit(step, out_shardings=(places, None))
   program = hlo.Program(jitted.lower(state, batch).compile().as_text())
-  found = inspection.figures(program)["collective_bytes"]["all-reduce"]
-  params = shape.student["backbone"] if stage == "pretrain" else shape.params
+  return inspection.figures(program)["collective_bytes"], shape
+
+
+def assert_reduced(config, found, state):
+  """Asserts that ViT's step reduces its gradients, and little else."""
+  first = config.stage == "pretrain"
+  params = state.student["backbone"] if first else state.params
   # Patches and positions of either size of view are reduced by themselves, and
   # the first position's gradient, which is the class token's, only once.
   twice = paper.size([params["patch_embed"], params["pos_embed"]])
   once = paper.size(params["cls_token"])
   expected = paper.count_step(config).reduced_size
-  assert expected - once <= found <= expected + twice + once
+  assert expected - once <= found["all-reduce"] <= expected + twice + once
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_program_reduces_what_the_paper_says(stage, make_tiny):
+  config = make_tiny(stage, "vit")
+  found, shape = collectives(config, fsdp=1)
+  assert_reduced(config, found, shape)
+  if stage == "pretrain":  # mixing takes partners from the whole batch
+    assert found.keys() == {"all-reduce"}
+
+
+def test_split_parameters_are_gathered(make_tiny, monkeypatch):
+  """And no tokens are moved."""
+  monkeypatch.setattr(sharding, "SMALLEST", 1)
+  config = make_tiny("pretrain", "vit")
+  found, shape = collectives(config, fsdp=2)
+  all_split = paper.size([shape.student, shape.teacher, shape.center])
+  assert 0.8 * all_split < found["all-gather"] <= all_split
+  assert_reduced(config, found, shape)
+  assert found.keys() == {"all-gather", "all-reduce"}

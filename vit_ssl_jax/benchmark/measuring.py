@@ -74,10 +74,12 @@ class Measured:
   def __init__(self, config):
     self.config = config
     self.runs = {}
-    mesh = sharding.make_mesh(config.mesh.fsdp, config.batch_size)
+    mesh = sharding.make_mesh(
+      config.mesh.fsdp, config.batch_size, config.accumulate_steps
+    )
     batch = random_batch(config, sharding.batch_sharding(mesh))
     for augmented in (True, False):
-      init, step = steps.stage(config, augmented)
+      init, step = steps.stage(config, augmented, mesh)
       shardings = sharding.state_sharding(mesh, jax.eval_shape(init))
       state = jax.jit(init, out_shardings=shardings)()
       step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

@@ -13,20 +13,26 @@ STEPS_PER_EPOCH = 100  # of the schedules, which cost nothing
 CLASSES = 10
 
 
-def stage(config, augmented):
-  """A stage's () -> state, and its step (state, batch) -> (state, metrics)."""
+def stage(config, augmented, mesh=None):
+  """A stage's () -> state, and its step (state, batch) -> (state, metrics).
+
+  Args:
+    config: of either stage, with mean and std.
+    augmented: whether the step has its augmentation.
+    mesh: over which the state is sharded; None is one device.
+  """
   if config.stage == "pretrain":
-    return pretraining(config, augmented)
-  return finetuning(config, augmented)
+    return pretraining(config, augmented, mesh)
+  return finetuning(config, augmented, mesh)
 
 
-def pretraining(config, augmented):
+def pretraining(config, augmented, mesh):
   """As `stage`; without augmentation views are the images' upper left."""
   model = models.from_config(config, num_classes=0)
   head = models.ProjectionHead(**config.head, dtype=model.dtype)
   schedules = pretrain.make_schedules(config, STEPS_PER_EPOCH)
   optimizer = pretrain.make_optimizer(config, schedules, STEPS_PER_EPOCH)
-  parts = (config, model, head, optimizer, schedules)
+  parts = (config, model, head, optimizer, schedules, mesh)
   init = functools.partial(
     pretrain.init_state, model, head, optimizer, loop.init_key(config)
   )
@@ -52,7 +58,7 @@ def pretraining(config, augmented):
   return init, step
 
 
-def finetuning(config, augmented):
+def finetuning(config, augmented, mesh):
   """As `stage`; without augmentation targets are the labels."""
   model = models.from_config(config, num_classes=CLASSES)
   rates = finetune.make_schedule(config, STEPS_PER_EPOCH)
@@ -65,8 +71,9 @@ def finetuning(config, augmented):
     config.drloc.enabled,
   )
   if augmented:
-    return init, finetune.make_train_step(config, model, optimizer, rates)
-  update = finetune.make_update(config, model, optimizer)
+    step = finetune.make_train_step(config, model, optimizer, rates, mesh)
+    return init, step
+  update = finetune.make_update(config, model, optimizer, mesh)
 
   def step(state, batch):
     images = views.evaluation_view(batch["image"], config.mean, config.std)
