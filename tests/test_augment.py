@@ -183,8 +183,12 @@ def _marked(policy, monkeypatch):
   return names, marks
 
 
-@pytest.mark.parametrize("policy", sorted(policies.POLICIES))
-def test_every_image_gets_each_subpolicy_as_often(policy, monkeypatch):
+@pytest.mark.parametrize(
+  ("policy", "table"),
+  [*[(policy, 64) for policy in sorted(policies.POLICIES)], ("cifar", 10)],
+)
+def test_every_image_gets_each_subpolicy_as_often(policy, table, monkeypatch):
+  monkeypatch.setattr(policies, "TABLE", table)
   names, marks = _marked(policy, monkeypatch)
   expected = collections.Counter()
   for (p1, first, _), (p2, second, _) in policies.POLICIES[policy]:
@@ -200,7 +204,7 @@ def test_every_image_gets_each_subpolicy_as_often(policy, monkeypatch):
       assert abs(np.mean(chosen == mark) - probability) < tolerance
 
 
-@pytest.mark.parametrize("count", [1, 25, 26])
+@pytest.mark.parametrize("count", [1, 25, 26, 128])
 def test_dealing_returns_every_image_to_its_place(count, monkeypatch):
   monkeypatch.setattr(
     policies, "apply_operation", lambda name, image, level, sign: image

@@ -100,17 +100,24 @@ def localization(params, grid, keys, pairs):
   return losses.dense_relative_localization(offsets, first, second, (h, w))
 
 
-def make_update(config, model, optimizer):
+def make_update(config, model, optimizer, mesh=None):
   """Makes the part of a step that comes after augmentation and mixing.
+
+  Args:
+    config: the run's config.
+    model: a classifier of `models.build`.
+    optimizer: an optax transformation.
+    mesh: over which the state is sharded; None is one device.
 
   Returns:
     A pure function (state, images (B, H, W, 3), targets (B, C), key) ->
     (state, metrics), the images being normalised.
   """
+  whole = sharding.whole(mesh)
 
   def update(state, images, targets, key):
     def loss_fn(trained, batch):
-      params, offset_head = trained
+      params, offset_head = whole(trained)
       images, targets, masks, pair_keys = batch
       logits, grid = model.apply(
         {"params": params},
@@ -148,7 +155,7 @@ def make_update(config, model, optimizer):
   return update
 
 
-def make_train_step(config, model, optimizer, learning_rate):
+def make_train_step(config, model, optimizer, learning_rate, mesh=None):
   """Makes stage 2's step.
 
   Args:
@@ -156,13 +163,14 @@ def make_train_step(config, model, optimizer, learning_rate):
     model: a classifier of `models.build`.
     optimizer: an optax transformation.
     learning_rate: (steps,), to report.
+    mesh: over which the state is sharded; None is one device.
 
   Returns:
     A pure function (state, {"image": (B, H, W, 3) uint8, "label": (B,)}) ->
     (state, metrics); what is random in it comes from config.seed and
     state.step alone.
   """
-  update = make_update(config, model, optimizer)
+  update = make_update(config, model, optimizer, mesh)
   root = loop.step_key(config)
 
   def train_step(state, batch):
@@ -360,7 +368,7 @@ def run(config, workdir):
     mesh=mesh,
     model=model,
     init_state=first_state,
-    train_step=make_train_step(config, model, optimizer, learning_rate),
+    train_step=make_train_step(config, model, optimizer, learning_rate, mesh),
     source=source,
     evaluate=evaluate_state,
     summarize=summarize,

@@ -34,12 +34,13 @@ def sinkhorn_probabilities(logits, temperature, iterations=3):
   Returns:
     (..., K) probabilities.
   """
-  scores = logits.reshape(-1, logits.shape[-1]) / temperature
+  scores = logits / temperature
+  batch = tuple(range(logits.ndim - 1))
   # Normalising in the logarithm cannot overflow at small temperatures.
   for _ in range(iterations):
-    scores -= jax.nn.logsumexp(scores, axis=0, keepdims=True)
-    scores -= jax.nn.logsumexp(scores, axis=1, keepdims=True)
-  return jnp.exp(scores).reshape(logits.shape)
+    scores -= jax.nn.logsumexp(scores, axis=batch, keepdims=True)
+    scores -= jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+  return jnp.exp(scores)
 
 
 def view_prediction(student_logits, teacher_probabilities, temperature):
@@ -92,9 +93,10 @@ def spread(probabilities):
     divergence of a target from the batch's mean (0 where all images get the
     same target).
   """
-  p = probabilities.reshape(-1, probabilities.shape[-1])
-  entropy = jnp.mean(jnp.sum(jax.scipy.special.entr(p), -1))
-  of_mean = jnp.sum(jax.scipy.special.entr(jnp.mean(p, 0)))
+  # Axes are not merged: one of them may be split over devices.
+  batch = tuple(range(probabilities.ndim - 1))
+  entropy = jnp.mean(jnp.sum(jax.scipy.special.entr(probabilities), -1))
+  of_mean = jnp.sum(jax.scipy.special.entr(jnp.mean(probabilities, batch)))
   return entropy, of_mean - entropy
 
 

@@ -140,14 +140,22 @@ def views_with_masks(model, groups, train, key):
   return [images.swapaxes(0, 1) for images in groups], masks
 
 
-def make_update(config, model, head, optimizer, tables):
+def make_update(config, model, head, optimizer, tables, mesh=None):
   """Makes the part of a step that comes after augmentation.
+
+  Args:
+    config: the run's config.
+    model, head: the flax modules.
+    optimizer: of `make_optimizer`.
+    tables: of `make_schedules`.
+    mesh: over which the state is sharded; None is one device.
 
   Returns:
     A pure function (state, global_views (2, B, S, S, 3), local_views
     (V, B, s, s, 3), key) -> (state, metrics), the views being normalised.
   """
   t = config.teacher
+  whole = sharding.whole(mesh)
 
   def update(state, global_views, local_views, key):
     student_key, teacher_key = jax.random.split(key)
@@ -156,8 +164,9 @@ def make_update(config, model, head, optimizer, tables):
       for name, table in tables.items()
     }
     parts = config.accumulate_steps
+    gathered = whole(state.teacher)
     teacher_logits = accumulation.outputs(
-      lambda batch: project(model, head, state.teacher, batch),
+      lambda batch: project(model, head, gathered, batch),
       views_with_masks(model, [global_views], t.drop_path, teacher_key),
       parts,
     ).swapaxes(0, 1)
@@ -172,7 +181,7 @@ def make_update(config, model, head, optimizer, tables):
 
     def loss_fn(student, batch):
       batch, targets = batch
-      logits = project(model, head, student, batch).swapaxes(0, 1)
+      logits = project(model, head, whole(student), batch).swapaxes(0, 1)
       loss = losses.view_prediction(
         logits, targets.swapaxes(0, 1), config.student_temperature
       )
@@ -212,14 +221,14 @@ def make_update(config, model, head, optimizer, tables):
   return update
 
 
-def make_train_step(config, model, head, optimizer, tables):
-  """Makes stage 1's step.
+def make_train_step(config, model, head, optimizer, tables, mesh=None):
+  """Makes stage 1's step; the arguments are those of `make_update`.
 
   Returns:
     A pure function (state, {"image": (B, H, W, 3) uint8}) -> (state, metrics);
     what is random in it comes from config.seed and state.step alone.
   """
-  update = make_update(config, model, head, optimizer, tables)
+  update = make_update(config, model, head, optimizer, tables, mesh)
   root = loop.step_key(config)
 
   def train_step(state, batch):
@@ -308,7 +317,7 @@ def run(config, workdir):
     init_state=jax.jit(
       lambda: init_state(model, head, optimizer, loop.init_key(config))
     ),
-    train_step=make_train_step(config, model, head, optimizer, tables),
+    train_step=make_train_step(config, model, head, optimizer, tables, mesh),
     source=source,
     evaluate=evaluate_state,
     summarize=summarize,

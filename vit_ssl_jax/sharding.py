@@ -73,6 +73,26 @@ def place(tree, shardings):
   )
 
 
+def whole(mesh):
+  """Makes what parameters go through where a step uses them.
+
+  On a mesh with fsdp above 1 they are gathered, and their gradients summed up
+  over all devices; XLA would split the layers instead, and move the tokens of
+  the whole batch between the devices.
+
+  Args:
+    mesh: a mesh of `make_mesh`, or None for one device.
+
+  Returns:
+    (pytree of arrays) -> the same.
+  """
+  if mesh is None or mesh.shape["fsdp"] == 1:
+    return lambda params: params
+  return lambda params: jax.lax.with_sharding_constraint(
+    params, NamedSharding(mesh, P())
+  )
+
+
 def state_sharding(mesh, state):
   """A sharding for each leaf of a state: its longest axis that fsdp divides.
 

@@ -27,6 +27,8 @@ MAGNITUDES = {
   "invert": [0.0] * 10,
 }
 
+# Images that sub-policies are dealt among; 25 sub-policies make 75 slots.
+TABLE = 64
 # Each takes (image, parameter); `_parameters` has the parameters of the levels.
 OPERATIONS = {
   "shearX": geometry.shear_x,
@@ -160,7 +162,24 @@ def deal(key, draws, images, policy):
   at least B in all, and a random permutation seats the images. So each
   image's sub-policy is uniform, and the slots of one operation are a static
   slice: an operation is computed only for the images that it was drawn for.
+  A large batch is dealt in tables of TABLE images, so that those on one device
+  are not dealt among all.
   """
+  tables = max(images.shape[0] // TABLE, 1)
+  if images.shape[0] != tables * TABLE:
+    return _deal_table(key, draws, images, policy)
+
+  def parted(x):
+    return x.reshape(tables, TABLE, *x.shape[1:])
+
+  dealt = jax.vmap(_deal_table, (0, 0, 0, None))(
+    jax.random.split(key, tables), parted(draws), parted(images), policy
+  )
+  return dealt.reshape(images.shape)
+
+
+def _deal_table(key, draws, images, policy):
+  """`deal` for the images of one table."""
   count = images.shape[0]
   table = sorted(POLICIES[policy], key=lambda pair: pair[0][1])
   pairs = [pair for pair in table for _ in range(-(-count // len(table)))]
