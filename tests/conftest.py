@@ -13,6 +13,7 @@ os.environ.setdefault("TEST_DEVICES", "2")
 os.environ["XLA_FLAGS"] = " ".join(
   [
     "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=" + os.environ["TEST_DEVICES"],
   ]

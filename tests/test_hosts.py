@@ -1,5 +1,6 @@
 """Two processes that train as one, over gloo's collectives on this machine."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax import checkpoints, finetune, metrics, pretrain
+from vit_ssl_jax import checkpoints, data, finetune, metrics, pretrain
 
 ROOT = pathlib.Path(__file__).parent.parent
 MAIN = ["-m", "main"]
@@ -68,8 +69,11 @@ def start(arguments, index, port):
     "JAX_PROCESS_ID": str(index),
     "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    # JAX keeps what the first process compiles alone: the second has to be
+    # quick, and without these it compiles a step in a third of the time.
     "XLA_FLAGS": os.environ["XLA_FLAGS"]
-    + " --xla_force_host_platform_device_count=1",
+    + " --xla_force_host_platform_device_count=1"
+    + " --xla_cpu_use_fusion_emitters=false",
   }
   return subprocess.Popen(
     [sys.executable, *arguments],
@@ -196,13 +200,13 @@ def test_finetuning_terminated_and_split(
 
 
 AGREE = """
-import pathlib, sys
+import pathlib, sys, time
 from vit_ssl_jax import hosts
 hosts.SHUTDOWN_SECONDS = 5
 hosts.start()
 import jax, numpy as np
-from vit_ssl_jax import checkpoints, console, evaluate, metrics, sharding
-from vit_ssl_jax import workdirs
+from vit_ssl_jax import checkpoints, console, evaluate, inputs, metrics
+from vit_ssl_jax import sharding, workdirs
 from vit_ssl_jax.data import batches
 from configs import finetune
 
@@ -256,6 +260,17 @@ class Checkpoints:
 found = sentence(checkpoints.agreed_step, Checkpoints)
 assert "the newest are of the steps 4, 5" in found
 
+# The first reads the data before the other does.
+def load(*_, progress, **__):
+  assert progress == (index == 0)
+  if index == 0:
+    time.sleep(0.3)
+    (folder / "prepared").touch()
+  return (folder / "prepared").exists()
+
+inputs.data.load = load
+assert inputs.load(config)
+
 # Outputs for every image, whole on every process; 5 of them in batches of 4.
 mesh = sharding.make_mesh(2, 4)
 images = np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3)
@@ -299,6 +314,30 @@ def test_processes_agree(tmp_path):
   first, second = run_two(["-c", AGREE, str(tmp_path)])
   assert first == (0, [], "process 0\n")
   assert second == (0, [], "")
+
+
+def test_one_at_a_time_on_a_machine():
+  """While one reads a data set, another waits for it."""
+  lock = data.cache.directory("lock")
+  with data.in_turn(), lock.open() as other, pytest.raises(BlockingIOError):
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  with lock.open() as other:
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", ["swin", "cait"])
+def test_other_architectures(arch, make_tiny, command_line, tmp_path):
+  """Both stages, with parameters split over two processes."""
+  tuning = make_tiny("finetune", arch)
+  tuning.init_from = str(tmp_path / "pretrain" / "one")
+  for config in (make_tiny("pretrain", arch), tuning):
+    folder = tmp_path / config.stage
+    alone(config, folder / "one")
+    config.mesh.fsdp = 2
+    ended = train_two(SPLIT, command_line(config, folder / "two"))
+    assert [status for status, _, _ in ended] == [0, 0]
+    assert_same_run(folder / "two", folder / "one")
 
 
 ALONE = """

@@ -71,6 +71,7 @@ def test_help(argv, capsys):
   assert stop.value.code == 0
   text = capsys.readouterr().out
   assert "--workdir" in text
+  assert "--distributed" in text
   for baseline in ("no --config.init_from", "model.locality=spt+lsa", "drloc"):
     assert baseline in text
   assert ("learning_rate" in text) == (RECIPE in argv)
