@@ -60,6 +60,9 @@ def test_figures(stage, make_tiny):
   assert found["images_per_second"] == pytest.approx(16 / found["step_seconds"])
   assert found["peak_share"] is None  # of a CPU
   assert found["devices"] == 2
+  streamed = found["step_seconds_streamed"] / found["step_seconds"]
+  assert found["streaming_share"] == pytest.approx(100 * (streamed - 1))
+  assert {len(x) for x in found["rounds"].values()} == {2}
   for key in ("compile_seconds", "model_flops", "memory_bytes"):
     assert found[key] > 0
   program = found["program"]
@@ -136,10 +139,11 @@ def test_arguments_that_make_no_sense(arguments, words, capsys):
   assert words in capsys.readouterr().err
 
 
-def test_random_batches_are_a_sets_kind():
+def test_random_images_are_a_sets_kind():
   config = recipe.get_config("vit,cifar10")
   config.batch_size = 4
-  batch = measuring.random_batch(config, None)
+  batch = measuring.random_images(config, 2)
+  assert batch["image"].shape == (8, 32, 32, 3)
   assert batch["image"].dtype == np.uint8
   assert batch["image"].max() > 250
   assert batch["label"].max() < steps.CLASSES

@@ -1,5 +1,7 @@
 """What is read from a compiled program, and from a trace of it."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -128,7 +130,10 @@ def test_profile_names_the_heavy_operation():
 
   arguments = jnp.ones((600, 600)), jnp.ones((600, 600))
   lowered = step.lower(*arguments)
-  timed = measuring.Timed(lowered, lowered.compile(), *arguments, 0.0)
+  state, batch = arguments
+  timed = measuring.Timed(
+    lowered, lowered.compile(), state, itertools.repeat(batch), 0.0
+  )
   found = profiling.profile(timed)
   assert next(iter(found["parts"])) == "MLP"
   assert found["parts"]["MLP"]["share"] > 60

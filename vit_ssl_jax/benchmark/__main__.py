@@ -7,13 +7,16 @@
   python -m vit_ssl_jax.benchmark --chips=8,64,512
 
 The step is the one that training makes, by the recipe of --dataset, on random
-images that lie on the device. Rounds with and without augmentation, and of all
-values of --sweep, take turns; the figures are medians over the rounds.
+images that lie on the device. Rounds with and without augmentation, with
+batches that are streamed, and of all values of --sweep, take turns; the figures
+are medians over the rounds.
 
   images_per_second    with augmentation
   compile_seconds      of that step, nothing being in JAX's cache
   input_share          how much longer the step is for augmentation, in percent
                        of the step without
+  streaming_share      how much longer it is where batches are streamed from the
+                       host's memory, in percent of the step with
   model_flops          an image's floating-point operations in matrix products,
                        forwards and backwards, counted in the step's program
   peak_share           those done in a second, in percent of what the devices

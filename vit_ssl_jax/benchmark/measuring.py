@@ -1,12 +1,13 @@
-"""Times a step with and without augmentation, and describes its program."""
+"""Times a step, also without its input's cost, and describes its program."""
 
+import itertools
 import statistics
 import time
 
 import jax
 import numpy as np
 
-from vit_ssl_jax import files, models, sharding
+from vit_ssl_jax import data, files, models, sharding
 from vit_ssl_jax.benchmark import hlo, inspection, profiling, steps
 from vit_ssl_jax.benchmark.counting import count_flops
 
@@ -22,6 +23,7 @@ PEAK = {
   "TPU v6 lite": 918e12,
 }
 WARM_UP = 2  # steps
+STREAMED = 8  # batches' images in the host's memory
 
 
 def measure(config, steps, rounds):
@@ -58,16 +60,18 @@ def measure_all(configs, steps, rounds, profile=False, trace="", text=""):
   found = [one.figures() for one in measured]
   if profile:
     for figures, one in zip(found, measured, strict=True):
-      figures["profile"] = profiling.profile(one.runs[True], trace)
+      figures["profile"] = profiling.profile(one.runs["augmented"], trace)
   return found
 
 
 class Measured:
-  """A config's step, with and without augmentation.
+  """A config's step, measured in three ways.
 
   Attributes:
     config: the config.
-    runs: augmented -> its `Timed`.
+    runs: a `Timed` for each: "augmented", on a batch that lies on the device;
+      "streamed", the same with batches that come from the host's memory;
+      "bare", without augmentation.
     flops: of a step's matrix products.
   """
 
@@ -77,11 +81,14 @@ class Measured:
     mesh = sharding.make_mesh(
       config.mesh.fsdp, config.batch_size, config.accumulate_steps
     )
-    batch = random_batch(config, sharding.batch_sharding(mesh))
-    for augmented in (True, False):
-      init, step = steps.stage(config, augmented, mesh)
+    images = random_images(config, STREAMED)
+    batch = {key: x[: config.batch_size] for key, x in images.items()}
+    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+    for name in ("augmented", "bare"):
+      init, step = steps.stage(config, name == "augmented", mesh)
       shardings = sharding.state_sharding(mesh, jax.eval_shape(init))
-      state = jax.jit(init, out_shardings=shardings)()
+      fresh = jax.jit(init, out_shardings=shardings)
+      state = fresh()
       step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
       traced = step.trace(state, batch)
       # Of the last: without augmentation.
@@ -90,31 +97,40 @@ class Measured:
       lowered = traced.lower()
       compiled = lowered.compile()
       seconds = time.perf_counter() - began
-      self.runs[augmented] = Timed(lowered, compiled, state, batch, seconds)
+      batches = itertools.repeat(batch)
+      self.runs[name] = Timed(lowered, compiled, state, batches, seconds)
+      if name == "augmented":
+        batches = streamed(images, config.batch_size, mesh)
+        self.runs["streamed"] = Timed(
+          lowered, compiled, fresh(), batches, seconds
+        )
 
   def write_text(self, path):
     """Writes the compiled step's text."""
-    files.write(path, self.runs[True].compiled.as_text())
+    files.write(path, self.runs["augmented"].compiled.as_text())
 
   def figures(self):
     """What the rounds and the program give."""
-    config, run = self.config, self.runs[True]
+    config, run = self.config, self.runs["augmented"]
     taken = {k: statistics.median(r.rounds) for k, r in self.runs.items()}
+    bare, seconds = taken["bare"], taken["augmented"]
     count = config.batch_size
     kind = jax.devices()[0].device_kind
     peak = next((v for k, v in PEAK.items() if kind.startswith(k)), None)
-    rate = self.flops / taken[True]
+    rate = self.flops / seconds
     return {
       "arch": config.model.name,
       "stage": config.stage,
       "dataset": config.dataset,
       "batch_size": count,
       "dtype": str(models.compute_dtype(config)),
-      "images_per_second": count / taken[True],
-      "step_seconds": taken[True],
-      "step_seconds_without_augmentation": taken[False],
-      "rounds": {"with": run.rounds, "without": self.runs[False].rounds},
-      "input_share": 100 * (taken[True] / taken[False] - 1),
+      "images_per_second": count / seconds,
+      "step_seconds": seconds,
+      "step_seconds_without_augmentation": bare,
+      "step_seconds_streamed": taken["streamed"],
+      "rounds": {name: x.rounds for name, x in self.runs.items()},
+      "input_share": 100 * (seconds / bare - 1),
+      "streaming_share": 100 * (taken["streamed"] / seconds - 1),
       "compile_seconds": run.compile_seconds,
       "model_flops": self.flops / count,
       "peak_share": peak and 100 * rate / (peak * jax.device_count()),
@@ -144,16 +160,30 @@ def program_figures(compiled):
   }
 
 
-def random_batch(config, placed):
-  """Random images and labels on the devices."""
+def random_images(config, batches):
+  """Random images and labels of so many batches, in the host's memory."""
   rng = np.random.default_rng(0)
-  shapes = steps.batch_shapes(config)
   highest = {"image": 256, "label": steps.CLASSES}
-  batch = {
-    key: rng.integers(0, highest[key], x.shape, x.dtype)
-    for key, x in shapes.items()
+  return {
+    key: rng.integers(
+      0, highest[key], (batches * len(x), *x.shape[1:]), x.dtype
+    )
+    for key, x in steps.batch_shapes(config).items()
   }
-  return jax.device_put(batch, placed)
+
+
+def streamed(images, batch_size, mesh):
+  """Batches as training streams them from the host's memory, without end."""
+  source = data.make_source(
+    images["image"],
+    images["label"],
+    batch_size,
+    seed=0,
+    placement="host",
+    mesh=mesh,
+    streamer="threads",
+  )
+  return source.items(0)
 
 
 class Timed:
@@ -162,15 +192,16 @@ class Timed:
   Attributes:
     lowered: the step before it was compiled.
     compiled: (state, batch) -> (state, metrics); the state is donated.
+    batches: an iterator without end.
     compile_seconds: how long that took.
     rounds: seconds of a step, round by round.
   """
 
-  def __init__(self, lowered, compiled, state, batch, compile_seconds):
+  def __init__(self, lowered, compiled, state, batches, compile_seconds):
     self.lowered = lowered
     self.compiled = compiled
     self.state = state
-    self.batch = batch
+    self.batches = batches
     self.compile_seconds = compile_seconds
     self.rounds = []
 
@@ -178,6 +209,6 @@ class Timed:
     """Makes steps, waiting for the last alone; gives the seconds."""
     began = time.perf_counter()
     for _ in range(steps):
-      self.state, metrics = self.compiled(self.state, self.batch)
+      self.state, metrics = self.compiled(self.state, next(self.batches))
     jax.block_until_ready((self.state, metrics))
     return time.perf_counter() - began

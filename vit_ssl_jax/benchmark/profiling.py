@@ -41,7 +41,7 @@ def profile(run, trace=""):
   compiled = run.compiled
   if jax.default_backend() == "gpu":
     compiled = run.lowered.compile(NO_GRAPHS)
-  state, batch = run.state, run.batch
+  state, batch = run.state, next(run.batches)
   state, _ = jax.block_until_ready(compiled(state, batch))
   with contextlib.ExitStack() as stack:
     folder = trace or stack.enter_context(tempfile.TemporaryDirectory())
