@@ -1,6 +1,8 @@
 """What the benchmark counts, and that it measures the stages' own steps."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 
 from configs import pretrain as recipe
 from vit_ssl_jax import benchmark
+from vit_ssl_jax.benchmark import __main__ as command, measuring, steps
 
 
 def flops(function, *shapes):
@@ -33,8 +36,7 @@ def test_flops_of_the_papers_vit():
   config = recipe.get_config("vit,cifar10")
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3, batch_size=2)
   init, step = benchmark.stage(config, augmented=False)
-  batch = {"image": jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8)}
-  traced = jax.jit(step).trace(jax.eval_shape(init), batch)
+  traced = jax.jit(step).trace(jax.eval_shape(init), steps.batch_shapes(config))
   found = benchmark.count_flops(traced.jaxpr.jaxpr) / 2
 
   def forward(tokens):
@@ -60,7 +62,52 @@ def test_figures(stage, make_tiny):
   assert found["devices"] == 2
   for key in ("compile_seconds", "model_flops", "memory_bytes"):
     assert found[key] > 0
+  program = found["program"]
+  assert program["kernels"] >= program["fusions"] > 0
+  assert program["bytes"] > program["xla_bytes_accessed"]  # loops counted
   json.dumps(found)
+
+
+def run(*arguments):
+  """What the command prints where TensorFlow, TFDS and clu are missing."""
+  code = (
+    "import sys\n"
+    "for name in ('tensorflow', 'tensorflow_datasets', 'clu', 'tensorboard'):\n"
+    "  sys.modules[name] = None\n"  # importing it is an ImportError
+    "from vit_ssl_jax.benchmark import __main__\n"
+    f"__main__.main({list(arguments)!r})\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def test_sweep_profile_and_files_without_tensorflow(tmp_path):
+  out, text = tmp_path / "a.json", tmp_path / "a.hlo"
+  printed = run(
+    "--stage=finetune", "--dataset=digits", "--batch_size=4", "--steps=1",
+    "--rounds=1", "--config.model.embed_dim=8", "--config.model.num_heads=2",
+    "--sweep=model.depth=1,2", "--profile", "--json", f"--out={out}",
+    f"--hlo={text}", f"--trace={tmp_path / 'trace'}",
+  )  # fmt: skip
+  kept = json.loads(out.read_text())
+  assert kept["figures"] == json.loads(printed.splitlines()[-1])
+  assert [x["model.depth"] for x in kept["figures"]] == [1, 2]
+  one, two = (x["model_flops"] for x in kept["figures"])
+  assert one < two < 2 * one
+  assert kept["versions"]["jax"] == jax.__version__
+  assert "--sweep=model.depth=1,2" in kept["command"]
+  for figures in kept["figures"]:
+    shares = [x["share"] for x in figures["profile"]["parts"].values()]
+    assert sum(shares) == pytest.approx(100)
+    assert figures["profile"]["unattributed_share"] < 25
+    assert {"augmentation", "MLP", "attention", "update of the weights"} <= (
+      figures["profile"]["parts"].keys()
+    )
+  assert text.read_text().startswith("HloModule")
+  assert list(tmp_path.glob("trace/plugins/profile/*/*.xplane.pb"))
 
 
 @pytest.mark.parametrize(
@@ -70,11 +117,29 @@ def test_figures(stage, make_tiny):
     (["--dataset=mnist"], "DATASET of cifar10"),
     (["--batch_size=3"], "not a multiple of the 2 devices"),
     (["--arch=resnet"], "invalid choice"),
+    (["--config.model.dept=3"], "did you mean 'depth'?"),
+    (["--config.model.depth=deep"], "model.depth='deep' is not of the kind"),
+    (["--config.model=3"], "model=3 is not of the kind"),
+    (["--config.epochs"], "unrecognized arguments: --config.epochs"),
+    (["--sweep=model.depth"], "has to be like --sweep=model.depth=3,6,9"),
+    (["--sweep=model.dept=3,6"], "did you mean 'depth'?"),
+    (["--chips=8,x"], "has to be like --chips=8,64,512"),
+    (["--chips=9"], "a slice of v5e has 1, 4, 8"),
   ],
 )
 def test_arguments_that_make_no_sense(arguments, words, capsys):
+  before = jax.config.jax_enable_compilation_cache
   with pytest.raises(SystemExit) as stop:
-    benchmark.main(arguments)
-  jax.config.update("jax_enable_compilation_cache", True)
+    command.main(arguments)
+  jax.config.update("jax_enable_compilation_cache", before)
   assert stop.value.code == 2
   assert words in capsys.readouterr().err
+
+
+def test_random_batches_are_a_sets_kind():
+  config = recipe.get_config("vit,cifar10")
+  config.batch_size = 4
+  batch = measuring.random_batch(config, None)
+  assert batch["image"].dtype == np.uint8
+  assert batch["image"].max() > 250
+  assert batch["label"].max() < steps.CLASSES

@@ -7,7 +7,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "vit_ssl_jax"
 # Upper floors may import lower ones; rooms of one floor do not know each other.
 FLOORS = [
-  {"main", "export", "predict", "benchmark"},
+  {"main", "export", "predict"},
+  {"benchmark"},
   {"commands"},
   {"suites"},
   {"classifiers"},

@@ -59,20 +59,6 @@ def batch_sharding(mesh):
   return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def place(tree, shardings):
-  """Puts what every process has whole on the devices.
-
-  Args:
-    tree: a pytree of arrays.
-    shardings: a pytree of NamedSharding, for each of them.
-  """
-  return jax.tree.map(
-    lambda x, s: jax.make_array_from_callback(x.shape, s, x.__getitem__),
-    jax.device_get(tree),
-    shardings,
-  )
-
-
 def whole(mesh):
   """Makes what parameters go through where a step uses them.
 
@@ -90,6 +76,20 @@ def whole(mesh):
     return lambda params: params
   return lambda params: jax.lax.with_sharding_constraint(
     params, NamedSharding(mesh, P())
+  )
+
+
+def place(tree, shardings):
+  """Puts what every process has whole on the devices.
+
+  Args:
+    tree: a pytree of arrays.
+    shardings: a pytree of NamedSharding, for each of them.
+  """
+  return jax.tree.map(
+    lambda x, s: jax.make_array_from_callback(x.shape, s, x.__getitem__),
+    jax.device_get(tree),
+    shardings,
   )
 
 
