@@ -167,13 +167,39 @@ def test_drop_path_keeps_the_mean():
   [
     (layers.gelu, [(4, 5)]),
     (layers.standardize, [(4, 5)]),
-    (attention.attend, [(1, 2, 3, 4)] * 3 + [(1, 1, 3, 3)]),
+    (attention.attend, [(1, 3, 2, 4)] * 3 + [(1, 1, 3, 3)]),
+    (layers.linear, [(2, 3, 4), (4, 5), (5,)]),
   ],
 )
 def test_own_derivatives_against_finite_differences(function, shapes):
   keys = jax.random.split(jax.random.key(0), len(shapes))
   args = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
   test_util.check_grads(function, args, 1, modes="rev", atol=1e-2, rtol=1e-2)
+
+
+def test_linear_takes_over_scale_and_bias_of_the_norm_before():
+  """Values and gradients are those of a norm that keeps them."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  x, scale, shift = (
+    jax.random.normal(key, shape)
+    for key, shape in zip(keys, [(2, 3, 4), (4,), (4,)], strict=False)
+  )
+  dense = layers.Linear(5)
+  params = dense.init(keys[3], x)
+  norm = {"params": {"scale": scale, "bias": shift}}
+
+  def result(params, norm, x, apart):
+    y = layers.LayerNorm(apart=apart).apply(norm, x)
+    y, affine = y if apart else (y, None)
+    return jnp.sum(jnp.sin(dense.apply(params, y, affine)))
+
+  grad = jax.value_and_grad(result, (0, 1, 2))
+  apart, kept = (grad(params, norm, x, apart) for apart in (True, False))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+    apart,
+    kept,
+  )
 
 
 def test_half_precision_stays_near(small):

@@ -65,7 +65,7 @@ class Backbone(nn.Module):
     x, grid = x[:, 0], grids[0][:, 0]
     if not self.num_classes:
       return x, grid
-    return layers.linear(self.num_classes, jnp.float32, "head")(x), grid
+    return layers.Linear(self.num_classes, jnp.float32, name="head")(x), grid
 
   def features(self, images, train=False):
     """Images (B, H, W, 3) -> features (B, num_features), float32."""

@@ -17,6 +17,7 @@ from vit_ssl_jax.models.attention import (
   over_views,
   query_scale,
   split,
+  swap,
 )
 from vit_ssl_jax.models.backbone import Backbone
 
@@ -109,17 +110,18 @@ class TalkingHeadsAttention(Attention):
   """
 
   @nn.compact
-  def __call__(self, x, return_attention=False):
+  def __call__(self, x, affine=None, return_attention=False):
     """As in `Attention`; what is returned is the softmax."""
     D = x.shape[-1]
-    qkv = layers.linear(3 * D, self.dtype, "qkv")(x)
+    qkv = layers.Linear(3 * D, self.dtype, name="qkv")(x, affine)
     scale = query_scale(self, D, self.local)
     before = MixHeads(self.num_heads, jnp.float32, name="proj_l")
     after = MixHeads(self.num_heads, self.dtype, name="proj_w")
 
     def attend_in_view(q, k, v):
+      q, k, v = swap(q * scale), swap(k), swap(v)
       scores = jnp.einsum(
-        "bhnd,bhmd->bhnm", q * scale, k, preferred_element_type=jnp.float32
+        "bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32
       )
       scores = before(scores)
       if self.local:
@@ -127,10 +129,10 @@ class TalkingHeadsAttention(Attention):
       weights = jax.nn.softmax(scores)
       mixed = after(weights.astype(self.dtype))
       out = jnp.einsum("bhnm,bhmd->bhnd", mixed, v)
-      return out, weights if return_attention else None
+      return swap(out), weights if return_attention else None
 
     out, shown = over_views(qkv, self.groups, self.num_heads, attend_in_view)
-    return layers.linear(D, self.dtype, "proj")(out), shown
+    return layers.Linear(D, self.dtype, name="proj")(out), shown
 
 
 class MixHeads(nn.Module):
@@ -185,14 +187,14 @@ class ClassBlock(nn.Module):
       [jnp.concatenate(pair, 2) for pair in zip(first, rest, strict=True)]
     )
     groups = tuple((V, 1 + N) for V, N in self.groups)
-    y = layers.LayerNorm(self.dtype, name="norm1")(both)
+    y, affine = layers.LayerNorm(self.dtype, apart=True, name="norm1")(both)
     attend_to = ClassAttention(
       self.num_heads, groups, self.local, self.dtype, name="attn"
     )
-    y, attention = attend_to(y, return_attention)
+    y, attention = attend_to(y, affine, return_attention)
     token = token + scaled(y, 0)
-    y = layers.LayerNorm(self.dtype, name="norm2")(token)
-    y = layers.Mlp(4 * y.shape[-1], self.dtype, name="mlp")(y)
+    y, affine = layers.LayerNorm(self.dtype, apart=True, name="norm2")(token)
+    y = layers.Mlp(4 * y.shape[-1], self.dtype, name="mlp")(y, affine)
     return token + scaled(y, 1), attention
 
 
@@ -204,25 +206,24 @@ class ClassAttention(Attention):
   """
 
   @nn.compact
-  def __call__(self, x, return_attention=False):
-    """Tokens (B, T, D) of all views.
+  def __call__(self, x, affine=None, return_attention=False):
+    """Tokens (B, T, D) of all views; the rest is as in `Attention`.
 
     Returns:
       (B, V, D); the first group's attention (B · V, heads, 1, N), or None.
     """
     B, _, D = x.shape
     views = [N for V, N in self.groups for _ in range(V)]
-    q = layers.linear(D, self.dtype, "q")(x[:, np.cumsum([0, *views])[:-1]])
-    k = layers.linear(D, self.dtype, "k")(x)
-    v = layers.linear(D, self.dtype, "v")(x)
+    starts = np.cumsum([0, *views])[:-1]
+    q = layers.Linear(D, self.dtype, name="q")(x[:, starts], affine)
+    k = layers.Linear(D, self.dtype, name="k")(x, affine)
+    v = layers.Linear(D, self.dtype, name="v")(x, affine)
     scale = query_scale(self, D, self.local)
 
     def heads(part):
-      """(B, V, N, D) -> (B · V, heads, N, d)."""
+      """(B, V, N, D) -> (B · V, N, heads, d)."""
       N = part.shape[2]
-      return part.reshape(-1, N, self.num_heads, D // self.num_heads).swapaxes(
-        1, 2
-      )
+      return part.reshape(-1, N, self.num_heads, D // self.num_heads)
 
     outs, seen = [], []
     for parts in zip(
@@ -236,4 +237,4 @@ class ClassAttention(Attention):
       seen.append(attention_map(query, key, None) if return_attention else None)
       out = attend(query, key, value, None)
       outs.append(out.reshape(B, -1, 1, D))
-    return layers.linear(D, self.dtype, "proj")(join(outs)), seen[0]
+    return layers.Linear(D, self.dtype, name="proj")(join(outs)), seen[0]
