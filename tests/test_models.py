@@ -10,7 +10,7 @@ from jax import test_util
 
 from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.models import attention, layers, patches
+from vit_ssl_jax.models import attention, backbone, layers, patches
 
 SMALL = {
   "vit": {"patch_size": 4, "embed_dim": 8, "depth": 3, "num_heads": 2},
@@ -82,6 +82,42 @@ def test_views_together_are_as_views_alone(small):
     )
   )(params)
   np.testing.assert_allclose(together, np.stack(alone, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("locality", ["", "lsa"])
+def test_class_tokens_alone_are_those_of_the_whole_model(locality):
+  """What the last block leaves out is not needed, nor is its gradient."""
+  model = models.build(
+    "vit",
+    image_size=16,
+    locality=locality,
+    drop_path_rate=0.5,
+    **SMALL["vit"],
+  )
+  params = models.init(model, jax.random.key(0))
+  params = jax.tree.map(
+    lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape),
+    params,
+  )
+  groups = [jnp.ones((2, 1, 16, 16, 3)), jnp.zeros((2, 2, 8, 8, 3))]
+  masks = model.apply(
+    {}, (2, 3), True, method="drop_path", rngs={"drop_path": jax.random.key(1)}
+  )
+
+  masks = backbone.by_block(masks)
+
+  def loss(params, whole):
+    features, _, _ = model.apply(
+      {"params": params}, groups, masks, whole=whole, method="encode"
+    )
+    return jnp.sum(jnp.sin(features)), features
+
+  found = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+    found(params, False),
+    found(params, True),
+  )
 
 
 def test_attention_of_any_block_is_a_distribution(small):

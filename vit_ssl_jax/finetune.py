@@ -116,6 +116,7 @@ def make_update(config, model, optimizer):
         {"params": params},
         images,
         masks,
+        whole=bool(offset_head),
         method="logits_and_grid",
       )
       loss = losses.classification(logits, targets, config.label_smoothing)

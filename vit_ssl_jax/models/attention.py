@@ -142,27 +142,37 @@ def join(parts):
   return jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
 
 
-def over_views(qkv, groups, num_heads, attend_in_view):
+def firsts(groups):
+  """(V,) where in (B, T, C), of all groups, the first token of a view is."""
+  return np.cumsum([0] + [N for V, N in groups for _ in range(V)])[:-1]
+
+
+def over_views(q, k, v, groups, num_heads, attend_in_view):
   """Lets tokens attend to those of their own view.
 
   Args:
-    qkv: (B, T, 3 · D) queries, keys and values of the tokens of `groups`.
+    q: (B, T, D) queries of the tokens of `groups`, or (B, V, D) of one a view.
+    k, v: (B, T, D).
     groups: as in `split`.
     num_heads: attention heads.
     attend_in_view: (q, k, v), each (B · V, N, heads, d) -> (B · V, N, heads, d)
       and what is to be seen of the attention, or None.
 
   Returns:
-    (B, T, D); what is to be seen of the first group's attention.
+    As q; what is to be seen of the first group's attention.
   """
+
+  def heads(x):
+    return x.reshape(-1, x.shape[2], num_heads, x.shape[3] // num_heads)
+
+  whole = q.shape[1] == k.shape[1]
+  asking = groups if whole else [(V, 1) for V, _ in groups]
   outs, seen = [], []
-  for part, (V, N) in zip(split(qkv, groups), groups, strict=True):
-    # Split this way, the gradients are put together in one go.
-    q, k, v = (
-      x.reshape(len(qkv) * V, N, num_heads, -1) for x in jnp.split(part, 3, -1)
-    )
-    out, shown = attend_in_view(q, k, v)
-    outs.append(out.reshape(len(qkv), V, N, -1))
+  for parts in zip(
+    split(q, asking), split(k, groups), split(v, groups), strict=True
+  ):
+    out, shown = attend_in_view(*map(heads, parts))
+    outs.append(out.reshape(parts[0].shape))
     seen.append(shown)
   return join(outs), seen[0]
 
@@ -183,26 +193,37 @@ class Attention(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, affine=None, return_attention=False):
+  def __call__(self, x, affine=None, return_attention=False, first_alone=False):
     """Tokens (B, T, D) attend to those of their own view.
 
     Args:
       x: (B, T, D).
       affine: as in `layers.Linear`.
       return_attention: whether to return the attention as well.
+      first_alone: whether only the first token of each view attends.
 
     Returns:
-      (B, T, D); the first group's attention (B · V, heads, N, N), or None.
+      (B, T, D), or (B, V, D) of the first tokens; the first group's attention
+      (B · V, heads, N, N), or None.
     """
     D = x.shape[-1]
-    qkv = layers.Linear(3 * D, self.dtype, name="qkv")(x, affine)
+    project = layers.Linear(3 * D, self.dtype, name="qkv")
+    if first_alone:
+      q = project(x[:, firsts(self.groups)], affine, slice(0, D))
+      k, v = jnp.split(project(x, affine, slice(D, None)), 2, -1)
+    else:
+      q, k, v = jnp.split(project(x, affine), 3, -1)
     scale = query_scale(self, D, self.local)
 
     def attend_in_view(q, k, v):
       q *= scale
-      bias = diagonal_mask(q.shape[1])[None, None] if self.local else None
+      bias = None
+      if self.local:
+        bias = diagonal_mask(k.shape[1])[None, None, : q.shape[1]]
       shown = attention_map(q, k, bias) if return_attention else None
       return attend(q, k, v, bias), shown
 
-    out, shown = over_views(qkv, self.groups, self.num_heads, attend_in_view)
+    out, shown = over_views(
+      q, k, v, self.groups, self.num_heads, attend_in_view
+    )
     return layers.Linear(D, self.dtype, name="proj")(out), shown

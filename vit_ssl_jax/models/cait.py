@@ -13,6 +13,7 @@ from vit_ssl_jax.models.attention import (
   attend,
   attention_map,
   diagonal_mask,
+  firsts,
   join,
   over_views,
   query_scale,
@@ -64,7 +65,7 @@ class CaiT(Backbone):
     self.check_heads(self.embed_dim, self.num_heads)
 
   @nn.compact
-  def encode(self, groups, masks, return_attention=False):
+  def encode(self, groups, masks, return_attention=False, whole=True):
     """As in `Backbone`."""
     D = self.embed_dim
     init = nn.initializers.normal(0.02)
@@ -114,6 +115,7 @@ class TalkingHeadsAttention(Attention):
     """As in `Attention`; what is returned is the softmax."""
     D = x.shape[-1]
     qkv = layers.Linear(3 * D, self.dtype, name="qkv")(x, affine)
+    q, k, v = jnp.split(qkv, 3, -1)
     scale = query_scale(self, D, self.local)
     before = MixHeads(self.num_heads, jnp.float32, name="proj_l")
     after = MixHeads(self.num_heads, self.dtype, name="proj_w")
@@ -131,7 +133,9 @@ class TalkingHeadsAttention(Attention):
       out = jnp.einsum("bhnm,bhmd->bhnd", mixed, v)
       return swap(out), weights if return_attention else None
 
-    out, shown = over_views(qkv, self.groups, self.num_heads, attend_in_view)
+    out, shown = over_views(
+      q, k, v, self.groups, self.num_heads, attend_in_view
+    )
     return layers.Linear(D, self.dtype, name="proj")(out), shown
 
 
@@ -212,29 +216,19 @@ class ClassAttention(Attention):
     Returns:
       (B, V, D); the first group's attention (B · V, heads, 1, N), or None.
     """
-    B, _, D = x.shape
-    views = [N for V, N in self.groups for _ in range(V)]
-    starts = np.cumsum([0, *views])[:-1]
-    q = layers.Linear(D, self.dtype, name="q")(x[:, starts], affine)
+    D = x.shape[-1]
+    first = x[:, firsts(self.groups)]
+    q = layers.Linear(D, self.dtype, name="q")(first, affine)
     k = layers.Linear(D, self.dtype, name="k")(x, affine)
     v = layers.Linear(D, self.dtype, name="v")(x, affine)
     scale = query_scale(self, D, self.local)
 
-    def heads(part):
-      """(B, V, N, D) -> (B · V, N, heads, d)."""
-      N = part.shape[2]
-      return part.reshape(-1, N, self.num_heads, D // self.num_heads)
+    def attend_in_view(q, k, v):
+      q *= scale
+      shown = attention_map(q, k, None) if return_attention else None
+      return attend(q, k, v, None), shown
 
-    outs, seen = [], []
-    for parts in zip(
-      split(q, [(V, 1) for V, _ in self.groups]),
-      split(k, self.groups),
-      split(v, self.groups),
-      strict=True,
-    ):
-      query, key, value = map(heads, parts)
-      query *= scale
-      seen.append(attention_map(query, key, None) if return_attention else None)
-      out = attend(query, key, value, None)
-      outs.append(out.reshape(B, -1, 1, D))
-    return layers.Linear(D, self.dtype, name="proj")(join(outs)), seen[0]
+    out, shown = over_views(
+      q, k, v, self.groups, self.num_heads, attend_in_view
+    )
+    return layers.Linear(D, self.dtype, name="proj")(out), shown

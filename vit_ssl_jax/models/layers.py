@@ -120,7 +120,7 @@ class Linear(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, affine=None):
+  def __call__(self, x, affine=None, columns=slice(None)):
     """(..., D) -> (..., features) in `dtype`.
 
     Args:
@@ -128,10 +128,12 @@ class Linear(nn.Module):
       affine: (scale (D,), bias (D,)) that x is still to be multiplied by and
         added to. Doing so to the kernel instead, which has fewer rows than x,
         spares passes over x, both forwards and backwards.
+      columns: which of the features are wanted.
     """
     init = nn.initializers.normal(0.02)
     kernel = self.param("kernel", init, (x.shape[-1], self.features))
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    kernel, bias = kernel[:, columns], bias[columns]
     if affine is not None:
       scale, shift = affine
       bias += jnp.einsum("d,df->f", shift, kernel, precision="highest")
@@ -190,19 +192,26 @@ class Block(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, masks, return_attention=False):
+  def __call__(self, x, masks, return_attention=False, first_alone=False):
     """One block.
 
     Args:
       x: (B, T, D), the tokens of all views.
       masks: (2, B, V) drop path of the two branches, or None.
       return_attention: whether to return the attention as well.
+      first_alone: whether only the first token of each view is wanted.
 
     Returns:
-      (B, T, D); what the attention module returns beside its output, or None.
+      (B, T, D), or (B, V, D) of the first tokens; what the attention module
+      returns beside its output, or None.
     """
     y, affine = LayerNorm(self.dtype, apart=True, name="norm1")(x)
-    y, attention = self.attention(name="attn")(y, affine, return_attention)
+    attend = self.attention(name="attn")
+    if first_alone:
+      y, attention = attend(y, affine, return_attention, first_alone)
+      x = x[:, np.cumsum((0, *self.tokens))[:-1]]
+    else:
+      y, attention = attend(y, affine, return_attention)
     x = x + self.branch(y, masks, 0)
     y, affine = LayerNorm(self.dtype, apart=True, name="norm2")(x)
     hidden_dim = int(x.shape[-1] * self.mlp_ratio)
@@ -215,8 +224,10 @@ class Block(nn.Module):
       y *= layer_scale(self, index, self.layer_scale_init, y)
     if masks is None:
       return y
-    tokens = np.repeat(np.arange(len(self.tokens)), self.tokens)
-    return y * masks[index][:, tokens, None].astype(y.dtype)
+    mask = masks[index]
+    if y.shape[1] != mask.shape[1]:  # it is not one token of each view alone
+      mask = mask[:, np.repeat(np.arange(len(self.tokens)), self.tokens)]
+    return y * mask[..., None].astype(y.dtype)
 
 
 def layer_scale(module, index, initial, like):
