@@ -10,7 +10,7 @@ from jax import test_util
 
 from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.models import attention, layers, patches
+from vit_ssl_jax.models import attention, backbone, layers, patches
 
 SMALL = {
   "vit": {"patch_size": 4, "embed_dim": 8, "depth": 3, "num_heads": 2},
@@ -82,6 +82,42 @@ def test_views_together_are_as_views_alone(small):
     )
   )(params)
   np.testing.assert_allclose(together, np.stack(alone, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("locality", ["", "lsa"])
+def test_class_tokens_alone_are_those_of_the_whole_model(locality):
+  """What the last block leaves out is not needed, nor is its gradient."""
+  model = models.build(
+    "vit",
+    image_size=16,
+    locality=locality,
+    drop_path_rate=0.5,
+    **SMALL["vit"],
+  )
+  params = models.init(model, jax.random.key(0))
+  params = jax.tree.map(
+    lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape),
+    params,
+  )
+  groups = [jnp.ones((2, 1, 16, 16, 3)), jnp.zeros((2, 2, 8, 8, 3))]
+  masks = model.apply(
+    {}, (2, 3), True, method="drop_path", rngs={"drop_path": jax.random.key(1)}
+  )
+
+  masks = backbone.by_block(masks)
+
+  def loss(params, whole):
+    features, _, _ = model.apply(
+      {"params": params}, groups, masks, whole=whole, method="encode"
+    )
+    return jnp.sum(jnp.sin(features)), features
+
+  found = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+    found(params, False),
+    found(params, True),
+  )
 
 
 def test_attention_of_any_block_is_a_distribution(small):
@@ -167,13 +203,39 @@ def test_drop_path_keeps_the_mean():
   [
     (layers.gelu, [(4, 5)]),
     (layers.standardize, [(4, 5)]),
-    (attention.attend, [(1, 2, 3, 4)] * 3 + [(1, 1, 3, 3)]),
+    (attention.attend, [(1, 3, 2, 4)] * 3 + [(1, 1, 3, 3)]),
+    (layers.linear, [(2, 3, 4), (4, 5), (5,)]),
   ],
 )
 def test_own_derivatives_against_finite_differences(function, shapes):
   keys = jax.random.split(jax.random.key(0), len(shapes))
   args = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
   test_util.check_grads(function, args, 1, modes="rev", atol=1e-2, rtol=1e-2)
+
+
+def test_linear_takes_over_scale_and_bias_of_the_norm_before():
+  """Values and gradients are those of a norm that keeps them."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  x, scale, shift = (
+    jax.random.normal(key, shape)
+    for key, shape in zip(keys, [(2, 3, 4), (4,), (4,)], strict=False)
+  )
+  dense = layers.Linear(5)
+  params = dense.init(keys[3], x)
+  norm = {"params": {"scale": scale, "bias": shift}}
+
+  def result(params, norm, x, apart):
+    y = layers.LayerNorm(apart=apart).apply(norm, x)
+    y, affine = y if apart else (y, None)
+    return jnp.sum(jnp.sin(dense.apply(params, y, affine)))
+
+  grad = jax.value_and_grad(result, (0, 1, 2))
+  apart, kept = (grad(params, norm, x, apart) for apart in (True, False))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+    apart,
+    kept,
+  )
 
 
 def test_half_precision_stays_near(small):

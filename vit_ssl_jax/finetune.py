@@ -123,6 +123,7 @@ def make_update(config, model, optimizer, mesh=None):
         {"params": params},
         images,
         masks,
+        whole=bool(offset_head),
         method="logits_and_grid",
       )
       loss = losses.classification(logits, targets, config.label_smoothing)

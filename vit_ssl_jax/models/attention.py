@@ -14,27 +14,32 @@ MASKED = -1e9
 
 @jax.custom_vjp
 def attend(q, k, v, bias):
-  """Softmax attention over (..., heads, N, d), queries already scaled.
+  """Softmax attention over (..., N, heads, d), queries already scaled.
 
   Its derivative equals what automatic differentiation gives, but keeps and
   reads less.
 
   Args:
-    q: (..., heads, N, d).
-    k, v: (..., heads, M, d).
+    q: (..., N, heads, d).
+    k, v: (..., M, heads, d).
     bias: added to the scores (..., heads, N, M), with the same number of axes,
       some of which may be 1; or None.
 
   Returns:
-    (..., heads, N, d) in v's type; the softmax is computed in float32.
+    (..., N, heads, d) in v's type; the softmax is computed in float32.
   """
   return attend_forward(q, k, v, bias)[0]
+
+
+def swap(x):
+  """(..., N, heads, d) -> (..., heads, N, d), and back."""
+  return x.swapaxes(-3, -2)
 
 
 def attention_weights(q, k, bias):
   """exp(score - max) (..., heads, N, M) and sums (..., heads, N, 1), float32.
 
-  Arguments are those of `attend`.
+  Arguments are (..., heads, N, d) and those of `attend`.
   """
   scores = jnp.einsum(
     "...nd,...md->...nm", q, k, preferred_element_type=jnp.float32
@@ -47,26 +52,30 @@ def attention_weights(q, k, bias):
 
 def attention_map(q, k, bias):
   """The softmax itself, (..., heads, N, M) float32, to look at."""
-  weights, total = attention_weights(q, k, bias)
+  weights, total = attention_weights(swap(q), swap(k), bias)
   return weights / total
 
 
 def attend_forward(q, k, v, bias):
+  q, k, v = swap(q), swap(k), swap(v)
   weights, total = attention_weights(q, k, bias)
   weights = weights.astype(v.dtype)
   out = jnp.einsum(
     "...nm,...md->...nd", weights, v, preferred_element_type=jnp.float32
   )
-  out = (out / total).astype(v.dtype)
+  total = swap(total)
+  out = (swap(out) / total).astype(v.dtype)
   return out, (q, k, v, bias, weights, total, out)
 
 
 def attend_backward(kept, g):
   q, k, v, bias, weights, total, out = kept
-  g = (g / total).astype(v.dtype)
+  along = swap(
+    jnp.sum((g * out / total).astype(jnp.float32), -1, keepdims=True)
+  )
+  g = swap((g / total).astype(v.dtype))
   # Products over rows, transposed afterwards, are what XLA has kernels for.
   dv = jnp.einsum("...dn,...nm->...dm", g.swapaxes(-2, -1), weights)
-  along = jnp.sum((g * out).astype(jnp.float32), -1, keepdims=True)
   dweights = jnp.einsum(
     "...nd,...md->...nm", g, v, preferred_element_type=jnp.float32
   )
@@ -77,7 +86,7 @@ def attend_backward(kept, g):
   if bias is not None:
     spread = [i for i, size in enumerate(bias.shape) if size == 1]
     dbias = jnp.sum(dscores.astype(jnp.float32), spread, keepdims=True)
-  return dq, dk.swapaxes(-2, -1), dv.swapaxes(-2, -1), dbias
+  return swap(dq), swap(dk.swapaxes(-2, -1)), swap(dv.swapaxes(-2, -1)), dbias
 
 
 attend.defvjp(attend_forward, attend_backward)
@@ -93,17 +102,17 @@ def query_scale(module, width, learned, axes=4):
     module: the attention module, with num_heads and dtype.
     width: D, of all heads together.
     learned: whether it is learned.
-    axes: how many axes the queries (..., heads, N, d) have.
+    axes: how many axes the queries (..., N, heads, d) have.
 
   Returns:
-    A number, or an array (..., heads, 1, 1).
+    A number, or an array (..., 1, heads, 1).
   """
   scale = (width // module.num_heads) ** -0.5
   if not learned:
     return scale
   init = nn.initializers.constant(scale)
   scales = module.param("inverse_temperature", init, (module.num_heads,))
-  shape = (1,) * (axes - 3) + (module.num_heads, 1, 1)
+  shape = (1,) * (axes - 2) + (module.num_heads, 1)
   return scales.astype(module.dtype).reshape(shape)
 
 
@@ -133,24 +142,37 @@ def join(parts):
   return jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
 
 
-def over_views(qkv, groups, num_heads, attend_in_view):
+def firsts(groups):
+  """(V,) where in (B, T, C), of all groups, the first token of a view is."""
+  return np.cumsum([0] + [N for V, N in groups for _ in range(V)])[:-1]
+
+
+def over_views(q, k, v, groups, num_heads, attend_in_view):
   """Lets tokens attend to those of their own view.
 
   Args:
-    qkv: (B, T, 3 · D) queries, keys and values of the tokens of `groups`.
+    q: (B, T, D) queries of the tokens of `groups`, or (B, V, D) of one a view.
+    k, v: (B, T, D).
     groups: as in `split`.
     num_heads: attention heads.
-    attend_in_view: (q, k, v), each (B · V, heads, N, d) -> (B · V, heads, N, d)
+    attend_in_view: (q, k, v), each (B · V, N, heads, d) -> (B · V, N, heads, d)
       and what is to be seen of the attention, or None.
 
   Returns:
-    (B, T, D); what is to be seen of the first group's attention.
+    As q; what is to be seen of the first group's attention.
   """
+
+  def heads(x):
+    return x.reshape(-1, x.shape[2], num_heads, x.shape[3] // num_heads)
+
+  whole = q.shape[1] == k.shape[1]
+  asking = groups if whole else [(V, 1) for V, _ in groups]
   outs, seen = [], []
-  for part, (V, N) in zip(split(qkv, groups), groups, strict=True):
-    part = part.reshape(-1, N, 3, num_heads, part.shape[-1] // 3 // num_heads)
-    out, shown = attend_in_view(*part.transpose(2, 0, 3, 1, 4))
-    outs.append(out.transpose(0, 2, 1, 3).reshape(len(qkv), V, N, -1))
+  for parts in zip(
+    split(q, asking), split(k, groups), split(v, groups), strict=True
+  ):
+    out, shown = attend_in_view(*map(heads, parts))
+    outs.append(out.reshape(parts[0].shape))
     seen.append(shown)
   return join(outs), seen[0]
 
@@ -171,21 +193,37 @@ class Attention(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, return_attention=False):
+  def __call__(self, x, affine=None, return_attention=False, first_alone=False):
     """Tokens (B, T, D) attend to those of their own view.
 
+    Args:
+      x: (B, T, D).
+      affine: as in `layers.Linear`.
+      return_attention: whether to return the attention as well.
+      first_alone: whether only the first token of each view attends.
+
     Returns:
-      (B, T, D); the first group's attention (B · V, heads, N, N), or None.
+      (B, T, D), or (B, V, D) of the first tokens; the first group's attention
+      (B · V, heads, N, N), or None.
     """
     D = x.shape[-1]
-    qkv = layers.linear(3 * D, self.dtype, "qkv")(x)
+    project = layers.Linear(3 * D, self.dtype, name="qkv")
+    if first_alone:
+      q = project(x[:, firsts(self.groups)], affine, slice(0, D))
+      k, v = jnp.split(project(x, affine, slice(D, None)), 2, -1)
+    else:
+      q, k, v = jnp.split(project(x, affine), 3, -1)
     scale = query_scale(self, D, self.local)
 
     def attend_in_view(q, k, v):
       q *= scale
-      bias = diagonal_mask(q.shape[2])[None, None] if self.local else None
+      bias = None
+      if self.local:
+        bias = diagonal_mask(k.shape[1])[None, None, : q.shape[1]]
       shown = attention_map(q, k, bias) if return_attention else None
       return attend(q, k, v, bias), shown
 
-    out, shown = over_views(qkv, self.groups, self.num_heads, attend_in_view)
-    return layers.linear(D, self.dtype, "proj")(out), shown
+    out, shown = over_views(
+      q, k, v, self.groups, self.num_heads, attend_in_view
+    )
+    return layers.Linear(D, self.dtype, name="proj")(out), shown

@@ -52,22 +52,27 @@ class Backbone(nn.Module):
     "drop_path".
     """
     masks = self.drop_path((len(images), 1), train)
-    return self.logits_and_grid(images, masks)[0]
+    return self.logits_and_grid(images, masks, whole=False)[0]
 
   @nn.compact
-  def logits_and_grid(self, images, masks=None):
+  def logits_and_grid(self, images, masks=None, whole=True):
     """Images (B, H, W, 3) -> logits (B, num_classes), patches' tokens.
 
     `masks` are of `drop_path`, for one view of each image, or None. The tokens
-    (B, h, w, D) are those of the last block, before the last normalisation.
-    Without classes the features take the place of logits.
+    (B, h, w, D) are those of the last block, before the last normalisation, and
+    without `whole` they may be None, which is faster. Without classes the
+    features take the place of logits.
     """
-    x, grids, _ = self.encode([images[:, None]], by_block(masks))
-    x, grid = x[:, 0], grids[0][:, 0]
+    x, grids, _ = self.encode([images[:, None]], by_block(masks), whole=whole)
+    x, grid = x[:, 0], grids and grids[0][:, 0]
     if not self.num_classes:
       return x, grid
-    head = layers.linear(
-      self.num_classes, jnp.float32, "head", jax.lax.Precision.HIGHEST
+    # Accelerators would multiply float32 in fewer bits if not told.
+    head = nn.Dense(
+      self.num_classes,
+      precision=jax.lax.Precision.HIGHEST,
+      kernel_init=nn.initializers.normal(0.02),
+      name="head",
     )
     return head(x), grid
 
@@ -86,7 +91,7 @@ class Backbone(nn.Module):
     Returns:
       (B, sum of V, num_features) float32.
     """
-    return self.encode(groups, by_block(masks))[0]
+    return self.encode(groups, by_block(masks), whole=False)[0]
 
   def attention(self, images, block=-1):
     """Images (B, H, W, 3) -> (B, heads, N, M), the attention of one block.
@@ -104,18 +109,19 @@ class Backbone(nn.Module):
     every = self.encode([images[:, None]], None, return_attention=True)[2]
     return every[block]
 
-  def encode(self, groups, masks, return_attention=False):
+  def encode(self, groups, masks, return_attention=False, whole=True):
     """Views of each image to features.
 
     Args:
       groups: as in `features_of_views`.
       masks: (depth, 2, B, V) drop path, or None.
       return_attention: whether to return the first group's attention.
+      whole: whether more is wanted than features, which may be found faster.
 
     Returns:
       Features (B, sum of V, num_features), float32; for each group the
-      patches' tokens (B, V, h, w, D) after the last block; a list of every
-      block's attention, or None.
+      patches' tokens (B, V, h, w, D) after the last block, or None; a list of
+      every block's attention, or None.
     """
     raise NotImplementedError
 

@@ -13,10 +13,12 @@ from vit_ssl_jax.models.attention import (
   attend,
   attention_map,
   diagonal_mask,
+  firsts,
   join,
   over_views,
   query_scale,
   split,
+  swap,
 )
 from vit_ssl_jax.models.backbone import Backbone
 
@@ -63,7 +65,7 @@ class CaiT(Backbone):
     self.check_heads(self.embed_dim, self.num_heads)
 
   @nn.compact
-  def encode(self, groups, masks, return_attention=False):
+  def encode(self, groups, masks, return_attention=False, whole=True):
     """As in `Backbone`."""
     D = self.embed_dim
     init = nn.initializers.normal(0.02)
@@ -109,17 +111,19 @@ class TalkingHeadsAttention(Attention):
   """
 
   @nn.compact
-  def __call__(self, x, return_attention=False):
+  def __call__(self, x, affine=None, return_attention=False):
     """As in `Attention`; what is returned is the softmax."""
     D = x.shape[-1]
-    qkv = layers.linear(3 * D, self.dtype, "qkv")(x)
+    qkv = layers.Linear(3 * D, self.dtype, name="qkv")(x, affine)
+    q, k, v = jnp.split(qkv, 3, -1)
     scale = query_scale(self, D, self.local)
     before = MixHeads(self.num_heads, jnp.float32, name="proj_l")
     after = MixHeads(self.num_heads, self.dtype, name="proj_w")
 
     def attend_in_view(q, k, v):
+      q, k, v = swap(q * scale), swap(k), swap(v)
       scores = jnp.einsum(
-        "bhnd,bhmd->bhnm", q * scale, k, preferred_element_type=jnp.float32
+        "bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32
       )
       scores = before(scores)
       if self.local:
@@ -127,10 +131,12 @@ class TalkingHeadsAttention(Attention):
       weights = jax.nn.softmax(scores)
       mixed = after(weights.astype(self.dtype))
       out = jnp.einsum("bhnm,bhmd->bhnd", mixed, v)
-      return out, weights if return_attention else None
+      return swap(out), weights if return_attention else None
 
-    out, shown = over_views(qkv, self.groups, self.num_heads, attend_in_view)
-    return layers.linear(D, self.dtype, "proj")(out), shown
+    out, shown = over_views(
+      q, k, v, self.groups, self.num_heads, attend_in_view
+    )
+    return layers.Linear(D, self.dtype, name="proj")(out), shown
 
 
 class MixHeads(nn.Module):
@@ -185,14 +191,14 @@ class ClassBlock(nn.Module):
       [jnp.concatenate(pair, 2) for pair in zip(first, rest, strict=True)]
     )
     groups = tuple((V, 1 + N) for V, N in self.groups)
-    y = layers.LayerNorm(self.dtype, name="norm1")(both)
+    y, affine = layers.LayerNorm(self.dtype, apart=True, name="norm1")(both)
     attend_to = ClassAttention(
       self.num_heads, groups, self.local, self.dtype, name="attn"
     )
-    y, attention = attend_to(y, return_attention)
+    y, attention = attend_to(y, affine, return_attention)
     token = token + scaled(y, 0)
-    y = layers.LayerNorm(self.dtype, name="norm2")(token)
-    y = layers.Mlp(4 * y.shape[-1], self.dtype, name="mlp")(y)
+    y, affine = layers.LayerNorm(self.dtype, apart=True, name="norm2")(token)
+    y = layers.Mlp(4 * y.shape[-1], self.dtype, name="mlp")(y, affine)
     return token + scaled(y, 1), attention
 
 
@@ -204,36 +210,25 @@ class ClassAttention(Attention):
   """
 
   @nn.compact
-  def __call__(self, x, return_attention=False):
-    """Tokens (B, T, D) of all views.
+  def __call__(self, x, affine=None, return_attention=False):
+    """Tokens (B, T, D) of all views; the rest is as in `Attention`.
 
     Returns:
       (B, V, D); the first group's attention (B · V, heads, 1, N), or None.
     """
-    B, _, D = x.shape
-    views = [N for V, N in self.groups for _ in range(V)]
-    q = layers.linear(D, self.dtype, "q")(x[:, np.cumsum([0, *views])[:-1]])
-    k = layers.linear(D, self.dtype, "k")(x)
-    v = layers.linear(D, self.dtype, "v")(x)
+    D = x.shape[-1]
+    first = x[:, firsts(self.groups)]
+    q = layers.Linear(D, self.dtype, name="q")(first, affine)
+    k = layers.Linear(D, self.dtype, name="k")(x, affine)
+    v = layers.Linear(D, self.dtype, name="v")(x, affine)
     scale = query_scale(self, D, self.local)
 
-    def heads(part):
-      """(B, V, N, D) -> (B · V, heads, N, d)."""
-      N = part.shape[2]
-      return part.reshape(-1, N, self.num_heads, D // self.num_heads).swapaxes(
-        1, 2
-      )
+    def attend_in_view(q, k, v):
+      q *= scale
+      shown = attention_map(q, k, None) if return_attention else None
+      return attend(q, k, v, None), shown
 
-    outs, seen = [], []
-    for parts in zip(
-      split(q, [(V, 1) for V, _ in self.groups]),
-      split(k, self.groups),
-      split(v, self.groups),
-      strict=True,
-    ):
-      query, key, value = map(heads, parts)
-      query *= scale
-      seen.append(attention_map(query, key, None) if return_attention else None)
-      out = attend(query, key, value, None)
-      outs.append(out.reshape(B, -1, 1, D))
-    return layers.linear(D, self.dtype, "proj")(join(outs)), seen[0]
+    out, shown = over_views(
+      q, k, v, self.groups, self.num_heads, attend_in_view
+    )
+    return layers.Linear(D, self.dtype, name="proj")(out), shown

@@ -23,9 +23,11 @@ class ProjectionHead(nn.Module):
   @nn.compact
   def __call__(self, features):
     """Features (..., D) -> outputs (..., out_dim), float32, each in [-1, 1]."""
-    x = layers.linear(self.hidden_dim, self.dtype, "fc1")(features)
-    x = layers.linear(self.hidden_dim, self.dtype, "fc2")(layers.gelu(x))
-    x = layers.linear(self.bottleneck_dim, self.dtype, "fc3")(layers.gelu(x))
+    x = layers.Linear(self.hidden_dim, self.dtype, name="fc1")(features)
+    x = layers.Linear(self.hidden_dim, self.dtype, name="fc2")(layers.gelu(x))
+    x = layers.Linear(self.bottleneck_dim, self.dtype, name="fc3")(
+      layers.gelu(x)
+    )
     x = normalize(x.astype(jnp.float32), axis=-1)
     prototypes = LastLayer(self.out_dim, name="last_layer")(x)
     # Accelerators would multiply float32 in fewer bits if not told.
@@ -58,9 +60,9 @@ class OffsetHead(nn.Module):
   @nn.compact
   def __call__(self, pairs):
     """Two tokens, one behind the other, (..., 2 · D) -> (..., 2)."""
-    x = layers.linear(self.hidden_dim, jnp.float32, "fc1")(pairs)
-    x = layers.linear(self.hidden_dim, jnp.float32, "fc2")(nn.relu(x))
-    return layers.linear(2, jnp.float32, "fc3")(nn.relu(x))
+    x = layers.Linear(self.hidden_dim, jnp.float32, name="fc1")(pairs)
+    x = layers.Linear(self.hidden_dim, jnp.float32, name="fc2")(nn.relu(x))
+    return layers.Linear(2, jnp.float32, name="fc3")(nn.relu(x))
 
 
 def normalize(x, axis):

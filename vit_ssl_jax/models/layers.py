@@ -23,20 +23,32 @@ def uniform_fan_in(fan_in):
   return init
 
 
-def linear(features, dtype, name=None, precision=None):
-  """A dense layer, initialised with std 0.02 and a bias of zero."""
-  return nn.Dense(
-    features,
-    dtype=dtype,
-    precision=precision,
-    kernel_init=nn.initializers.normal(0.02),
-    name=name,
-  )
+# The functions below have derivatives of their own. They equal what automatic
+# differentiation gives, but keep less for the backward pass and walk over it
+# fewer times, which is what a CPU's step waits for.
 
 
-# The two functions below have derivatives of their own. They equal what
-# automatic differentiation gives, but keep less for the backward pass and walk
-# over it fewer times, which is what a CPU's step waits for.
+@jax.custom_vjp
+def linear(x, kernel, bias):
+  """(..., D) times (D, F) plus (F,), all of one type, to (..., F)."""
+  return linear_forward(x, kernel, bias)[0]
+
+
+def linear_forward(x, kernel, bias):
+  rows = x.reshape(-1, x.shape[-1]) @ kernel + bias[None]
+  return rows.reshape(*x.shape[:-1], -1), (x, kernel)
+
+
+def linear_backward(kept, g):
+  x, kernel = kept
+  rows, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+  # Automatic differentiation has this product the other way round, for which
+  # XLA writes a transposed copy of g.
+  dkernel = jax.lax.dot_general(rows, g, (((0,), (0,)), ((), ())))
+  return (g @ kernel.T).reshape(x.shape), dkernel, jnp.sum(g, 0)
+
+
+linear.defvjp(linear_forward, linear_backward)
 
 
 @jax.custom_vjp
@@ -64,7 +76,8 @@ def standardize_forward(x):
   centered = x - jnp.mean(x, -1, keepdims=True)
   variance = jnp.mean(centered * centered, -1, keepdims=True)
   scale = jax.lax.rsqrt(variance + 1e-6)
-  return centered * scale, (centered * scale, scale)
+  y = centered * scale
+  return y, (y, scale)
 
 
 def standardize_backward(kept, g):
@@ -77,20 +90,56 @@ standardize.defvjp(standardize_forward, standardize_backward)
 
 
 class LayerNorm(nn.Module):
-  """Layer normalisation (Ba et al., 2016) with PyTorch's epsilon of ViTs."""
+  """Layer normalisation (Ba et al., 2016) with PyTorch's epsilon of ViTs.
+
+  Attributes:
+    dtype: type of what it returns.
+    apart: whether to leave scale and bias to the linear layer that follows.
+  """
 
   dtype: jnp.dtype = jnp.float32
+  apart: bool = False
 
   @nn.compact
   def __call__(self, x):
-    """(..., D) -> (..., D) in `dtype`."""
-    shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+    """(..., D) -> (..., D) in `dtype`; if apart, that and (scale, bias)."""
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
     bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-    y = standardize(x.astype(jnp.float32)) * scale.reshape(
-      shape
-    ) + bias.reshape(shape)
+    y = standardize(x.astype(jnp.float32))
+    if self.apart:
+      return y.astype(self.dtype), (scale, bias)
+    shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+    y = y * scale.reshape(shape) + bias.reshape(shape)
     return y.astype(self.dtype)
+
+
+class Linear(nn.Module):
+  """A dense layer, initialised with std 0.02 and a bias of zero."""
+
+  features: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, affine=None, columns=slice(None)):
+    """(..., D) -> (..., features) in `dtype`.
+
+    Args:
+      x: (..., D).
+      affine: (scale (D,), bias (D,)) that x is still to be multiplied by and
+        added to. Doing so to the kernel instead, which has fewer rows than x,
+        spares passes over x, both forwards and backwards.
+      columns: which of the features are wanted.
+    """
+    init = nn.initializers.normal(0.02)
+    kernel = self.param("kernel", init, (x.shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    kernel, bias = kernel[:, columns], bias[columns]
+    if affine is not None:
+      scale, shift = affine
+      bias += jnp.einsum("d,df->f", shift, kernel, precision="highest")
+      kernel *= scale[:, None]
+    given = (x, kernel, bias)
+    return linear(*(each.astype(self.dtype) for each in given))
 
 
 class Mlp(nn.Module):
@@ -100,10 +149,10 @@ class Mlp(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x):
-    """(..., D) -> (..., D)."""
-    h = gelu(linear(self.hidden_dim, self.dtype, "fc1")(x))
-    return linear(x.shape[-1], self.dtype, "fc2")(h)
+  def __call__(self, x, affine=None):
+    """(..., D) -> (..., D); `affine` is as in `Linear`."""
+    h = gelu(Linear(self.hidden_dim, self.dtype, name="fc1")(x, affine))
+    return Linear(x.shape[-1], self.dtype, name="fc2")(h)
 
 
 def drop_path_masks(key, rates, views):
@@ -143,23 +192,30 @@ class Block(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, masks, return_attention=False):
+  def __call__(self, x, masks, return_attention=False, first_alone=False):
     """One block.
 
     Args:
       x: (B, T, D), the tokens of all views.
       masks: (2, B, V) drop path of the two branches, or None.
       return_attention: whether to return the attention as well.
+      first_alone: whether only the first token of each view is wanted.
 
     Returns:
-      (B, T, D); what the attention module returns beside its output, or None.
+      (B, T, D), or (B, V, D) of the first tokens; what the attention module
+      returns beside its output, or None.
     """
-    y = LayerNorm(self.dtype, name="norm1")(x)
-    y, attention = self.attention(name="attn")(y, return_attention)
+    y, affine = LayerNorm(self.dtype, apart=True, name="norm1")(x)
+    attend = self.attention(name="attn")
+    if first_alone:
+      y, attention = attend(y, affine, return_attention, first_alone)
+      x = x[:, np.cumsum((0, *self.tokens))[:-1]]
+    else:
+      y, attention = attend(y, affine, return_attention)
     x = x + self.branch(y, masks, 0)
-    y = LayerNorm(self.dtype, name="norm2")(x)
+    y, affine = LayerNorm(self.dtype, apart=True, name="norm2")(x)
     hidden_dim = int(x.shape[-1] * self.mlp_ratio)
-    y = Mlp(hidden_dim, self.dtype, name="mlp")(y)
+    y = Mlp(hidden_dim, self.dtype, name="mlp")(y, affine)
     return x + self.branch(y, masks, 1), attention
 
   def branch(self, y, masks, index):
@@ -168,8 +224,10 @@ class Block(nn.Module):
       y *= layer_scale(self, index, self.layer_scale_init, y)
     if masks is None:
       return y
-    tokens = np.repeat(np.arange(len(self.tokens)), self.tokens)
-    return y * masks[index][:, tokens, None].astype(y.dtype)
+    mask = masks[index]
+    if y.shape[1] != mask.shape[1]:  # it is not one token of each view alone
+      mask = mask[:, np.repeat(np.arange(len(self.tokens)), self.tokens)]
+    return y * mask[..., None].astype(y.dtype)
 
 
 def layer_scale(module, index, initial, like):

@@ -69,7 +69,7 @@ class SwinTransformer(Backbone):
       )
 
   @nn.compact
-  def encode(self, groups, masks, return_attention=False):
+  def encode(self, groups, masks, return_attention=False, whole=True):
     """As in `Backbone`."""
     sizes = tuple((images.shape[1], *self.grid(images)) for images in groups)
     embed = patches.PatchEmbed(

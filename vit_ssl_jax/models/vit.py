@@ -3,11 +3,11 @@
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vit_ssl_jax.models import layers
-from vit_ssl_jax.models.attention import Attention, join, split
+from vit_ssl_jax.models.attention import Attention, firsts, join, split
 from vit_ssl_jax.models.backbone import Backbone
 
 
@@ -43,7 +43,7 @@ class VisionTransformer(Backbone):
     self.check_heads(self.embed_dim, self.num_heads)
 
   @nn.compact
-  def encode(self, groups, masks, return_attention=False):
+  def encode(self, groups, masks, return_attention=False, whole=True):
     """As in `Backbone`."""
     init = nn.initializers.normal(0.02)
     token = self.param("cls_token", init, (1, 1, self.embed_dim))
@@ -56,23 +56,43 @@ class VisionTransformer(Backbone):
       first_of_views = jnp.broadcast_to(first, (*x.shape[:2], 1, x.shape[-1]))
       tokens.append(jnp.concatenate([first_of_views, x], 2))
     sizes = tuple(x.shape[1:3] for x in tokens)
-    views = tuple(N for V, N in sizes for _ in range(V))
-    blocks = layers.scan(
-      layers.Block, self.depth, masks is not None, self.remat
-    )(
-      functools.partial(
-        Attention, self.num_heads, sizes, self.has("lsa"), self.dtype
-      ),
-      self.mlp_ratio,
-      views,
-      dtype=self.dtype,
-      name="blocks",
+    norm = layers.LayerNorm(name="norm")
+    x = join(tokens)
+    if not whole and not self.is_initializing():
+      return norm(self.class_tokens(x, sizes, masks)), None, None
+    x, attentions = self.blocks(sizes, self.depth, masks, name="blocks")(
+      x, masks, return_attention
     )
-    x, attentions = blocks(join(tokens), masks, return_attention)
-    starts = np.cumsum((0, *views))[:-1]
-    features = layers.LayerNorm(name="norm")(x[:, starts])
     grids = [
       part[:, :, 1:].reshape(*images.shape[:2], *self.grid(images), -1)
       for part, images in zip(split(x, sizes), groups, strict=True)
     ]
-    return features, grids, attentions
+    return norm(x[:, firsts(sizes)]), grids, attentions
+
+  def blocks(self, sizes, length, masks, **module):
+    """A module of so many blocks, for tokens of these sizes (V, N)."""
+    scanned = layers.scan(layers.Block, length, masks is not None, self.remat)
+    return scanned(*self.block_options(sizes), **module)
+
+  def block_options(self, sizes):
+    """What a block is made with."""
+    attention = functools.partial(
+      Attention, self.num_heads, sizes, self.has("lsa"), self.dtype
+    )
+    views = tuple(N for V, N in sizes for _ in range(V))
+    return attention, self.mlp_ratio, views, 0.0, self.dtype
+
+  def class_tokens(self, x, sizes, masks):
+    """Tokens (B, T, D) -> class tokens (B, V, D) after all blocks.
+
+    In the last block the others are looked at, but not computed any more.
+    """
+    params = self.variables["params"]["blocks"]
+    before, last = (None, None) if masks is None else (masks[:-1], masks[-1])
+    if self.depth > 1:
+      blocks = self.blocks(sizes, self.depth - 1, masks, parent=None)
+      given = {"params": jax.tree.map(lambda p: p[:-1], params)}
+      x, _ = blocks.apply(given, x, before, False)
+    block = layers.Block(*self.block_options(sizes), parent=None)
+    given = {"params": jax.tree.map(lambda p: p[-1], params)}
+    return block.apply(given, x, last, first_alone=True)[0]

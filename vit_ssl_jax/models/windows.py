@@ -43,19 +43,23 @@ class WindowAttention(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, return_attention=False):
+  def __call__(self, x, affine=None, return_attention=False):
     """Tokens (B, T, C) attend to those of their window.
+
+    Arguments are as in `Attention`.
 
     Returns:
       (B, T, C); the first view's attention (B, heads, N, N), or None.
     """
     C = x.shape[-1]
-    project = layers.linear(3 * C, self.dtype, "qkv")
+    project = layers.Linear(3 * C, self.dtype, name="qkv")
     # A token of padding is zero before this projection, and takes part.
     padding = project(jnp.zeros((1, 1, C), x.dtype))[0, 0]
-    qkv = to_windows(project(x), self.sizes, self.window, self.shift, padding)
-    qkv = qkv.reshape(*qkv.shape[:3], 3, self.num_heads, -1)
-    q, k, v = qkv.transpose(3, 0, 1, 4, 2, 5)
+    qkv = project(x, affine)
+    qkv = to_windows(qkv, self.sizes, self.window, self.shift, padding)
+    q, k, v = (
+      x.reshape(*x.shape[:3], self.num_heads, -1) for x in jnp.split(qkv, 3, -1)
+    )
     q *= query_scale(self, C, self.local, axes=5)
     bias = self.position_bias()[None, None]
     if self.shift:
@@ -66,10 +70,10 @@ class WindowAttention(nn.Module):
     attention = None
     if return_attention:
       attention = self.unfold(attention_map(q, k, bias))
-    out = attend(q, k, v, bias).swapaxes(2, 3)
+    out = attend(q, k, v, bias)
     out = out.reshape(*out.shape[:3], C)
     out = from_windows(out, self.sizes, self.window, self.shift)
-    return layers.linear(C, self.dtype, "proj")(out), attention
+    return layers.Linear(C, self.dtype, name="proj")(out), attention
 
   def position_bias(self):
     """(heads, window², window²), looked up by relative position."""
