@@ -43,7 +43,9 @@ def test_flops_of_the_papers_vit():
     """Of one view: patches, nine blocks; two products of attention each."""
     D, patches = 192, tokens - 1
     block = 2 * tokens * (4 * D * D + 2 * D * 2 * D) + 4 * tokens * tokens * D
-    return 2 * patches * 48 * D + 9 * block
+    # In the last one only keys and values are those of all tokens.
+    last = 2 * (tokens * 2 + 2 + 2 * 2) * D * D + 4 * tokens * D
+    return 2 * patches * 48 * D + 8 * block + last
 
   head = 2 * (192 * 512 + 512 * 512 + 512 * 256 + 256 * 1024)
   student = 2 * forward(65) + 8 * forward(17) + 10 * head
