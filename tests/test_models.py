@@ -10,7 +10,7 @@ from jax import test_util
 
 from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.models import attention, backbone, layers, patches
+from vit_ssl_jax.models import attention, backbone, cait, layers, patches
 
 SMALL = {
   "vit": {"patch_size": 4, "embed_dim": 8, "depth": 3, "num_heads": 2},
@@ -205,6 +205,7 @@ def test_drop_path_keeps_the_mean():
     (layers.standardize, [(4, 5)]),
     (attention.attend, [(1, 3, 2, 4)] * 3 + [(1, 1, 3, 3)]),
     (layers.linear, [(2, 3, 4), (4, 5), (5,)]),
+    (cait.mix, [(2, 3, 2, 2), (3, 4)]),
   ],
 )
 def test_own_derivatives_against_finite_differences(function, shapes):
