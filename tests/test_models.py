@@ -214,6 +214,29 @@ def test_own_derivatives_against_finite_differences(function, shapes):
   test_util.check_grads(function, args, 1, modes="rev", atol=1e-2, rtol=1e-2)
 
 
+def test_fused_attention_is_the_same_with_the_same_gradients():
+  """By XLA's implementation of what cuDNN has a kernel for."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  shapes = [(2, 3, 2, 8), (2, 5, 2, 8), (2, 5, 2, 8)]
+  args = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+
+  def result(attend, *args):
+    return jnp.sum(jnp.sin(attend(*args)))
+
+  ours = functools.partial(result, lambda *x: attention.attend(*x, None))
+  fused = functools.partial(
+    result, lambda *x: attention.attend_fused(*x, implementation="xla")
+  )
+  for one, other in zip(
+    *(
+      jax.tree.leaves(jax.value_and_grad(f, (0, 1, 2))(*args))
+      for f in (ours, fused)
+    ),
+    strict=True,
+  ):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_linear_takes_over_scale_and_bias_of_the_norm_before():
   """Values and gradients are those of a norm that keeps them."""
   keys = jax.random.split(jax.random.key(0), 4)
@@ -327,6 +350,8 @@ def test_head_outputs_are_cosines():
     ({"image_size": 30}, "model.image_size=30 is not a multiple"),
     ({"image_size": 2}, "smaller than a patch"),
     ({"num_heads": 5}, "5 heads do not divide a width of 192"),
+    ({"fused_attention": True, "num_heads": 16}, "8 divides, not 12"),
+    ({"fused_attention": True, "locality": "lsa"}, "without lsa"),
   ],
 )
 def test_sizes_that_do_not_fit(sizes, words):
