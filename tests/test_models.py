@@ -10,7 +10,7 @@ from jax import test_util
 
 from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.models import attention, backbone, layers, patches
+from vit_ssl_jax.models import attention, backbone, cait, layers, patches
 
 SMALL = {
   "vit": {"patch_size": 4, "embed_dim": 8, "depth": 3, "num_heads": 2},
@@ -205,12 +205,36 @@ def test_drop_path_keeps_the_mean():
     (layers.standardize, [(4, 5)]),
     (attention.attend, [(1, 3, 2, 4)] * 3 + [(1, 1, 3, 3)]),
     (layers.linear, [(2, 3, 4), (4, 5), (5,)]),
+    (cait.mix, [(2, 3, 2, 2), (3, 4)]),
   ],
 )
 def test_own_derivatives_against_finite_differences(function, shapes):
   keys = jax.random.split(jax.random.key(0), len(shapes))
   args = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
   test_util.check_grads(function, args, 1, modes="rev", atol=1e-2, rtol=1e-2)
+
+
+def test_fused_attention_is_the_same_with_the_same_gradients():
+  """By XLA's implementation of what cuDNN has a kernel for."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  shapes = [(2, 3, 2, 8), (2, 5, 2, 8), (2, 5, 2, 8)]
+  args = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+
+  def result(attend, *args):
+    return jnp.sum(jnp.sin(attend(*args)))
+
+  ours = functools.partial(result, lambda *x: attention.attend(*x, None))
+  fused = functools.partial(
+    result, lambda *x: attention.attend_fused(*x, implementation="xla")
+  )
+  for one, other in zip(
+    *(
+      jax.tree.leaves(jax.value_and_grad(f, (0, 1, 2))(*args))
+      for f in (ours, fused)
+    ),
+    strict=True,
+  ):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_linear_takes_over_scale_and_bias_of_the_norm_before():
@@ -326,6 +350,8 @@ def test_head_outputs_are_cosines():
     ({"image_size": 30}, "model.image_size=30 is not a multiple"),
     ({"image_size": 2}, "smaller than a patch"),
     ({"num_heads": 5}, "5 heads do not divide a width of 192"),
+    ({"fused_attention": True, "num_heads": 16}, "8 divides, not 12"),
+    ({"fused_attention": True, "locality": "lsa"}, "without lsa"),
   ],
 )
 def test_sizes_that_do_not_fit(sizes, words):

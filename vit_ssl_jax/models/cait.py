@@ -139,6 +139,30 @@ class TalkingHeadsAttention(Attention):
     return layers.Linear(D, self.dtype, name="proj")(out), shown
 
 
+@jax.custom_vjp
+def mix(x, kernel):
+  """(B, H, N, M) and (H, G) -> (B, G, N, M), float32.
+
+  Written as sums over the few heads: as a matrix product it would have x
+  transposed, with the heads last, and back.
+  """
+  return sum(
+    x[:, h, None].astype(jnp.float32) * weights[None, :, None, None]
+    for h, weights in enumerate(kernel)
+  )
+
+
+def mix_backward(kept, g):
+  x, kernel = kept
+  dx = mix(g, kernel.T).astype(x.dtype)
+  rows, g = x.reshape(*x.shape[:2], -1), g.reshape(*g.shape[:2], -1)
+  dkernel = jnp.einsum("bhx,bgx->bhg", rows.astype(jnp.float32), g)
+  return dx, jnp.sum(dkernel, 0)
+
+
+mix.defvjp(lambda x, kernel: (mix(x, kernel), (x, kernel)), mix_backward)
+
+
 class MixHeads(nn.Module):
   """A linear map over the heads (B, heads, N, M)."""
 
@@ -150,10 +174,10 @@ class MixHeads(nn.Module):
     """(B, heads, N, M) -> (B, heads, N, M)."""
     init = nn.initializers.normal(0.02)
     shape = (self.num_heads, self.num_heads)
-    kernel = self.param("kernel", init, shape).astype(self.dtype)
+    kernel = self.param("kernel", init, shape)
     bias = self.param("bias", nn.initializers.zeros, shape[:1])
-    y = jnp.einsum("bhnm,hg->bgnm", x, kernel)
-    return y + bias.astype(self.dtype)[None, :, None, None]
+    y = mix(x, kernel) + bias[None, :, None, None]
+    return y.astype(self.dtype)
 
 
 class ClassBlock(nn.Module):

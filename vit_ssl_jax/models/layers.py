@@ -12,6 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# The longest stack of blocks that is unrolled. That spares writing what the
+# backward pass needs into one array, and reading it from there. On two CPU
+# cores ViT's fine-tuning step took 0.92 of the CPU time for it, and compiling
+# 1.6 times as long; compiling CaiT's, with 24 blocks, took 2.9 times as long.
+UNROLLED = 12
+
 
 def uniform_fan_in(fan_in):
   """PyTorch's default: uniform in ±1/√fan_in, for kernels and for biases."""
@@ -240,6 +246,9 @@ def layer_scale(module, index, initial, like):
 def scan(block, length, sliced, remat):
   """Repeats a block over its depth, with parameters stacked along it.
 
+  A stack of at most `UNROLLED` blocks is no loop in the program, unless the
+  blocks are to be computed again, for which there has to be one.
+
   Args:
     block: a module class with `__call__(x, other, return_attention)`.
     length: the depth.
@@ -260,4 +269,5 @@ def scan(block, length, sliced, remat):
     split_rngs={"params": True},
     in_axes=(0 if sliced else nn.broadcast, nn.broadcast),
     length=length,
+    unroll=length if length <= UNROLLED and not remat else 1,
   )

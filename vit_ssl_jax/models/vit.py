@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import layers
 from vit_ssl_jax.models.attention import Attention, firsts, join, split
 from vit_ssl_jax.models.backbone import Backbone
@@ -21,10 +22,13 @@ class VisionTransformer(Backbone):
   Attributes:
     depth: number of blocks.
     num_heads: attention heads a block.
+    fused_attention: whether attention is cuDNN's kernel on a GPU, which needs a
+      dtype of bfloat16; without locality self-attention.
   """
 
   depth: int = 9
   num_heads: int = 12
+  fused_attention: bool = False
 
   @property
   def num_features(self):
@@ -41,6 +45,12 @@ class VisionTransformer(Backbone):
   def check(self):
     super().check()
     self.check_heads(self.embed_dim, self.num_heads)
+    width = self.embed_dim // self.num_heads
+    if self.fused_attention and (width % 8 or self.has("lsa")):
+      raise UserError(
+        "model.fused_attention=True needs heads of a width that 8 divides, not"
+        f" {width}, and a model.locality without lsa, not {self.locality!r}"
+      )
 
   @nn.compact
   def encode(self, groups, masks, return_attention=False, whole=True):
@@ -77,8 +87,9 @@ class VisionTransformer(Backbone):
   def block_options(self, sizes):
     """What a block is made with."""
     attention = functools.partial(
-      Attention, self.num_heads, sizes, self.has("lsa"), self.dtype
-    )
+      Attention, self.num_heads, sizes, self.has("lsa"), self.dtype,
+      self.fused_attention,
+    )  # fmt: skip
     views = tuple(N for V, N in sizes for _ in range(V))
     return attention, self.mlp_ratio, views, 0.0, self.dtype
 
