@@ -30,6 +30,7 @@ MAY_CHANGE = (
   "mesh.fsdp",
   "accumulate_steps",
   "remat",
+  "model.fused_attention",
   "steps_per_dispatch",
 )
 

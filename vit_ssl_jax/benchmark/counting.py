@@ -41,14 +41,18 @@ def count_flops(jaxpr):
   return sum(flops for flops, _, _ in products(jaxpr))
 
 
-def backward_scans(jaxpr, path=""):
-  """How many turns a program's scans take in its backward pass, in all."""
+def backward_turns(jaxpr, path=""):
+  """How many turns a program's loops take in its backward pass, in all.
+
+  A scan that is unrolled is no loop in the compiled program.
+  """
   total = 0
   for eqn in jaxpr.eqns:
     here = f"{path}/{eqn.source_info.name_stack}"
-    if eqn.primitive.name == "scan" and "transpose" in here:
+    loop = eqn.primitive.name == "scan" and "transpose" in here
+    if loop and eqn.params["unroll"] < eqn.params["length"]:
       total += eqn.params["length"]
     else:
       for part in core.jaxprs_in_params(eqn.params):
-        total += backward_scans(part, here)
+        total += backward_turns(part, here)
   return total

@@ -12,7 +12,7 @@ import jax
 
 from configs import finetune as finetune_recipe, pretrain as pretrain_recipe
 from vit_ssl_jax.benchmark import chips, steps
-from vit_ssl_jax.benchmark.counting import backward_scans, products
+from vit_ssl_jax.benchmark.counting import backward_turns, products
 
 RECIPES = {"pretrain": pretrain_recipe, "finetune": finetune_recipe}
 ARCHITECTURES = ("vit", "swin", "cait")
@@ -38,7 +38,7 @@ class Step:
     backward_flops, backward_moved: of these, the backward pass's.
     logits: elements of the teacher's outputs' mean, which is reduced too.
     messages: in how many parts the gradients are reduced: one for each turn of
-      a scan, and one for all else.
+      a loop, and one for all else.
   """
 
   arch: str
@@ -125,7 +125,7 @@ def count_step(config):
     backward_flops=backward[0],
     backward_moved=backward[1],
     logits=config.head.out_dim if pretraining else 0,
-    messages=1 + backward_scans(program),
+    messages=1 + backward_turns(program),
   )
 
 
