@@ -94,16 +94,16 @@ def test_sweep_profile_and_files_without_tensorflow(tmp_path):
   printed = run(
     "--stage=finetune", "--dataset=digits", "--batch_size=4", "--steps=1",
     "--rounds=1", "--config.model.embed_dim=8", "--config.model.num_heads=2",
-    "--sweep=model.depth=1,2", "--profile", "--json", f"--out={out}",
+    "--sweep=model.depth=2,3", "--profile", "--json", f"--out={out}",
     f"--hlo={text}", f"--trace={tmp_path / 'trace'}",
   )  # fmt: skip
   kept = json.loads(out.read_text())
   assert kept["figures"] == json.loads(printed.splitlines()[-1])
-  assert [x["model.depth"] for x in kept["figures"]] == [1, 2]
+  assert [x["model.depth"] for x in kept["figures"]] == [2, 3]
   one, two = (x["model_flops"] for x in kept["figures"])
   assert one < two < 2 * one
   assert kept["versions"]["jax"] == jax.__version__
-  assert "--sweep=model.depth=1,2" in kept["command"]
+  assert "--sweep=model.depth=2,3" in kept["command"]
   for figures in kept["figures"]:
     shares = [x["share"] for x in figures["profile"]["parts"].values()]
     assert sum(shares) == pytest.approx(100)

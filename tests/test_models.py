@@ -198,6 +198,23 @@ def test_drop_path_keeps_the_mean():
   assert abs((masks[1] == 0).mean() - 0.25) < 0.03
 
 
+@pytest.mark.parametrize("name", ["vit", "swin", "cait"])
+def test_parameters_are_left_as_they_are(name):
+  """Also where they are NumPy's, which can be changed in place."""
+  model = models.build(name, num_classes=2, image_size=16, **SMALL[name])
+  params = jax.device_get(models.init(model, jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda p: (p + rng.standard_normal(p.shape)).astype(p.dtype), params
+  )
+  before = jax.tree.map(np.copy, params)
+  images = rng.standard_normal((2, 16, 16, 3)).astype(np.float32)
+  once = model.apply({"params": params}, images)
+  jax.tree.map(np.testing.assert_array_equal, params, before)
+  jitted = jax.jit(lambda p: model.apply({"params": p}, images))(params)
+  np.testing.assert_allclose(once, jitted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   ("function", "shapes"),
   [

@@ -142,8 +142,9 @@ class Linear(nn.Module):
     kernel, bias = kernel[:, columns], bias[columns]
     if affine is not None:
       scale, shift = affine
-      bias += jnp.einsum("d,df->f", shift, kernel, precision="highest")
-      kernel *= scale[:, None]
+      # Not in place: parameters may be the caller's own NumPy arrays.
+      bias = bias + jnp.einsum("d,df->f", shift, kernel, precision="highest")
+      kernel = kernel * scale[:, None]
     given = (x, kernel, bias)
     return linear(*(each.astype(self.dtype) for each in given))
 
