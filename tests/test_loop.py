@@ -141,7 +141,9 @@ def test_streaming_makes_no_difference(finetuned, finetune_tiny, tmp_path):
   assert result["state_sha256"] == finetuned[1]["state_sha256"]
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize(
+  "stage", ["finetune", pytest.param("pretrain", marks=pytest.mark.long)]
+)
 def test_several_steps_per_dispatch(stage, request, tmp_path):
   """Wherever the run is cut, and as one by one but for rounding."""
   config = request.getfixturevalue(f"{stage}_tiny")
