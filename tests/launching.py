@@ -9,6 +9,10 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 BASH = shutil.which("bash")
 RUN = ("--config=configs/pretrain.py:vit,cifar10", "--workdir=/shared/A")
+TPUS = ("--name=vit", "--image=host/vit:1", "--tpu=tpu-v5-lite-podslice")
+TPUS += ("--topology=4x4", "--bucket=my-bucket", *RUN)
+GPUS = ("--name=vit", "--image=host/vit:1", "--gpu=nvidia-h100-80gb")
+GPUS += ("--hosts=2", "--claim=disk", *RUN)
 # Stands for gcloud and its like: keeps what it is given, a line for each call,
 # and does what the test has put beside it.
 FAKE = """#!/usr/bin/env bash

@@ -37,11 +37,11 @@ def test_the_documents_tables(arch):
     assert set(table.splitlines()) <= set(written.splitlines())
 
 
-def collectives(config, fsdp, augmented):
+def collectives(config, fsdp):
   """Bytes by kind that a compiled step of a config moves, and its state."""
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   mesh = sharding.make_mesh(fsdp, config.batch_size)
-  init, step = steps.stage(config, augmented, mesh)
+  init, step = steps.stage(config, augmented=True, mesh=mesh)
   shape = jax.eval_shape(init)
   places = sharding.state_sharding(mesh, shape)
   state = jax.tree.map(
@@ -73,7 +73,7 @@ def assert_reduced(config, found, state):
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_a_program_reduces_what_the_paper_says(stage, make_tiny):
   config = make_tiny(stage, "vit")
-  found, shape = collectives(config, fsdp=1, augmented=True)
+  found, shape = collectives(config, fsdp=1)
   assert_reduced(config, found, shape)
   if stage == "pretrain":  # mixing takes partners from the whole batch
     assert found.keys() == {"all-reduce"}
@@ -83,7 +83,7 @@ def test_split_parameters_are_gathered(make_tiny, monkeypatch):
   """And no tokens are moved."""
   monkeypatch.setattr(sharding, "SMALLEST", 1)
   config = make_tiny("pretrain", "vit")
-  found, shape = collectives(config, fsdp=2, augmented=True)
+  found, shape = collectives(config, fsdp=2)
   all_split = paper.size([shape.student, shape.teacher, shape.center])
   assert 0.8 * all_split < found["all-gather"] <= all_split
   assert_reduced(config, found, shape)

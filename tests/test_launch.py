@@ -6,15 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from launching import ROOT, RUN, Tools
+from launching import GPUS, ROOT, RUN, TPUS, Tools
 
 SCRIPTS = sorted(ROOT.glob("launch/*.sh"))
 SLICE = ("--name=vit", "--zone=us-west4-a")
 KIND = ("--type=v5litepod-16", "--version=v2-alpha-tpuv5-lite")
-TPUS = ("--name=vit", "--image=host/vit:1", "--tpu=tpu-v5-lite-podslice")
-TPUS += ("--topology=4x4", "--bucket=my-bucket", *RUN)
-GPUS = ("--name=vit", "--image=host/vit:1", "--gpu=nvidia-h100-80gb")
-GPUS += ("--hosts=2", "--claim=disk", *RUN)
 
 
 @pytest.fixture

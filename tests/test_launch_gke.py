@@ -5,12 +5,7 @@ import shlex
 import pytest
 import yaml
 from kubeflow_trainer_api import models
-from launching import ROOT, RUN, Tools, printed
-
-TPUS = ("--name=vit", "--image=host/vit:1", "--tpu=tpu-v5-lite-podslice")
-TPUS += ("--topology=4x4", "--bucket=my-bucket", *RUN)
-GPUS = ("--name=vit", "--image=host/vit:1", "--gpu=nvidia-h100-80gb")
-GPUS += ("--hosts=2", "--claim=disk", *RUN)
+from launching import GPUS, ROOT, RUN, TPUS, Tools, printed
 
 
 @pytest.fixture

@@ -36,15 +36,6 @@ def pretrained(memory, pretrain_tiny, tmp_path_factory):
   return memory["pretrain"]
 
 
-@pytest.fixture
-def finetuned(memory, finetune_tiny, tmp_path_factory):
-  """A finished fine-tuning from scratch: its workdir and its result."""
-  if "finetune" not in memory:
-    workdir = tmp_path_factory.mktemp("finetuned")
-    memory["finetune"] = workdir, finetune.run(finetune_tiny, workdir)
-  return memory["finetune"]
-
-
 def without_time(lines):
   return [{k: v for k, v in x.items() if k != "seconds"} for x in lines]
 
@@ -65,8 +56,8 @@ def test_workdir_of_a_pretraining(pretrained):
   assert not list(workdir.rglob("*.tmp"))
 
 
-def test_workdir_of_a_finetuning(finetuned):
-  workdir, result = finetuned
+def test_workdir_of_a_finetuning(trained):
+  workdir, result = trained
   lines = metrics.read(workdir)
   top1 = [line["top1"] for line in lines if "top1" in line]
   assert len(top1) == 3
@@ -77,7 +68,7 @@ def test_workdir_of_a_finetuning(finetuned):
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_resuming_ends_with_the_same_bits(stage, request, tmp_path):
   config = request.getfixturevalue(f"{stage}_tiny")
-  fixture = "pretrained" if stage == "pretrain" else "finetuned"
+  fixture = "pretrained" if stage == "pretrain" else "trained"
   whole_dir, whole = request.getfixturevalue(fixture)
   run = {"pretrain": pretrain.run, "finetune": finetune.run}[stage]
   for stop in (3, 4, 0):
@@ -135,10 +126,10 @@ def test_other_seed_other_bits(pretrained, pretrain_tiny, tmp_path):
   assert result["state_sha256"] != pretrained[1]["state_sha256"]
 
 
-def test_streaming_makes_no_difference(finetuned, finetune_tiny, tmp_path):
+def test_streaming_makes_no_difference(trained, finetune_tiny, tmp_path):
   finetune_tiny.placement = "host"
   result = finetune.run(finetune_tiny, tmp_path)
-  assert result["state_sha256"] == finetuned[1]["state_sha256"]
+  assert result["state_sha256"] == trained[1]["state_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +138,7 @@ def test_streaming_makes_no_difference(finetuned, finetune_tiny, tmp_path):
 def test_several_steps_per_dispatch(stage, request, tmp_path):
   """Wherever the run is cut, and as one by one but for rounding."""
   config = request.getfixturevalue(f"{stage}_tiny")
-  fixture = "pretrained" if stage == "pretrain" else "finetuned"
+  fixture = "pretrained" if stage == "pretrain" else "trained"
   one_by_one, _ = request.getfixturevalue(fixture)
   run = {"pretrain": pretrain.run, "finetune": finetune.run}[stage]
   config.update(steps_per_dispatch=4, log_every_steps=7)
@@ -169,13 +160,15 @@ def test_steps_that_go_together(finetune_tiny):
   """None is left out, and what is due is done right after its step."""
   finetune_tiny.update(log_every_steps=4, checkpoint_every_steps=6)
   finetune_tiny.update(evaluate_every_epochs=1)
-  steps = loop.Steps(finetune_tiny, per_epoch=5, start=1, stop=14, total=20)
-  made = [list(x) for x in steps.together(3)]
+  steps = loop.Steps(
+    finetune_tiny, per_epoch=5, start=1, stop=14, total=20, at_once=3
+  )
+  made = [list(x) for x in steps.together()]
   assert made == [[2, 3, 4], [5], [6], [7, 8], [9, 10], [11, 12], [13, 14]]
 
 
-def test_finished_run_stays_as_it_is(finetuned, finetune_tiny):
-  workdir, result = finetuned
+def test_finished_run_stays_as_it_is(trained, finetune_tiny):
+  workdir, result = trained
   before = metrics.read(workdir)
   again = finetune.run(finetune_tiny, workdir)
   assert again == result
@@ -244,8 +237,8 @@ def test_not_finite_stops_with_step_and_checkpoint(
   assert not (tmp_path / "checkpoints" / "6").exists()
 
 
-def test_workdir_of_another_run(finetuned, finetune_tiny):
-  workdir, _ = finetuned
+def test_workdir_of_another_run(trained, finetune_tiny):
+  workdir, _ = trained
   finetune_tiny.optim.learning_rate = 0.5
   finetune_tiny.log_every_steps = 7  # may change
   with pytest.raises(

@@ -100,11 +100,7 @@ def test_class_tokens_alone_are_those_of_the_whole_model(locality):
     params,
   )
   groups = [jnp.ones((2, 1, 16, 16, 3)), jnp.zeros((2, 2, 8, 8, 3))]
-  masks = model.apply(
-    {}, (2, 3), True, method="drop_path", rngs={"drop_path": jax.random.key(1)}
-  )
-
-  masks = backbone.by_block(masks)
+  masks = backbone.by_block(models.drop_path(model, jax.random.key(1), (2, 3)))
 
   def loss(params, whole):
     features, _, _ = model.apply(

@@ -133,13 +133,7 @@ def make_update(config, model, optimizer, mesh=None):
       return loss + config.drloc.weight * drloc, {"drloc": drloc}
 
     trained = (state.params, state.offset_head)
-    masks = model.apply(
-      {},
-      (len(images), 1),
-      True,
-      method="drop_path",
-      rngs={"drop_path": key},
-    )
+    masks = models.drop_path(model, key, (len(images), 1))
     pair_keys = jax.random.split(jax.random.fold_in(key, 1), len(images))
     (loss, parts), gradients = accumulation.gradients(
       loss_fn,

@@ -100,13 +100,13 @@ def run(
     bar = stack.enter_context(
       console.progress_bar(start, stop, config.batch_size)
     )
-    steps = Steps(config, per_epoch, start, stop, total)
-    clock = Clock()
     at_once = steps_per_dispatch(config, source)
+    steps = Steps(config, per_epoch, start, stop, total, at_once)
+    clock = Clock()
     try:
       state = train(
-        steps, state, compiled(train_step, source, shardings, at_once), at_once,
-        source, evaluate, warn, recorder, saver, bar, clock, stopping,
+        steps, state, compiled(train_step, source, shardings, at_once), source,
+        evaluate, warn, recorder, saver, bar, clock, stopping,
       )  # fmt: skip
     except metrics.NotFiniteError as e:
       raise not_finite(e, workdir, saver) from e
@@ -142,6 +142,7 @@ class Steps:
   start: int
   stop: int
   total: int
+  at_once: int
 
   def logs(self, step):
     return step % self.config.log_every_steps == 0 or step == self.stop
@@ -158,13 +159,13 @@ class Steps:
       or step == self.stop
     )
 
-  def together(self, most):
-    """The ranges of steps, of at most `most`, after which there is nothing to
-    do but for the last one of a range."""
+  def together(self):
+    """The ranges of at most `at_once` steps of which only the last one has
+    something to be done after it."""
     first = self.start + 1
     while first <= self.stop:
       step = first
-      while step - first + 1 < most and not (
+      while step - first + 1 < self.at_once and not (
         self.logs(step) or self.evaluates(step) or self.saves(step)
       ):
         step += 1
@@ -173,15 +174,15 @@ class Steps:
 
 
 def train(
-  steps, state, step_fn, at_once, source, evaluate, warn, recorder, saver, bar,
-  clock, stopping,
+  steps, state, step_fn, source, evaluate, warn, recorder, saver, bar, clock,
+  stopping,
 ):  # fmt: skip
   """Makes the steps from steps.start to steps.stop; the state they end with.
 
   It ends earlier, with a checkpoint, where `stopping` is set on any process.
   """
   items = source.items(steps.start)
-  for made in steps.together(at_once):
+  for made in steps.together():
     step = made[-1]
     state, values = step_fn(state, source.arrays, items, len(made))
     recorder.add(made, values)
@@ -263,8 +264,8 @@ def compiled(train_step, source, shardings, at_once):
 
   Returns:
     (state, source.arrays, iterator of items, count) -> (state, metrics), with
-    metrics of shape (at_once,) of which the first `count` hold; the state is
-    donated.
+    metrics of shape (at_once,), of which the first `count` hold, or scalars
+    where at_once is 1; the state is donated.
   """
 
   def one(state, arrays, item):
@@ -286,12 +287,7 @@ def compiled(train_step, source, shardings, at_once):
   if at_once == 1:
     step = jit(one)
 
-    def call(state, arrays, items, count):
-      del count
-      state, values = step(state, arrays, next(items))
-      return state, values
-
-    return call
+    return lambda state, arrays, items, _: step(state, arrays, next(items))
 
   steps = jit(several)
 

@@ -130,13 +130,7 @@ def views_with_masks(model, groups, train, key):
     Arrays (B, V_i, S_i, S_i, 3), and (B, depth, 2, sum of V_i) or None.
   """
   count = sum(len(images) for images in groups)
-  masks = model.apply(
-    {},
-    (groups[0].shape[1], count),
-    train,
-    method="drop_path",
-    rngs={"drop_path": key},
-  )
+  masks = models.drop_path(model, key, (groups[0].shape[1], count), train)
   return [images.swapaxes(0, 1) for images in groups], masks
 
 

@@ -65,6 +65,23 @@ def init(model, key):
   return jax.jit(lambda key: model.init(key, images)["params"])(key)
 
 
+def drop_path(model, key, batch_and_views, train=True):
+  """Masks of drop path for `features_of_views` or `logits_and_grid`.
+
+  Args:
+    model: of `build`.
+    key: PRNG key.
+    batch_and_views: (B, V), V being the views of all sizes.
+    train: whether drop path is active.
+
+  Returns:
+    (B, depth, 2, V) float32, or None where nothing drops.
+  """
+  return model.apply(
+    {}, batch_and_views, train, method="drop_path", rngs={"drop_path": key}
+  )
+
+
 @functools.cache
 def shapes(model):
   """The parameters of a model of `build`, without computing any."""
@@ -148,6 +165,7 @@ __all__ = [
   "build",
   "check_parameters",
   "count",
+  "drop_path",
   "from_config",
   "init",
   "resize_parameters",
