@@ -113,6 +113,9 @@ def set_up(distributed=False):
   from vit_ssl_jax import hosts
   from vit_ssl_jax.data import cache
 
+  # A step's buffers are to come from the main thread, see `keep_freed_memory`;
+  # on a CPU there is nothing that a dispatch could run ahead of.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   if distributed:
     hosts.start()
   if not jax.config.jax_compilation_cache_dir:
@@ -127,16 +130,17 @@ def keep_freed_memory():
   """Tells glibc not to hand memory back to the system between steps.
 
   XLA allocates a step's buffers anew on a CPU, and the system would clear each
-  page of them at every step: a fifth of the time of a small model's step.
+  page of them at every step, which took a fifth of ViT's fine-tuning step.
+  That holds for the main thread, for glibc gives others arenas that are too
+  small for such buffers.
   """
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):
     return  # not glibc
-  mmap_max, trim_threshold, arena_max = -4, -1, -8
+  trim_threshold, mmap_max = -1, -4
   mallopt(mmap_max, 0)
-  mallopt(trim_threshold, 2**31 - 1)
-  mallopt(arena_max, 1)
+  mallopt(trim_threshold, -1)
 
 
 def fail(sentence):
