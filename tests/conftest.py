@@ -23,6 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 import pytest
+from launching import Tools
 
 from configs import finetune as finetune_recipe, pretrain as pretrain_recipe
 from vit_ssl_jax import checkpoints, finetune, models, workdirs
@@ -40,6 +41,12 @@ def own_cache(tmp_path_factory, monkeypatch):
   """Keeps what tests decode and prepare out of the user's cache."""
   folder = tmp_path_factory.getbasetemp() / "cache"
   monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+
+
+@pytest.fixture
+def tools(tmp_path):
+  """The executables that a launching script finds."""
+  return Tools(tmp_path / "bin")
 
 
 @pytest.fixture

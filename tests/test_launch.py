@@ -6,16 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from launching import GPUS, ROOT, RUN, TPUS, Tools
+from launching import GPUS, ROOT, RUN, TPUS
 
 SCRIPTS = sorted(ROOT.glob("launch/*.sh"))
 SLICE = ("--name=vit", "--zone=us-west4-a")
 KIND = ("--type=v5litepod-16", "--version=v2-alpha-tpuv5-lite")
-
-
-@pytest.fixture
-def tools(tmp_path):
-  return Tools(tmp_path / "bin")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

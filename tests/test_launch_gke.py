@@ -5,12 +5,7 @@ import shlex
 import pytest
 import yaml
 from kubeflow_trainer_api import models
-from launching import GPUS, ROOT, RUN, TPUS, Tools, printed
-
-
-@pytest.fixture
-def tools(tmp_path):
-  return Tools(tmp_path / "bin")
+from launching import GPUS, ROOT, RUN, TPUS, printed
 
 
 def jobset(tools, *args):

@@ -5,14 +5,9 @@ import signal
 import subprocess
 
 import pytest
-from launching import BASH, ROOT, RUN, Tools, eventually, printed
+from launching import BASH, ROOT, RUN, eventually, printed
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "4"}
-
-
-@pytest.fixture
-def tools(tmp_path):
-  return Tools(tmp_path / "bin")
 
 
 def test_slurm_does_what_the_dry_run_prints(tools):

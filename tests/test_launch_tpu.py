@@ -9,15 +9,10 @@ import subprocess
 import tarfile
 
 import pytest
-from launching import BASH, ROOT, RUN, Tools, eventually, printed
+from launching import BASH, ROOT, RUN, eventually, printed
 
 SLICE = ("--name=vit", "--zone=us-west4-a")
 KIND = ("--type=v5litepod-16", "--version=v2-alpha-tpuv5-lite")
-
-
-@pytest.fixture
-def tools(tmp_path):
-  return Tools(tmp_path / "bin")
 
 
 def test_tpu_create_and_delete(tools):

@@ -116,6 +116,36 @@ def test_class_tokens_alone_are_those_of_the_whole_model(locality):
   )
 
 
+@pytest.mark.parametrize(
+  ("arch", "deeper"),
+  [("vit", {"depth": 6}), ("swin", {"depths": (6, 1)}), ("cait", {"depth": 6})],
+)
+def test_remat_keeps_less_and_changes_nothing(arch, deeper):
+  options = SMALL[arch] | deeper
+  model = models.build(arch, image_size=16, drop_path_rate=0.5, **options)
+  params = models.init(model, jax.random.key(0))
+  images = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
+  masks = models.drop_path(model, jax.random.key(2), (8, 1))
+
+  def gradient(remat):
+    def loss(params):
+      features = model.clone(remat=remat).apply(
+        {"params": params}, [images[:, None]], masks, method="features_of_views"
+      )
+      return jnp.sum(jnp.sin(features))
+
+    return jax.jit(jax.grad(loss)).lower(params).compile()
+
+  kept, again = gradient(False), gradient(True)
+  needs = [g.memory_analysis().temp_size_in_bytes for g in (kept, again)]
+  assert needs[1] < needs[0]
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+    again(params),
+    kept(params),
+  )
+
+
 def test_attention_of_any_block_is_a_distribution(small):
   model, params = small
   images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from vit_ssl_jax import data, files, models, sharding
-from vit_ssl_jax.benchmark import hlo, inspection, profiling, steps
+from vit_ssl_jax.benchmark import chips, hlo, inspection, profiling, steps
 from vit_ssl_jax.benchmark.counting import count_flops
 
 # Dense bfloat16 operations a second, by the beginning of a device's kind, from
@@ -18,9 +18,9 @@ PEAK = {
   "NVIDIA H200": 989e12,
   "NVIDIA A100": 312e12,
   "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5": 459e12,
-  "TPU v6 lite": 918e12,
+  "TPU v5 lite": chips.V5E.peak,
+  "TPU v5": chips.V5P.peak,
+  "TPU v6 lite": chips.V6E.peak,
 }
 WARM_UP = 2  # steps
 STREAMED = 8  # batches' images in the host's memory
