@@ -244,17 +244,6 @@ def layer_scale(module, index, initial, like):
   return gamma.astype(like.dtype)[None, None]
 
 
-def computed_again(block, alone):
-  """A block of which only what it is given is kept for the backward pass.
-
-  Args:
-    block: a module class with `__call__(x, other, return_attention)`.
-    alone: whether it is one block, and no loop keeps XLA from finding that the
-      same work is done twice, and from doing it once.
-  """
-  return nn.remat(block, prevent_cse=alone, static_argnums=(3,))
-
-
 def scan(block, length, sliced, remat):
   """Repeats a block over its depth, with parameters stacked along it.
 
@@ -273,7 +262,9 @@ def scan(block, length, sliced, remat):
     blocks returned beside it, stacked.
   """
   if remat:
-    block = computed_again(block, alone=length == 1)
+    # The loop itself keeps XLA from finding the work to be the same. A stack of
+    # one block is none to XLA, and kept: its gradient takes as much memory.
+    block = nn.remat(block, prevent_cse=False, static_argnums=(3,))
   return nn.scan(
     block,
     variable_axes={"params": 0},

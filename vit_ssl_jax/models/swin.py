@@ -128,9 +128,9 @@ class SwinTransformer(Backbone):
     window = min(self.window_size, side)
     views = tuple(H * W for V, H, W in sizes for _ in range(V))
 
-    def block(shift, kind=layers.Block):
+    def block(shift):
       return functools.partial(
-        kind,
+        layers.Block,
         functools.partial(
           WindowAttention, self.num_heads[stage], sizes, window, shift,
           self.has("lsa"), self.dtype,
@@ -153,10 +153,7 @@ class SwinTransformer(Backbone):
         attentions = [a[i] for i in range(pairs) for a in every]
     if odd:
       last = None if masks is None else masks[-1]
-      kind = layers.Block
-      if self.remat:
-        kind = layers.computed_again(kind, alone=True)
-      x, attention = block(0, kind)(name=f"last_block_{stage}")(
+      x, attention = block(0)(name=f"last_block_{stage}")(
         x, last, return_attention
       )
       attentions.append(attention)
