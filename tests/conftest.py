@@ -26,7 +26,7 @@ import pytest
 from launching import Tools
 
 from configs import finetune as finetune_recipe, pretrain as pretrain_recipe
-from vit_ssl_jax import checkpoints, finetune, models, workdirs
+from vit_ssl_jax import checkpoints, finetune, models, sharding, workdirs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
@@ -99,12 +99,7 @@ def torch():
 @pytest.fixture
 def one_device_mesh():
   """A mesh of the first device alone."""
-  return jax.make_mesh(
-    (1, 1),
-    ("data", "fsdp"),
-    axis_types=(jax.sharding.AxisType.Auto,) * 2,
-    devices=jax.devices()[:1],
-  )
+  return sharding.one_device_mesh()
 
 
 TINY = {

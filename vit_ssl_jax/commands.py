@@ -100,7 +100,7 @@ def reporting_errors():
 
 
 def set_up(distributed=False):
-  """Quietens libraries, and lets JAX keep what it compiles.
+  """Quietens libraries, and keeps what JAX compiles and a CPU's memory.
 
   Args:
     distributed: whether this is one process of several, see `hosts.start`.
@@ -113,8 +113,8 @@ def set_up(distributed=False):
   from vit_ssl_jax import hosts
   from vit_ssl_jax.data import cache
 
-  # A step's buffers are to come from the main thread, see `keep_freed_memory`;
-  # on a CPU there is nothing that a dispatch could run ahead of.
+  # On a CPU alone, and read when JAX starts: steps run, and allocate, on the
+  # main thread (see `keep_freed_memory`), which would only wait for them.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   if distributed:
     hosts.start()
@@ -131,16 +131,16 @@ def keep_freed_memory():
 
   XLA allocates a step's buffers anew on a CPU, and the system would clear each
   page of them at every step, which took a fifth of ViT's fine-tuning step.
-  That holds for the main thread, for glibc gives others arenas that are too
-  small for such buffers.
+  This helps on the main thread alone: in the arenas of others glibc has no room
+  for such buffers, and maps each apart whatever it is told.
   """
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):
     return  # not glibc
   trim_threshold, mmap_max = -1, -4
-  mallopt(mmap_max, 0)
-  mallopt(trim_threshold, -1)
+  mallopt(mmap_max, 0)  # what is mapped apart is unmapped when freed
+  mallopt(trim_threshold, -1)  # never
 
 
 def fail(sentence):

@@ -262,8 +262,9 @@ def scan(block, length, sliced, remat):
     blocks returned beside it, stacked.
   """
   if remat:
-    # The loop itself keeps XLA from finding the work to be the same. A stack of
-    # one block is none to XLA, and kept: its gradient takes as much memory.
+    # The loop itself keeps XLA from finding the work to be the same. Of one
+    # turn XLA removes it and keeps what is in the block; to have that of Swin's
+    # first stage, of one pair, computed again saved nothing.
     block = nn.remat(block, prevent_cse=False, static_argnums=(3,))
   return nn.scan(
     block,
