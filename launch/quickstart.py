@@ -17,16 +17,10 @@ from configs import (
   finetune as finetune_config,
   pretrain as pretrain_config,
 )
-from vit_ssl_jax import (
-  checkpoints,
-  commands,
-  console,
-  data,
-  files,
-  finetune,
-  pretrain,
-)
+from vit_ssl_jax import cli, data, files
 from vit_ssl_jax.report import pictures, tables
+from vit_ssl_jax.run import checkpoints
+from vit_ssl_jax.train import finetune, pretrain
 
 FRACTIONS = (1.0, 0.1)
 # How the time divides, to say how much is left: pretraining, then each
@@ -89,7 +83,7 @@ class Plan:
     passed = time.perf_counter() - self.begin
     left = passed / self.done * (1 - self.done) if self.done else None
     about = f", about {left / 60:.1f} minutes left" if left else ""
-    console.say(f"[{self.number}/{self.count}] {title}{about}")
+    cli.say(f"[{self.number}/{self.count}] {title}{about}")
 
 
 def draw(path, pretrained, curves):
@@ -132,6 +126,6 @@ if __name__ == "__main__":
   parser.add_argument("--arch", default="vit", choices=tuple(common.MODELS))
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
-  commands.set_up()
-  with commands.reporting_errors():
+  cli.set_up()
+  with cli.reporting_errors():
     show(quickstart(args.out, args.arch, args.seed), args.out)

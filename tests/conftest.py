@@ -26,7 +26,10 @@ import pytest
 from launching import Tools
 
 from configs import finetune as finetune_recipe, pretrain as pretrain_recipe
-from vit_ssl_jax import checkpoints, finetune, models, sharding, workdirs
+from vit_ssl_jax import models
+from vit_ssl_jax.parallel import mesh as sharding
+from vit_ssl_jax.run import checkpoints, workdir as workdirs
+from vit_ssl_jax.train import finetune
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(

@@ -18,7 +18,8 @@ import conftest
 import jax
 import numpy as np
 
-from vit_ssl_jax import benchmark, sharding
+from vit_ssl_jax import benchmark
+from vit_ssl_jax.parallel import mesh as sharding
 
 STEPS = 10
 

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_ssl_jax.augment import color, geometry, policies, views
+from vit_ssl_jax.augment import (
+  autoaugment as policies,
+  color,
+  geometry,
+  multi_crop as views,
+)
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 VIEWS = types.SimpleNamespace(

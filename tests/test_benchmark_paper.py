@@ -5,8 +5,8 @@ import pathlib
 import jax
 import pytest
 
-from vit_ssl_jax import sharding
 from vit_ssl_jax.benchmark import chips, hlo, inspection, paper, steps
+from vit_ssl_jax.parallel import mesh as sharding
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs" / "scaling.md"
 COUNTS = [8, 64, 512]

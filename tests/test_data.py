@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax import data
-from vit_ssl_jax.data import facts, rows, tfds_sets
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.data import registry as facts, rows, tfds_sets
 from vit_ssl_jax.data.load import FRACTION
-from vit_ssl_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)

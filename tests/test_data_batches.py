@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import AxisType
 
 from vit_ssl_jax import data
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import batches, cache, rows
-from vit_ssl_jax.errors import UserError
 
 SIZE, BATCH = 22, 4
 

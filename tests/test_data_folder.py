@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import cache, folder, pixels
-from vit_ssl_jax.errors import UserError
 
 COLOURS = {"ant": (250, 0, 0), "bee": (0, 250, 0), "cat": (0, 0, 250)}
 PAIR = ("ant", "bee")

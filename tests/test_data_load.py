@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vit_ssl_jax import data
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import cache, rows, statistics
-from vit_ssl_jax.errors import UserError
 
 
 def save(path, train=40, classes=4, val=False, **changes):

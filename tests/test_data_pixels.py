@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import pixels
 from vit_ssl_jax.data.pixels import (
   BrokenImageError,
@@ -17,7 +18,6 @@ from vit_ssl_jax.data.pixels import (
   decode_all,
   square_rgb,
 )
-from vit_ssl_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (8, 8, 3), np.uint8)

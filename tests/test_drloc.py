@@ -3,7 +3,9 @@
 import jax
 import numpy as np
 
-from vit_ssl_jax import checkpoints, finetune, losses, metrics, models
+from vit_ssl_jax import models
+from vit_ssl_jax.run import checkpoints, metrics
+from vit_ssl_jax.train import finetune, losses
 
 
 def test_loss_against_one_pair_at_a_time():

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 from sklearn import neighbors
 
-from vit_ssl_jax import evaluate, sharding
+from vit_ssl_jax import evaluate
+from vit_ssl_jax.parallel import mesh as sharding
 
 
 def test_extract_covers_every_image_once_and_in_order():

@@ -14,19 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_ssl_jax import (
-  checkpoints,
-  classifiers,
-  data,
-  finetune,
-  models,
+from vit_ssl_jax import data, models
+from vit_ssl_jax.augment import multi_crop as views
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.evaluate import (
+  __main__ as command,
+  classifier as classifiers,
+  corruptions,
   suites,
-  workdirs,
 )
-from vit_ssl_jax.augment import views
-from vit_ssl_jax.data import corruptions
-from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate import __main__ as command
+from vit_ssl_jax.run import checkpoints, workdir as workdirs
+from vit_ssl_jax.train import finetune
 
 ROOT = pathlib.Path(__file__).parent.parent
 COUNT = 20  # images of one corruption at one severity

@@ -15,21 +15,14 @@ import pytest
 from PIL import Image
 
 from configs import finetune as finetune_recipe
-from vit_ssl_jax import (
-  checkpoints,
-  classifiers,
-  data,
-  export as command,
-  finetune,
-  interop,
-  models,
-  pretrained,
-  recipes,
-)
+from vit_ssl_jax import data, export as command, interop, models
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import pixels
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.evaluate import classifier as classifiers
 from vit_ssl_jax.export import export
-from vit_ssl_jax.interop import programs
+from vit_ssl_jax.interop import pretrained, programs
+from vit_ssl_jax.run import checkpoints, recipes
+from vit_ssl_jax.train import finetune
 
 CLASSES = ["cat", "dog", "eel"]
 NAMES = {

@@ -14,16 +14,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from vit_ssl_jax import (
-  finetune,
-  interop,
-  losses,
-  models,
-  optimizers,
-  pretrain,
-  schedules,
-)
+from vit_ssl_jax import interop, models
 from vit_ssl_jax.augment import mix
+from vit_ssl_jax.train import finetune, losses, optimizers, pretrain, schedules
 
 SIZES = (
   "image_size",

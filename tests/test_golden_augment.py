@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_ssl_jax.augment import color, geometry, policies
+from vit_ssl_jax.augment import autoaugment as policies, color, geometry
 
 GOLDEN_DIR = pathlib.Path(
   os.environ.get("GOLDEN_DIR", pathlib.Path(__file__).parent / "golden")

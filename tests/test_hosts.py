@@ -12,7 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax import checkpoints, data, finetune, metrics, pretrain
+from vit_ssl_jax import data
+from vit_ssl_jax.run import checkpoints, metrics
+from vit_ssl_jax.train import finetune, pretrain
 
 ROOT = pathlib.Path(__file__).parent.parent
 MAIN = ["-m", "main"]
@@ -51,7 +53,8 @@ KILLED, TERMINATED = (
 )
 SPLIT = [
   "-c",
-  "from vit_ssl_jax import main, sharding\nsharding.SMALLEST = 1\nmain.run()",
+  "from vit_ssl_jax import main\nfrom vit_ssl_jax.parallel import mesh\n"
+  "mesh.SMALLEST = 1\nmain.run()",
 ]
 
 
@@ -201,12 +204,14 @@ def test_finetuning_terminated_and_split(
 
 AGREE = """
 import pathlib, sys, time
-from vit_ssl_jax import hosts
+from vit_ssl_jax.parallel import hosts
 hosts.SHUTDOWN_SECONDS = 5
 hosts.start()
 import jax, numpy as np
-from vit_ssl_jax import checkpoints, console, evaluate, inputs, metrics
-from vit_ssl_jax import sharding, workdirs
+from vit_ssl_jax import cli, evaluate
+from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
+from vit_ssl_jax.train import inputs
+from vit_ssl_jax.parallel import mesh as sharding
 from vit_ssl_jax.data import batches
 from configs import finetune
 
@@ -307,7 +312,7 @@ recorder.add(range(1, 2), {"loss": np.float32(0.5)})
 recorder.flush()
 assert recorder.recent[-1]["loss"] == 0.5
 assert len(metrics.read(mine)) == (index == 0)
-console.say(f"process {index}")
+cli.say(f"process {index}")
 """
 
 

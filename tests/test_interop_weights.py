@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.interop import pickles, weights, writing
 
 WRITERS = {

@@ -13,16 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax import (
-  checkpoints,
-  finetune,
-  inputs,
-  loop,
-  metrics,
-  models,
-  pretrain,
-)
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax import models
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.run import checkpoints, metrics
+from vit_ssl_jax.train import finetune, inputs, loop, pretrain
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -397,7 +391,7 @@ def test_npz_run_imports_no_tensorflow(finetune_tiny, tmp_path):
   finetune_tiny.update(tensorboard=True, max_steps=1)
   code = """
 import json, sys, ml_collections
-from vit_ssl_jax import finetune
+from vit_ssl_jax.train import finetune
 finetune.run(ml_collections.ConfigDict(json.loads(sys.argv[1])), sys.argv[2])
 assert "tensorflow" not in sys.modules
 """

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from vit_ssl_jax import losses
+from vit_ssl_jax.train import losses
 
 
 def random(*shape, seed=0):

@@ -9,7 +9,7 @@ import pytest
 from jax import test_util
 
 from vit_ssl_jax import models
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.models import attention, backbone, cait, layers, patches
 
 SMALL = {

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_ssl_jax import optimizers
+from vit_ssl_jax.train import optimizers
 
 PARAMS = {
   "backbone": {

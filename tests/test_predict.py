@@ -16,14 +16,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from vit_ssl_jax import (
-  checkpoints,
-  classifiers,
-  data,
-  export,
-  predict,
-)
+from vit_ssl_jax import data, export, predict
 from vit_ssl_jax.data import pixels
+from vit_ssl_jax.evaluate import classifier as classifiers
+from vit_ssl_jax.run import checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -7,21 +7,19 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from vit_ssl_jax import (
-  checkpoints,
-  classifiers,
-  console,
-  finetune,
-  interop,
-  models,
-  pretrained,
-  provenance,
-  suites,
-)
-from vit_ssl_jax.augment import views
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax import cli, interop, models
+from vit_ssl_jax.augment import multi_crop as views
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.evaluate import classifier as classifiers, suites
 from vit_ssl_jax.export import export
-from vit_ssl_jax.interop import weights, writing
+from vit_ssl_jax.interop import (
+  metadata as provenance,
+  pretrained,
+  weights,
+  writing,
+)
+from vit_ssl_jax.run import checkpoints
+from vit_ssl_jax.train import finetune
 
 CLASSES = ["cat", "dog", "eel"]
 ARCHITECTURES = ["vit", "swin", "cait"]
@@ -31,7 +29,7 @@ ARCHITECTURES = ["vit", "swin", "cait"]
 def said(monkeypatch):
   """What a run says, line by line."""
   lines = []
-  monkeypatch.setattr(console, "say", lines.append)
+  monkeypatch.setattr(cli, "say", lines.append)
   return lines
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vit_ssl_jax import schedules
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.train import schedules
 
 
 def test_cosine_starts_and_nearly_ends_where_it_says():

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from vit_ssl_jax import checkpoints, finetune, inputs, metrics, pretrain
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.evaluate import features
+from vit_ssl_jax.run import checkpoints, metrics
+from vit_ssl_jax.train import finetune, inputs, pretrain
 
 
 @pytest.fixture

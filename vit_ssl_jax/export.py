@@ -33,19 +33,11 @@ import tempfile
 import jax
 from flax import traverse_util
 
-from vit_ssl_jax import (
-  checkpoints,
-  files,
-  finetune,
-  interop,
-  models,
-  pretrained,
-  provenance,
-  recipes,
-)
-from vit_ssl_jax.commands import Parser, reporting_errors, set_up
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax import files, interop, models
+from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
 from vit_ssl_jax.interop import (
+  metadata as provenance,
+  pretrained,
   programs,
   renaming,
   timm,
@@ -53,6 +45,8 @@ from vit_ssl_jax.interop import (
   writing,
 )
 from vit_ssl_jax.report import card
+from vit_ssl_jax.run import checkpoints, recipes
+from vit_ssl_jax.train import finetune
 
 # What the name of a file ends with.
 SUFFIXES = {

@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 
 
 def write(path, text):

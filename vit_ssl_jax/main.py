@@ -37,8 +37,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from vit_ssl_jax.commands import fail, reporting_errors, set_up
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError, fail, reporting_errors, set_up
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "RECIPE:ARCH,DATASET")
@@ -135,8 +134,9 @@ def main(argv):
     fail(f"unexpected argument {argv[1]!r}: flags look like --config.epochs=5")
   with reporting_errors():
     set_up(FLAGS.distributed)
-    from vit_ssl_jax import finetune, hosts, pretrain
+    from vit_ssl_jax.parallel import hosts
     from vit_ssl_jax.report import tables
+    from vit_ssl_jax.train import finetune, pretrain
 
     stages = {"pretrain": pretrain, "finetune": finetune}
     with hosts.leaving_at_once():

@@ -30,16 +30,11 @@ import sys
 
 import numpy as np
 
-from vit_ssl_jax import console, evaluate, sharding
-from vit_ssl_jax.commands import (
-  Parser,
-  add_classifier,
-  read_classifier,
-  reporting_errors,
-  set_up,
-)
+from vit_ssl_jax import cli, evaluate
+from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
 from vit_ssl_jax.data import folder, pixels
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.evaluate.classifier import add_classifier, read_classifier
+from vit_ssl_jax.parallel import mesh as sharding
 
 
 def main(argv=None):
@@ -109,12 +104,12 @@ def predict_all(args):
       best = likeliest(probabilities, run.classes, args.top)
       if why:
         broken += 1
-        console.say(f"{file}: {why}")
+        cli.say(f"{file}: {why}")
       if args.json or not why:
         print(print_line(file, best, why), flush=True)
       bar.update()
   if broken:
-    console.say(f"{broken:,} of {len(files):,} images could not be read")
+    cli.say(f"{broken:,} of {len(files):,} images could not be read")
   return not broken
 
 

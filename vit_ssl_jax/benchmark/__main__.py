@@ -50,8 +50,7 @@ import jax
 
 from vit_ssl_jax.benchmark import measuring, paper, records
 from vit_ssl_jax.benchmark.chips import CHIPS
-from vit_ssl_jax.commands import Parser, reporting_errors, set_up
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
 from vit_ssl_jax.main import check_keys
 from vit_ssl_jax.report import tables
 

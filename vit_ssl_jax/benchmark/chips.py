@@ -10,7 +10,7 @@ jax-ml.github.io/scaling-book, parts 2 and 3).
 import dataclasses
 import math
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 
 HOP_SECONDS = 1e-6
 

@@ -7,9 +7,10 @@ import time
 import jax
 import numpy as np
 
-from vit_ssl_jax import data, files, models, sharding
+from vit_ssl_jax import data, files, models
 from vit_ssl_jax.benchmark import chips, hlo, inspection, profiling, steps
 from vit_ssl_jax.benchmark.counting import count_flops
+from vit_ssl_jax.parallel import mesh as sharding
 
 # Dense bfloat16 operations a second, by the beginning of a device's kind, from
 # its maker's data sheet.

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_ssl_jax import finetune, loop, models, optimizers, pretrain
-from vit_ssl_jax.augment import views
+from vit_ssl_jax import models
+from vit_ssl_jax.augment import multi_crop as views
+from vit_ssl_jax.train import finetune, loop, optimizers, pretrain
 
 STEPS_PER_EPOCH = 100  # of the schedules, which cost nothing
 CLASSES = 10

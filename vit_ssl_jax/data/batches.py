@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from vit_ssl_jax import hosts
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import cache
 from vit_ssl_jax.data.rows import ranked
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.parallel import hosts
 
 BATCH_AXES = ("data", "fsdp")
 PLACEMENTS = ("device", "host", "disk")

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from vit_ssl_jax import files
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,17 +6,17 @@ import os
 
 import numpy as np
 
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import (
   cache,
-  facts,
   folder,
   npz,
+  registry as facts,
   rows,
   statistics,
   tfds_sets,
 )
 from vit_ssl_jax.data.pixels import RESIZES
-from vit_ssl_jax.errors import UserError
 
 NPZ, FOLDER = "npz:", "folder:"
 # Streams of random numbers, one for each way of parting a set.

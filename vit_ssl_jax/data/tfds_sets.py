@@ -13,11 +13,11 @@ import urllib.request
 import numpy as np
 from etils import epath
 
-from vit_ssl_jax import console
+from vit_ssl_jax import cli
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import cache
-from vit_ssl_jax.data.facts import DIGITS, SETS
 from vit_ssl_jax.data.pixels import decode_all
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.data.registry import DIGITS, SETS
 
 READ_BATCH = 64
 # Part of the cache's key: raise it when decoding changes.
@@ -127,10 +127,10 @@ def _prepare(name: str, root: epath.Path, progress: bool) -> epath.Path:
   import tensorflow_datasets as tfds
 
   if not SETS[name].host:
-    from vit_ssl_jax.data import builders as builders  # registers them
+    from vit_ssl_jax.data import builders as builders
 
   if progress:
-    console.say(f"preparing {name} in {root}")
+    cli.say(f"preparing {name} in {root}")
   if not (progress and sys.stderr.isatty()):
     tfds.disable_progress_bar()
   try:

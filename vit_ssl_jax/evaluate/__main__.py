@@ -38,17 +38,11 @@ import os
 
 import numpy as np
 
-from vit_ssl_jax import suites
-from vit_ssl_jax.commands import (
-  Parser,
-  add_classifier,
-  read_classifier,
-  reporting_errors,
-  set_up,
-)
-from vit_ssl_jax.data import corruptions, facts
+from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
+from vit_ssl_jax.data import registry as facts
 from vit_ssl_jax.data.load import FOLDER, NPZ
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.evaluate import corruptions, suites
+from vit_ssl_jax.evaluate.classifier import add_classifier, read_classifier
 from vit_ssl_jax.report import tables
 
 PATHS = (NPZ, FOLDER)

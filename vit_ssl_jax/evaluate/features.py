@@ -3,8 +3,9 @@
 import jax
 import numpy as np
 
-from vit_ssl_jax import data, hosts
+from vit_ssl_jax import data
 from vit_ssl_jax.evaluate.accuracy import accuracy
+from vit_ssl_jax.parallel import hosts
 
 
 def parts(dataset):

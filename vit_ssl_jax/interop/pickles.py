@@ -19,7 +19,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 
 STORAGES = {
   "torch.FloatStorage": np.dtype(np.float32),

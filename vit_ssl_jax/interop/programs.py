@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 MARK = b"vsj1"

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from vit_ssl_jax import models
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.models import windows
 
 INDEX = "relative_position_index"

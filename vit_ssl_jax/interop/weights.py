@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.interop import pickles
 
 # The types of arrays, by their names in safetensors files.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.models import layers, patches
 from vit_ssl_jax.models.attention import join, split
 from vit_ssl_jax.models.backbone import Backbone

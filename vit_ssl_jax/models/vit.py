@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.models import layers
 from vit_ssl_jax.models.attention import Attention, firsts, join, split
 from vit_ssl_jax.models.backbone import Backbone

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib import figure
 
-from vit_ssl_jax import metrics, models
-from vit_ssl_jax.augment import views
+from vit_ssl_jax import models
+from vit_ssl_jax.augment import multi_crop as views
+from vit_ssl_jax.run import metrics
 
 
 def summary(path, config, params, images, pretraining, finetuning):

@@ -10,8 +10,8 @@ from typing import ClassVar
 import tensorflow_datasets as tfds
 from PIL import Image, JpegImagePlugin
 
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data.builders import listing, sources
-from vit_ssl_jax.errors import UserError
 
 LISTS = {"train": "train", "validation": "val", "test": "test"}
 BANNER = 20  # rows of copyright at the bottom of every image

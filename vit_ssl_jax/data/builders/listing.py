@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from etils import epath
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 
 IMAGE_STARTS = (b"\xff\xd8", b"\x89PNG")
 

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 
 BLOCK = 1 << 20
 TIMEOUT = 10  # seconds for a source to answer

@@ -9,8 +9,8 @@ from typing import ClassVar
 import tensorflow_datasets as tfds
 from scipy import io
 
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data.builders import listing, sources
-from vit_ssl_jax.errors import UserError
 
 
 def _mat(file, field):

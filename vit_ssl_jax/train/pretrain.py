@@ -11,21 +11,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_ssl_jax import (
+from vit_ssl_jax import evaluate, models
+from vit_ssl_jax.augment import multi_crop as views
+from vit_ssl_jax.parallel import mesh as sharding
+from vit_ssl_jax.run import metrics, schema as checks, workdir as workdirs
+from vit_ssl_jax.train import (
   accumulation,
-  checks,
-  evaluate,
   inputs,
   loop,
   losses,
-  metrics,
-  models,
   optimizers,
   schedules,
-  sharding,
-  workdirs,
 )
-from vit_ssl_jax.augment import views
 
 
 @flax.struct.dataclass

@@ -11,8 +11,10 @@ from importlib import metadata
 import jax
 import numpy as np
 
-from vit_ssl_jax import checkpoints, files, hosts, metrics
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax import files
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.parallel import hosts
+from vit_ssl_jax.run import checkpoints, metrics
 
 # What may differ between the runs that share a workdir: it changes how far a
 # run goes and what is said on the way, and not what a step computes.

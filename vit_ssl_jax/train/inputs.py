@@ -4,7 +4,8 @@ import contextlib
 
 import numpy as np
 
-from vit_ssl_jax import console, data, hosts
+from vit_ssl_jax import cli, data
+from vit_ssl_jax.parallel import hosts
 
 # What of a config `data.load` takes under the same name.
 KEYS = (
@@ -50,7 +51,7 @@ def open_data(config, mesh):
     streamer=dataset.streamer,
   )
   for line in describe(dataset, source):
-    console.say(line)
+    cli.say(line)
   return config, dataset, source
 
 

@@ -1,14 +1,23 @@
-"""What all commands share: how they begin, and how they say what is wrong."""
+"""What all commands share: how they begin, report errors, and show progress."""
 
 import argparse
 import contextlib
 import ctypes
 import logging
+import signal
 import sys
+import threading
 
 import absl.logging
+import tqdm
 
-from vit_ssl_jax.errors import UserError
+
+class UserError(ValueError):
+  """Something given to the program is wrong.
+
+  The message is one sentence: what was given, and what is possible. Commands
+  print it without a traceback and exit with status 2.
+  """
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,64 +36,6 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message):
     fail(message)
-
-
-def add_classifier(parser):
-  """Adds the options that name a classifier."""
-  parser.add_argument(
-    "--workdir",
-    default="",
-    help="a fine-tuning run's folder, of which the newest checkpoint is taken,"
-    " or one of its checkpoints, WORKDIR/checkpoints/STEP",
-  )
-  parser.add_argument(
-    "--init_from",
-    default="",
-    metavar="FILE",
-    help="a file or folder with a classifier's weights, instead of --workdir",
-  )
-  parser.add_argument(
-    "--arch",
-    default="",
-    choices=["vit", "swin", "cait"],
-    help="the architecture of a FILE that does not say it",
-  )
-  parser.add_argument(
-    "--dataset",
-    default="",
-    help="the set that FILE was trained on, where it does not say it or where"
-    " the set now lies elsewhere",
-  )
-  parser.add_argument(
-    "--data_dir",
-    default="",
-    metavar="FOLDER",
-    help="where TFDS keeps its sets; if left out the run's own, or else"
-    " $TFDS_DATA_DIR or its default",
-  )
-
-
-def read_classifier(args):
-  """The `classifiers.Classifier` that the arguments name.
-
-  Raises:
-    UserError: they name none, or what they name is none.
-  """
-  from vit_ssl_jax import classifiers
-
-  if bool(args.workdir) == bool(args.init_from):
-    raise UserError("give either --workdir=B or --init_from=FILE")
-  if args.workdir and (args.arch or args.dataset):
-    raise UserError(
-      "--arch and --dataset go with --init_from: a run knows both itself"
-    )
-  path = args.workdir or args.init_from
-  found = classifiers.read(path, args.arch, args.dataset, args.data_dir)
-  if args.workdir and found.workdir is None:
-    raise UserError(
-      f"--workdir={path} is no workdir: did you mean --init_from?"
-    )
-  return found
 
 
 @contextlib.contextmanager
@@ -110,8 +61,8 @@ def set_up(distributed=False):
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   import jax
 
-  from vit_ssl_jax import hosts
   from vit_ssl_jax.data import cache
+  from vit_ssl_jax.parallel import hosts
 
   # On a CPU alone, and read when JAX starts: steps run, and allocate, on the
   # main thread (see `keep_freed_memory`), which would only wait for them.
@@ -146,3 +97,48 @@ def keep_freed_memory():
 def fail(sentence):
   print(f"error: {sentence}", file=sys.stderr)
   sys.exit(2)
+
+
+def say(text):
+  """Prints a line on standard error without breaking the progress bar."""
+  from vit_ssl_jax.parallel import hosts
+
+  if hosts.first():
+    tqdm.tqdm.write(text, file=sys.stderr)
+
+
+def progress_bar(total, unit, *, initial=0, label=None, disable=False):
+  """A bar with the rate and the time left, on standard error."""
+  return tqdm.tqdm(
+    total=total,
+    initial=initial,
+    desc=label,
+    unit=unit,
+    unit_scale=True,
+    dynamic_ncols=True,
+    mininterval=0.5 if sys.stderr.isatty() else 15,
+    disable=disable,
+  )
+
+
+@contextlib.contextmanager
+def stop_signals():
+  """Yields an Event that SIGINT and SIGTERM set, for an orderly stop.
+
+  A second signal stops at once.
+  """
+  stopping = threading.Event()
+
+  def handle(number, _):
+    stopping.set()
+    signal.signal(number, old[number])
+
+  old = {
+    number: signal.signal(number, handle)
+    for number in (signal.SIGINT, signal.SIGTERM)
+  }
+  try:
+    yield stopping
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)

@@ -8,7 +8,7 @@ over "fsdp" (fully sharded data parallelism, Zhao et al., 2023).
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 
 SMALLEST = 2**12  # elements; splitting less costs more than it saves
 

@@ -10,7 +10,8 @@ import time
 import jax
 import numpy as np
 
-from vit_ssl_jax import files, hosts
+from vit_ssl_jax import files
+from vit_ssl_jax.parallel import hosts
 
 NAME = "metrics.jsonl"
 RECENT = 100  # lines that are kept at hand

@@ -3,17 +3,13 @@
 import itertools
 import json
 
-from vit_ssl_jax import (
-  console,
-  data,
-  evaluate,
-  files,
-  inputs,
-  sharding,
-  workdirs,
-)
-from vit_ssl_jax.data import corruptions, facts
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax import cli, data, evaluate, files
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.data import registry as facts
+from vit_ssl_jax.evaluate import corruptions
+from vit_ssl_jax.parallel import mesh as sharding
+from vit_ssl_jax.run import workdir as workdirs
+from vit_ssl_jax.train import inputs
 
 OWN = ("test", "val")  # of the run's own set
 # How another set's images are read as the run's own are.
@@ -48,7 +44,7 @@ def open_suite(name, run, data_dir):
     trained_on = files.read_json(about)
     workdirs.check_same(trained_on, workdirs.describe(dataset), run.workdir)
   if dataset.broken:
-    console.say(f"{name}: skipped {len(dataset.broken)} broken images")
+    cli.say(f"{name}: skipped {len(dataset.broken)} broken images")
   if name != "val":
     return dataset.test_images, dataset.test_labels
   if not len(dataset.val_labels):
@@ -124,7 +120,7 @@ def evaluate_suite(key, suite, top1, image_size):
   if isinstance(suite, corruptions.Place):
     return evaluate_corruptions(suite, top1, image_size)
   images, labels = suite
-  console.say(f"{key}: {len(labels):,} images")
+  cli.say(f"{key}: {len(labels):,} images")
   return {"images": len(labels), "top1": top1(images, labels)}
 
 
@@ -132,7 +128,7 @@ def evaluate_corruptions(place, top1, image_size):
   """The same of a corrupted set, with the time left on standard error."""
   found, each = {}, corruptions.IMAGES
   parts = len(place.corruptions) * len(corruptions.SEVERITIES)
-  with console.progress_bar(0, parts, each) as bar:
+  with cli.progress_bar(parts * each, "image") as bar:
     bar.set_description(place.name)
     for name, severity, images, labels in corruptions.read(place, image_size):
       found[name, severity] = top1(images, labels)

@@ -6,8 +6,9 @@ import pathlib
 import shlex
 
 from configs import finetune, pretrain
-from vit_ssl_jax import checkpoints, files, workdirs
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax import files
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.run import checkpoints, workdir as workdirs
 
 
 def commands(workdir):

@@ -10,16 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_ssl_jax import (
-  checkpoints,
-  console,
-  hosts,
-  metrics,
-  models,
-  sharding,
-  workdirs,
-)
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax import cli, models
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.parallel import hosts, mesh as sharding
+from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
 
 
 def init_key(config):
@@ -70,7 +64,7 @@ def run(
     KeyboardInterrupt: the run was told to stop; it has saved a checkpoint.
   """
   parameters = models.count(model)
-  console.say(
+  cli.say(
     f"{config.model.name}: {parameters:,} parameters in {model.dtype.name} on"
     f" {mesh.size} x {jax.devices()[0].device_kind}"
   )
@@ -89,16 +83,21 @@ def run(
     if start >= stop and (
       result := hosts.same(workdirs.finished(workdir, start))
     ):
-      console.say(f"finished already, at step {start} of {total}")
+      cli.say(f"finished already, at step {start} of {total}")
       return result
     state, shardings = first_state(saver, mesh, init_state)
     if start:
-      console.say(f"going on from step {start} of {total}")
+      cli.say(f"going on from step {start} of {total}")
     recorder = metrics.Recorder(workdir, start, per_epoch, events)
     stack.callback(close, recorder)
-    stopping = stack.enter_context(console.stop_signals())
+    stopping = stack.enter_context(cli.stop_signals())
     bar = stack.enter_context(
-      console.progress_bar(start, stop, config.batch_size)
+      cli.progress_bar(
+        stop * config.batch_size,
+        "image",
+        initial=start * config.batch_size,
+        disable=not hosts.first(),
+      )
     )
     at_once = steps_per_dispatch(config, source)
     steps = Steps(config, per_epoch, start, stop, total, at_once)
@@ -204,7 +203,7 @@ def train(
       recorder.complete(figures)
       better = recorder.improved(figures)
       for name, value in figures.items():
-        console.say(f"epoch {step / steps.per_epoch:.4g}: {name} {value:.2f} %")
+        cli.say(f"epoch {step / steps.per_epoch:.4g}: {name} {value:.2f} %")
       clock.restart()
     # Several processes have to stop at the same step, and ask each other now
     # and then; one alone stops at once.
@@ -224,7 +223,7 @@ def train(
 def close(recorder):
   """Closes a recorder; that events could not be written costs no result."""
   if problem := recorder.close():
-    console.say(f"warning: TensorBoard events were not written: {problem}")
+    cli.say(f"warning: TensorBoard events were not written: {problem}")
 
 
 def first_state(saver, mesh, init_state):
@@ -335,7 +334,7 @@ def show(bar, recorder, warn):
   bar.set_postfix({"loss": f"{last['loss']:.4g}"}, refresh=False)
   warning = warn(recorder.recent)
   if warning and warning != recorder.warned:
-    console.say(f"warning: step {last['step']}: {warning}")
+    cli.say(f"warning: step {last['step']}: {warning}")
   recorder.warned = warning
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 
 
 def common(config):

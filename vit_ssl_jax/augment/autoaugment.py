@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_ssl_jax.augment import color, geometry
-from vit_ssl_jax.augment.views import image_draws, normalize
+from vit_ssl_jax.augment.multi_crop import image_draws, normalize
 
 # A level, 0 to 9, indexes its operation's magnitudes.
 MAGNITUDES = {

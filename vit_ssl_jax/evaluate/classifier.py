@@ -9,18 +9,17 @@ import ml_collections
 from flax import traverse_util
 
 from configs import common, finetune as recipe
-from vit_ssl_jax import (
-  checks,
-  console,
-  data,
-  finetune,
-  models,
+from vit_ssl_jax import cli, data, models
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.interop import (
+  metadata as provenance,
   pretrained,
-  provenance,
-  sharding,
+  programs,
+  recognise,
 )
-from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.interop import programs, recognise
+from vit_ssl_jax.parallel import mesh as sharding
+from vit_ssl_jax.run import schema as checks
+from vit_ssl_jax.train import finetune
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +82,7 @@ def read(path, arch="", dataset="", data_dir=""):
   backbone = models.from_config(config, 0)
   params, lines = pretrained.fit(given, backbone, str(path))
   for line in lines:
-    console.say(line)
+    cli.say(line)
   about = with_statistics(path, given.about, config, given.num_classes)
   mesh = sharding.make_mesh(1, jax.device_count())
   model = models.from_config(config, given.num_classes)
@@ -197,3 +196,59 @@ def with_statistics(path, about, config, num_classes):
   with config.ignore_type():
     config.update(mean=dataset.mean, std=dataset.std)
   return about | {"classes": about.get("classes") or dataset.classes}
+
+
+def add_classifier(parser):
+  """Adds the options that name a classifier."""
+  parser.add_argument(
+    "--workdir",
+    default="",
+    help="a fine-tuning run's folder, of which the newest checkpoint is taken,"
+    " or one of its checkpoints, WORKDIR/checkpoints/STEP",
+  )
+  parser.add_argument(
+    "--init_from",
+    default="",
+    metavar="FILE",
+    help="a file or folder with a classifier's weights, instead of --workdir",
+  )
+  parser.add_argument(
+    "--arch",
+    default="",
+    choices=["vit", "swin", "cait"],
+    help="the architecture of a FILE that does not say it",
+  )
+  parser.add_argument(
+    "--dataset",
+    default="",
+    help="the set that FILE was trained on, where it does not say it or where"
+    " the set now lies elsewhere",
+  )
+  parser.add_argument(
+    "--data_dir",
+    default="",
+    metavar="FOLDER",
+    help="where TFDS keeps its sets; if left out the run's own, or else"
+    " $TFDS_DATA_DIR or its default",
+  )
+
+
+def read_classifier(args):
+  """The `classifiers.Classifier` that the arguments name.
+
+  Raises:
+    UserError: they name none, or what they name is none.
+  """
+  if bool(args.workdir) == bool(args.init_from):
+    raise UserError("give either --workdir=B or --init_from=FILE")
+  if args.workdir and (args.arch or args.dataset):
+    raise UserError(
+      "--arch and --dataset go with --init_from: a run knows both itself"
+    )
+  path = args.workdir or args.init_from
+  found = read(path, args.arch, args.dataset, args.data_dir)
+  if args.workdir and found.workdir is None:
+    raise UserError(
+      f"--workdir={path} is no workdir: did you mean --init_from?"
+    )
+  return found

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.cli import UserError
 
 # What is known of a model and its training, in an exported file's metadata
 # too: each name's value as text, in JSON where it is not text itself.

@@ -7,16 +7,16 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from vit_ssl_jax import (
-  checkpoints,
-  files,
-  interop,
-  models,
-  provenance,
-  workdirs,
+from vit_ssl_jax import files, interop, models
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.interop import (
+  metadata as provenance,
+  programs,
+  recognise,
+  transformers,
+  weights,
 )
-from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.interop import programs, recognise, transformers, weights
+from vit_ssl_jax.run import checkpoints, workdir as workdirs
 
 SAFETENSORS = "model.safetensors"  # of a folder of transformers'
 # What other folders of transformers hold, and what there is to say.

@@ -5,26 +5,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_ssl_jax import (
-  accumulation,
+from vit_ssl_jax import cli, evaluate, models
+from vit_ssl_jax.augment import (
+  autoaugment as policies,
+  mix,
+  multi_crop as views,
+)
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.interop import pretrained
+from vit_ssl_jax.parallel import mesh as sharding
+from vit_ssl_jax.run import (
   checkpoints,
-  checks,
-  console,
-  evaluate,
+  metrics,
+  recipes,
+  schema as checks,
+  workdir as workdirs,
+)
+from vit_ssl_jax.train import (
+  accumulation,
   inputs,
   loop,
   losses,
-  metrics,
-  models,
   optimizers,
-  pretrained,
-  recipes,
   schedules,
-  sharding,
-  workdirs,
 )
-from vit_ssl_jax.augment import mix, policies, views
-from vit_ssl_jax.errors import UserError
 
 
 @flax.struct.dataclass
@@ -230,7 +234,7 @@ def read_init(config, model):
   if given.about.get("config"):
     warn_of_seen(config, given.about["config"])
   for line in lines:
-    console.say(line)
+    cli.say(line)
   return params, given.about
 
 
@@ -238,7 +242,7 @@ def keep_head(config, params, about, classes):
   """The parameters of `read_init`, without a head that is not for `classes`."""
   keep, line = pretrained.head(params, about, classes)
   if line:
-    console.say(f"init_from={config.init_from}: {line}")
+    cli.say(f"init_from={config.init_from}: {line}")
   return {k: x for k, x in params.items() if keep or k != "head"}
 
 
@@ -285,7 +289,7 @@ def warn_of_seen(config, source):
   # An exported file knows the folder's last name alone.
   names = [recipes.last_name(x["dataset"]) for x in (source, config)]
   if own and names[0] == names[1] and differ:
-    console.say(
+    cli.say(
       f"warning: init_from={config.init_from} was trained with another"
       f" {' and '.join(differ)}: where {config.dataset} has no train and test,"
       " it has seen images that this run tests on"

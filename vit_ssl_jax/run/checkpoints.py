@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from vit_ssl_jax import files, hosts
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax import files
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.parallel import hosts
 
 FOLDER = "checkpoints"
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from etils import epath
 
+from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import tfds_sets
 from vit_ssl_jax.data.pixels import square_rgb
-from vit_ssl_jax.errors import UserError
 
 # In the paper's order: noise, blur, weather, digital. The mean is over these.
 CORRUPTIONS = (
