@@ -5,11 +5,10 @@ import json
 
 from vit_ssl_jax import cli, data, evaluate, files
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.data import registry as facts
+from vit_ssl_jax.data import inputs, registry as facts
 from vit_ssl_jax.evaluate import corruptions
 from vit_ssl_jax.parallel import mesh as sharding
 from vit_ssl_jax.run import workdir as workdirs
-from vit_ssl_jax.train import inputs
 
 OWN = ("test", "val")  # of the run's own set
 # How another set's images are read as the run's own are.
