@@ -12,6 +12,7 @@ from vit_ssl_jax.augment import (
   multi_crop as views,
 )
 from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.data import inputs
 from vit_ssl_jax.interop import pretrained
 from vit_ssl_jax.parallel import mesh as sharding
 from vit_ssl_jax.run import (
@@ -23,7 +24,6 @@ from vit_ssl_jax.run import (
 )
 from vit_ssl_jax.train import (
   accumulation,
-  inputs,
   loop,
   losses,
   optimizers,
