@@ -39,13 +39,12 @@ import os
 import numpy as np
 
 from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
-from vit_ssl_jax.data import registry as facts
-from vit_ssl_jax.data.load import FOLDER, NPZ
+from vit_ssl_jax.data import registry
 from vit_ssl_jax.evaluate import corruptions, suites
 from vit_ssl_jax.evaluate.classifier import add_classifier, read_classifier
 from vit_ssl_jax.report import tables
 
-PATHS = (NPZ, FOLDER)
+PATHS = (registry.NPZ, registry.FOLDER)
 
 
 def main(argv=None):
@@ -68,7 +67,7 @@ def parse(argv):
     default="test",
     metavar="SUITE[,SUITE...]",
     help="what to evaluate on; test if left out. Sets that TFDS keeps:"
-    f" {', '.join(facts.SETS)}",
+    f" {', '.join(registry.SETS)}",
   )
   parser.add_argument(
     "--batch_size",
@@ -124,7 +123,7 @@ def suite_names(given):
   Raises:
     UserError: a suite is unknown, or named twice.
   """
-  known, names = [*suites.OWN, *corruptions.SETS, *facts.SETS], {}
+  known, names = [*suites.OWN, *corruptions.SETS, *registry.SETS], {}
   for name in map(str.strip, given.split(",")):
     kind = name.partition(":")[0]
     corrupted = kind in corruptions.SETS

@@ -9,8 +9,9 @@ import ml_collections
 from flax import traverse_util
 
 from configs import common, finetune as recipe
-from vit_ssl_jax import cli, data, models
+from vit_ssl_jax import cli, models
 from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.data import load
 from vit_ssl_jax.interop import (
   metadata as provenance,
   pretrained,
@@ -180,7 +181,7 @@ def with_statistics(path, about, config, num_classes):
   """
   if about.get("classes") and config.mean and config.std:
     return about
-  dataset = data.load(
+  dataset = load.load(
     config.dataset,
     config.model.image_size,
     data_dir=config.data_dir or None,

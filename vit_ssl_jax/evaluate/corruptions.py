@@ -16,7 +16,7 @@ from etils import epath
 
 from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import tfds_sets
-from vit_ssl_jax.data.pixels import square_rgb
+from vit_ssl_jax.data.pixels import resized
 
 # In the paper's order: noise, blur, weather, digital. The mean is over these.
 CORRUPTIONS = (
@@ -130,7 +130,7 @@ def read(
   get = _decode if place.prepared else _slice
   for corruption, severity in itertools.product(place.corruptions, SEVERITIES):
     images, labels = get(place, corruption, severity)
-    images = square_rgb(images, image_size, resize="squash")
+    images = resized(images, image_size, "squash")
     yield corruption, severity, images, labels
     del images, labels  # or they would stay while the next ones are read
 

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 
-from vit_ssl_jax import data
+from vit_ssl_jax.data import batches
 from vit_ssl_jax.evaluate.accuracy import accuracy
 from vit_ssl_jax.parallel import hosts
 
 
 def parts(dataset):
-  """What a `data.Dataset` is evaluated on: (prefix of names, images, labels).
+  """What a `load.Dataset` is evaluated on: (prefix of names, images, labels).
 
   The test images, whose figures have no prefix, and any validation images.
   """
@@ -35,7 +35,7 @@ def extract(function, images, labels, batch_size, batch_sharding):
   """
   batch_size += -batch_size % batch_sharding.mesh.size
   outputs = []
-  for batch in data.padded_batches(images, labels, batch_size):
+  for batch in batches.padded_batches(images, labels, batch_size):
     image = batch["image"]
     placed = jax.make_array_from_callback(
       image.shape, batch_sharding, image.__getitem__

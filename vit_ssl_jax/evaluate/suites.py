@@ -3,9 +3,10 @@
 import itertools
 import json
 
-from vit_ssl_jax import cli, data, evaluate, files
+from vit_ssl_jax import cli, evaluate, files
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.data import inputs, registry as facts
+from vit_ssl_jax.data import inputs, registry
+from vit_ssl_jax.data.load import load as load_set
 from vit_ssl_jax.evaluate import corruptions
 from vit_ssl_jax.parallel import mesh as sharding
 from vit_ssl_jax.run import workdir as workdirs
@@ -55,12 +56,12 @@ def open_suite(name, run, data_dir):
 
 
 def load(name, config, data_dir):
-  """Loads a suite's `data.Dataset`; test and val as the run did."""
+  """Loads a suite's `load.Dataset`; test and val as the run did."""
   own = name in OWN
   given = {key: config[key] for key in (inputs.KEYS if own else SHARED)}
-  if name in facts.SETS:  # its training images need not be decoded
-    given["train_split"] = facts.SETS[name].test_split
-  return data.load(
+  if name in registry.SETS:  # its training images need not be decoded
+    given["train_split"] = registry.SETS[name].test_split
+  return load_set(
     config.dataset if own else name,
     config.model.image_size,
     seed=config.split_seed,
