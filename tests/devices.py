@@ -26,7 +26,7 @@ STEPS = 10
 
 def train(config, mesh):
   """Makes the steps on a mesh; their losses, and the state they end with."""
-  init, step = benchmark.stage(config, augmented=True, mesh=mesh)
+  init, step = benchmark.stage(config, mesh)
   shardings = sharding.state_sharding(mesh, jax.eval_shape(init))
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
   state = jax.jit(init, out_shardings=shardings)()

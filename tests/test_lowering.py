@@ -14,7 +14,7 @@ PLATFORMS = ("cuda", "tpu")
 def test_steps_lower_for_accelerators(stage, arch, make_tiny):
   config = make_tiny(stage, arch)
   config.update(dtype="bfloat16", mean=(0.5,) * 3, std=(0.25,) * 3)
-  init, step = benchmark.stage(config, augmented=True)
+  init, step = benchmark.stage(config)
   state = jax.eval_shape(init)
   batch = {
     "image": jax.ShapeDtypeStruct((16, 8, 8, 3), np.uint8),
