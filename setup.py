@@ -41,14 +41,13 @@ TEST = [
 
 setuptools.setup(
   name="vit-ssl-jax",
-  version="0.1.0",
+  version="0.2.0",
   description="Vision transformers trained well on small data sets, in JAX.",
   long_description=pathlib.Path(__file__).with_name("README.md").read_text(),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=setuptools.find_packages(include=["vit_ssl_jax*", "configs*"]),
-  py_modules=["main"],
+  packages=setuptools.find_packages(include=["vit_ssl_jax*"]),
   install_requires=INSTALL,
   extras_require={
     "gpu": ["jax[cuda13]>=0.10,<0.12"],

@@ -1,27 +1,25 @@
 #!/usr/bin/env bash
-# Trains on a SLURM cluster, on one GPU or many, on one node or many.
+# Trains on a SLURM cluster, on one or many nodes, with one process for each GPU.
 #
 #   sbatch [SBATCH OPTIONS] launch/slurm.sh --config=RECIPE --workdir=FOLDER \
 #     [--config.KEY=VALUE …]
-#   bash launch/slurm.sh --dry-run …  prints what would be run, and runs nothing
+#   bash launch/slurm.sh --dry-run …  prints the commands, and runs none
 #   bash launch/slurm.sh --help       this text
 #
-# from the project's folder, which all nodes have to see, as they have to see
-# the workdir. Two nodes of four GPUs, for example:
+# Submit it from the project's folder; all nodes share that folder and the
+# workdir. For example, on two nodes of four GPUs:
 #
 #   sbatch --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 --time=8:00:00 \
 #     launch/slurm.sh --config=configs/pretrain.py:vit,cifar10 --workdir=runs/A
 #
-# There is one process for each GPU: --ntasks-per-node is what --gpus-per-node
-# is. .venv/bin/python runs it, where there is one, or else `python`; to make
-# one, on a machine that reaches the internet: EXTRAS="[gpu]" bash
-# launch/environment.sh
+# --ntasks-per-node has to equal --gpus-per-node. The job uses
+# .venv/bin/python, or `python` if there is none. To create .venv, on a machine
+# with internet access: EXTRAS="[gpu]" bash launch/environment.sh
 #
-# Five minutes before its time is over the job saves a checkpoint and queues
-# itself again; so it does until the run has finished. A job that is preempted,
-# or whose node fails, is queued again by SLURM and goes on from the last
-# checkpoint. One that fails, or that you cancel, is not. To begin anew by hand,
-# give the same command again.
+# Five minutes before its time limit the job saves a checkpoint and requeues
+# itself, until the run has finished. SLURM requeues a job that is preempted or
+# loses a node, and it resumes from the last checkpoint. A job that fails, or
+# that you cancel, stays away; the same command resumes it.
 #SBATCH --job-name=vit-ssl-jax
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -31,7 +29,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
 set -euo pipefail
-# SLURM runs a copy of this file that lies elsewhere; the folder is the same.
+# SLURM runs a copy of this file from elsewhere, in the same working folder.
 if [ ! -f launch/commands.sh ]; then
   echo "error: there is no launch/commands.sh in $PWD: submit launch/slurm.sh" \
     "from the project's folder" >&2
@@ -40,21 +38,11 @@ fi
 # shellcheck source=launch/commands.sh
 source launch/commands.sh
 
-step=()
-stopping=""
+script=launch/slurm.sh
+step=() stopping=""
 
 main() {
-  local option
-  for option in "$@"; do
-    case $option in
-      --dry-run) dry_run=1 ;;
-      --help | -h)
-        help launch/slurm.sh
-        exit 0
-        ;;
-      *) take "$option" "--dry-run, --help" ;;
-    esac
-  done
+  parse "$@"
   check_training ""
   make_step
   if [ -n "$dry_run" ]; then
@@ -62,7 +50,7 @@ main() {
     perform sbatch launch/slurm.sh "${training[@]:2}"
     say "in the job:"
     perform "${step[@]}"
-    say "and, where it was stopped because its time was over:"
+    say "and, if its time limit stopped it:"
     # shellcheck disable=SC2016
     echo 'scontrol requeue "$SLURM_JOB_ID"'
     return
@@ -71,18 +59,16 @@ main() {
   run
 }
 
-# JAX finds the processes of a step of srun by SLURM's variables, and then gives
-# each the one GPU of its number on the node (SLURM_LOCALID, in
-# jax/_src/clusters/slurm_cluster.py). So there has to be a process for each
-# GPU, and each has to see all of its node, which is what --gpus-per-node does
-# and --gpus-per-task would not. A process that has ended leaves the others two
-# minutes to save and end too.
+# JAX finds the processes through SLURM's variables, and gives each the GPU of
+# its number on the node (SLURM_LOCALID, jax/_src/clusters/slurm_cluster.py). So
+# each process has to see all GPUs of its node, as with --gpus-per-node and not
+# with --gpus-per-task. A process that ends leaves the others two minutes to
+# save. Since SLURM 22.05 srun does not inherit --cpus-per-task from sbatch.
 make_step() {
   local python=python
   if [ -x .venv/bin/python ]; then
     python=.venv/bin/python
   fi
-  # Since SLURM 22.05 srun does not take the number of cores from sbatch.
   step=(srun "--cpus-per-task=${SLURM_CPUS_PER_TASK:-4}"
     --kill-on-bad-exit=0 --wait=120 "$python" "${training[@]}" --distributed)
 }
@@ -99,8 +85,8 @@ check_job() {
   fi
 }
 
-# SLURM tells this shell alone that the time is nearly over, so that it is told
-# apart from a cancelled job, which is not to come back.
+# SLURM signals the time limit to this shell alone, which tells it apart from
+# scancel, after which the job stays away.
 run() {
   local status=0 pid
   trap stop USR1
@@ -117,7 +103,7 @@ run() {
   exit "$status"
 }
 
-# Signals the processes of the step on all nodes, and not this shell.
+# Signals the processes on all nodes, and not this shell.
 stop() {
   stopping=1
   scancel --signal=TERM "$SLURM_JOB_ID"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh has each worker of a slice do; it runs there.
+# Runs on each worker of a slice, for launch/tpu_vm.sh.
 #
 #   bash launch/tpu_worker.sh install gs://BUCKET | SERVER:/EXPORT
 #   bash launch/tpu_worker.sh start -m main …
@@ -10,8 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 SHARED=/shared
 
 install() {
-  share "$1"
-  # The VMs' own Python may be older than the project's. uv brings one.
+  mountpoint -q "$SHARED" || share "$1"
+  # The VMs' own Python may be too old. uv installs one.
   if ! [ -x .venv/bin/python ]; then
     curl -LsSf https://astral.sh/uv/install.sh | sh
     "$HOME/.local/bin/uv" python install 3.12
@@ -21,25 +21,19 @@ install() {
   EXTRAS="[tpu]" bash launch/environment.sh
 }
 
-# Mounts a bucket or an NFS export as /shared, once.
+# Mounts a bucket or an NFS export as /shared.
 share() {
-  if mountpoint -q "$SHARED"; then
+  sudo mkdir -p "$SHARED"
+  if [[ $1 != gs://* ]]; then
+    apt_get nfs-common
+    sudo mount -t nfs -o nofail "$1" "$SHARED"
     return
   fi
-  sudo mkdir -p "$SHARED"
-  case $1 in
-    gs://*)
-      command -v gcsfuse >/dev/null || install_gcsfuse
-      sudo chown "$(id -u):$(id -g)" "$SHARED"
-      # What a host knows of a file must not outlive what another makes of it.
-      gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 \
-        --metadata-cache-negative-ttl-secs=0 "${1#gs://}" "$SHARED"
-      ;;
-    *)
-      apt_get nfs-common
-      sudo mount -t nfs -o nofail "$1" "$SHARED"
-      ;;
-  esac
+  command -v gcsfuse >/dev/null || install_gcsfuse
+  sudo chown "$(id -u):$(id -g)" "$SHARED"
+  # A host must not cache what it knows of a file that another one writes.
+  gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 \
+    --metadata-cache-negative-ttl-secs=0 "${1#gs://}" "$SHARED"
 }
 
 install_gcsfuse() {
@@ -51,17 +45,15 @@ install_gcsfuse() {
   apt_get gcsfuse
 }
 
-# A VM that has just started may still be updating itself.
+# Waits for apt: a VM that has just started may still be updating itself.
 apt_get() {
   sudo apt-get -o DPkg::Lock::Timeout=600 update
   sudo apt-get -o DPkg::Lock::Timeout=600 install -y "$1"
 }
 
-running() {
-  [ -e run.pid ] && kill -0 "$(cat run.pid)" 2>/dev/null
-}
+running() { [ -e run.pid ] && kill -0 "$(cat run.pid)" 2>/dev/null; }
 
-# The run has a session of its own, so that it does not end with the connection.
+# setsid: the run must not end with the connection.
 start() {
   if running; then
     echo "$(hostname): runs already"
@@ -73,40 +65,34 @@ start() {
 }
 
 status() {
-  local last
+  local last state=runs
+  running || state="does not run"
   last=$(tail -n 1 run.log 2>/dev/null | tr '\r' '\n' | tail -n 1 || true)
-  if running; then
-    echo "$(hostname): runs: $last"
-  else
-    echo "$(hostname): does not run: $last"
-    return 1
-  fi
+  echo "$(hostname): $state: $last"
+  [ "$state" = runs ]
 }
 
-# A signal makes the run save a checkpoint and end.
+# SIGTERM makes the run save a checkpoint and end.
 stop() {
-  local waited=0
+  local _
   if ! running; then
     echo "$(hostname): does not run"
     return
   fi
   kill -TERM "$(cat run.pid)"
-  while running; do
-    if [ "$waited" -ge 600 ]; then
-      echo "error: $(hostname): still runs 10 minutes after the signal" >&2
-      exit 1
+  for _ in {1..6000}; do
+    if ! running; then
+      echo "$(hostname): stopped"
+      return
     fi
-    sleep 1
-    waited=$((waited + 1))
+    sleep 0.1
   done
-  echo "$(hostname): stopped"
+  echo "error: $(hostname): still runs 10 minutes after SIGTERM" >&2
+  exit 1
 }
 
-case ${1:-} in
-  install | start | status | stop) "$@" ;;
-  *)
-    echo "error: unknown command ${1:-}: possible are install, start, status" \
-      "and stop" >&2
-    exit 2
-    ;;
-esac
+if ! [[ ${1:-} =~ ^(install|start|status|stop)$ ]]; then
+  echo "error: unknown command ${1:-}: possible are install, start, status, stop"
+  exit 2
+fi >&2
+"$@"

@@ -79,7 +79,7 @@ def test_help_names_every_option(script, tools):
     (
       "tpu_vm.sh",
       ["install", *SLICE, "--bucket=b1", "--nfs=a:/b"],
-      "were both given: one is possible",
+      "were both given: possible is one of",
     ),
     (
       "tpu_vm.sh",

@@ -37,7 +37,7 @@ def test_gke_schema_finds_what_is_misspelt(tools):
 
 
 def test_gke_tpu_jobset(tools):
-  strange = "--config.note=a 'b' \"c\" \\ $(HOME) $x"
+  strange = "--config.note=a 'b' \"c\" \\ & $(HOME) $x {{name}}"
   document = jobset(tools, *TPUS, strange, "--restarts=7")
   job, pod = pods(document)
   [main] = pod["containers"]
