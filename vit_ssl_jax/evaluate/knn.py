@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_ssl_jax.evaluate.accuracy import accuracy
+from vit_ssl_jax.evaluate.accuracy import percent_correct
 
 CHUNK = 512  # test images at a time; bounds memory at CHUNK × training images
 
@@ -37,20 +37,22 @@ def knn_accuracy(
   Returns:
     A float from 0 to 100.
   """
-  bank = jnp.asarray(unit(train_features))  # brought to the device once
-  neighbors = min(neighbors, len(bank))
-  votes = [
-    vote(
-      bank, train_labels, unit(test_features[i : i + CHUNK]), temperature,
-      neighbors, num_classes,
-    )
-    for i in range(0, len(test_features), CHUNK)
-  ]  # fmt: skip
-  return accuracy(np.concatenate(votes), test_labels)
+  bank = jnp.asarray(normalize(train_features))  # put on the device once
+  vote = functools.partial(
+    votes,
+    bank,
+    train_labels,
+    temperature=temperature,
+    neighbors=min(neighbors, len(bank)),
+    num_classes=num_classes,
+  )
+  queries = normalize(test_features)
+  found = [vote(queries[i : i + CHUNK]) for i in range(0, len(queries), CHUNK)]
+  return percent_correct(np.concatenate(found), test_labels)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
-def vote(bank, labels, queries, temperature, neighbors, num_classes):
+@functools.partial(jax.jit, static_argnames=("neighbors", "num_classes"))
+def votes(bank, labels, queries, temperature, neighbors, num_classes):
   """Votes (M, C) for unit queries (M, D) from a bank of unit rows (N, D)."""
   # Accelerators would multiply float32 in fewer bits if not told.
   products = jnp.matmul(queries, bank.T, precision=jax.lax.Precision.HIGHEST)
@@ -60,7 +62,7 @@ def vote(bank, labels, queries, temperature, neighbors, num_classes):
   return jnp.sum(weight[..., None] * one_hot, 1)
 
 
-def unit(features):
+def normalize(features):
   """Rows (N, D) over their L2 norms."""
   norm = np.linalg.norm(features, axis=-1, keepdims=True)
   return features / np.maximum(norm, 1e-12)

@@ -9,7 +9,6 @@ from vit_ssl_jax import cli, evaluate, models
 from vit_ssl_jax.augment import (
   autoaugment as policies,
   mix,
-  multi_crop as views,
 )
 from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.interop import pretrained
@@ -246,16 +245,6 @@ def keep_head(config, params, about, classes):
   return {k: x for k, x in params.items() if keep or k != "head"}
 
 
-def make_predict(model, mean, std):
-  """Makes (params, images (B, H, W, 3) uint8) -> logits (B, C)."""
-
-  def predict(params, images):
-    images = views.evaluation_view(images, mean, std)
-    return model.apply({"params": params}, images)
-
-  return predict
-
-
 def make_top1(config, model, mesh):
   """Makes what gives a classifier's top-1 accuracy, compiled once.
 
@@ -267,7 +256,7 @@ def make_top1(config, model, mesh):
   Returns:
     (params, images (N, S, S, 3) uint8, labels (N,)) -> percent of all images.
   """
-  predict = jax.jit(make_predict(model, config.mean, config.std))
+  predict = jax.jit(evaluate.make_predict(model, config.mean, config.std))
 
   def top1(params, images, labels):
     return evaluate.top1(
