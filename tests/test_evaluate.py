@@ -34,9 +34,9 @@ def test_knn_against_scikit_learn():
   train, test = slice(0, 60), slice(60, 90)
   unit = features / np.linalg.norm(features, axis=1, keepdims=True)
   theirs = neighbors.KNeighborsClassifier(
-    5,
+    20,
     # On unit vectors, distance² = 2 - 2 · cosine similarity.
-    weights=lambda distance: np.exp((1 - distance**2 / 2) / 0.1),
+    weights=lambda distance: np.exp((1 - distance**2 / 2) / 0.07),
     algorithm="brute",
   ).fit(unit[train], labels[train])
   expected = 100 * theirs.score(unit[test], labels[test])
@@ -46,8 +46,6 @@ def test_knn_against_scikit_learn():
     features[test].astype(np.float32),
     labels[test],
     3,
-    neighbors=5,
-    temperature=0.1,
   )
   np.testing.assert_allclose(ours, expected)
   assert 34 < ours < 100

@@ -67,20 +67,13 @@ def parse(argv):
   parser.add_argument(
     "images", nargs="+", metavar="IMAGE", help="images, and folders of images"
   )
-  add_classifier(parser)
+  add_classifier(parser, batch_size=256)
   parser.add_argument(
     "--top",
     type=int,
     default=5,
     metavar="K",
     help="classes of each image, at most; %(default)s if left out",
-  )
-  parser.add_argument(
-    "--batch_size",
-    type=int,
-    default=256,
-    metavar="B",
-    help="images at a time; %(default)s if left out",
   )
   parser.add_argument(
     "--json", action="store_true", help="print a line of JSON for each image"
@@ -95,9 +88,8 @@ def predict_all(args):
   Returns:
     How many images could not be read.
   """
-  for key in ("top", "batch_size"):
-    if getattr(args, key) < 1:
-      raise UserError(f"--{key}={getattr(args, key)} has to be at least 1")
+  if args.top < 1:
+    raise UserError(f"--top={args.top} has to be at least 1")
   files = [file for path in args.images for file in images_at(path)]
   classifier = read_classifier(args)
   classes, broken = classifier.classes, 0

@@ -59,20 +59,13 @@ def parse(argv):
     usage="%(prog)s --workdir=B | --init_from=FILE [options]",
     description=__doc__,
   )
-  add_classifier(parser)
+  add_classifier(parser, batch_size=512)
   parser.add_argument(
     "--suite",
     default="test",
     metavar="SUITE[,SUITE...]",
     help="what to evaluate on; test if left out. Sets that TFDS keeps:"
     f" {', '.join(registry.SETS)}",
-  )
-  parser.add_argument(
-    "--batch_size",
-    type=int,
-    default=512,
-    metavar="B",
-    help="images at a time; %(default)s if left out",
   )
   parser.add_argument(
     "--json",
@@ -84,8 +77,6 @@ def parse(argv):
 
 def run_suites(args):
   """Checks everything, then evaluates suite by suite, saving as it goes."""
-  if args.batch_size < 1:
-    raise UserError(f"--batch_size={args.batch_size} has to be at least 1")
   names = suite_names(args.suite)
   classifier = read_classifier(args)
   workdir, results, before = classifier.workdir, {}, {}

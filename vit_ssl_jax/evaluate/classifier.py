@@ -48,8 +48,8 @@ class Classifier:
   gives_probabilities: bool = False
 
 
-def add_classifier(parser):
-  """Adds the options that name a classifier."""
+def add_classifier(parser, batch_size):
+  """Adds the options that name a classifier, and --batch_size."""
   parser.add_argument(
     "--workdir",
     default="",
@@ -81,6 +81,13 @@ def add_classifier(parser):
     help="where TFDS keeps its sets; if left out the run's own, or else"
     " $TFDS_DATA_DIR or its default",
   )
+  parser.add_argument(
+    "--batch_size",
+    type=int,
+    default=batch_size,
+    metavar="B",
+    help="images at a time; %(default)s if left out",
+  )
 
 
 def read_classifier(args):
@@ -89,6 +96,8 @@ def read_classifier(args):
   Raises:
     UserError: they name none, or what they name is none.
   """
+  if args.batch_size < 1:
+    raise UserError(f"--batch_size={args.batch_size} has to be at least 1")
   if bool(args.workdir) == bool(args.init_from):
     raise UserError("give either --workdir=B or --init_from=FILE")
   if args.workdir and (args.arch or args.dataset):
@@ -116,33 +125,28 @@ def read(path, arch="", dataset="", data_dir=""):
   Raises:
     UserError: it cannot be read, has no classes, or nothing is known of it.
   """
-  given = (arch, dataset, data_dir)
   if pathlib.Path(path).is_file() and programs.is_program(path):
-    return of_program(path, *given)
-  return of_weights(path, *given)
-
-
-def of_weights(path, arch, dataset, data_dir):
-  """As `read`, on all devices."""
+    return of_program(path, arch, dataset, data_dir)
   given = pretrained.read(path)
+  about, num_classes = given.about, given.num_classes
   names = traverse_util.flatten_dict(given.arrays, sep="/")
   if not recognise.architecture(names):
     raise UserError(f"{path} holds no weights of a vit, swin or cait")
-  if not given.num_classes:
+  if not num_classes:
     raise UserError(
-      f"{path} is a {given.about.get('part', 'backbone')} and knows no classes:"
+      f"{path} is a {about.get('part', 'backbone')} and knows no classes:"
       " give what was fine-tuned (configs/finetune.py)"
     )
-  arch, dataset = named(path, given.about, arch, dataset)
-  backbone = build(arch, given.about, registry.get(dataset))
+  arch, dataset = identify(path, about, arch, dataset)
+  backbone = build(arch, about, registry.get(dataset))
   params, lines = pretrained.fit(given, backbone, str(path))
   for line in lines:
     cli.say(line)
-  source = data_source(given.about, dataset, backbone.image_size, data_dir)
-  classes, source = completed(path, given.about, given.num_classes, source)
-  model = backbone.clone(num_classes=given.num_classes)
+  source = own_set(about, dataset, backbone.image_size, data_dir)
+  classes, source = complete(path, about, num_classes, source)
   mesh = meshes.make_mesh(1, jax.device_count())
   params = jax.device_put(params, meshes.state_sharding(mesh, params))
+  model = backbone.clone(num_classes=num_classes)
   logits = jax.jit(accuracy.make_predict(model, source["mean"], source["std"]))
   return Classifier(
     str(path),
@@ -150,21 +154,21 @@ def of_weights(path, arch, dataset, data_dir):
     classes,
     source,
     meshes.batch_sharding(mesh),
-    given.about.get("step"),
+    about.get("step"),
     given.workdir,
   )
 
 
 def of_program(path, arch, dataset, data_dir):
-  """As `read`, on one device."""
+  """The Classifier of an exported program, on one device."""
   program = programs.read(path)
   about = metadata.from_text(program.metadata, path)
   metadata.check(about, program.num_outputs, path)
   if not about.get("model", {}).get("num_classes"):
     raise UserError(f"{path} knows no classes, or does not say so")
-  _, dataset = named(path, about, arch, dataset)
-  source = data_source(about, dataset, program.image_size, data_dir)
-  classes, source = completed(path, about, program.num_outputs, source)
+  _, dataset = identify(path, about, arch, dataset)
+  source = own_set(about, dataset, program.image_size, data_dir)
+  classes, source = complete(path, about, program.num_outputs, source)
   return Classifier(
     str(path),
     program.call,
@@ -176,32 +180,23 @@ def of_program(path, arch, dataset, data_dir):
   )
 
 
-def named(path, about, arch, dataset):
-  """The names of an architecture and of the set that it was trained on.
+def identify(path, about, arch, dataset):
+  """The architecture, and the set it was trained on: given, or as it says.
 
-  The set's is "" where it is unknown and not needed.
-
-  Args:
-    path: where the weights are from, for messages.
-    about: what is known of them, a dict of `metadata.KEYS`.
-    arch, dataset: as of `read`.
-
-  Raises:
-    UserError: one is missing, unknown, or not what the weights say.
+  The set is "" where it is unknown and not needed.
   """
   known = about.get("architecture", "")
   if arch and known and arch != known:
     raise UserError(f"--arch={arch}: {path} is a {known}")
-  own = (registry.FOLDER, registry.NPZ)
-  if dataset and dataset not in registry.SETS and not dataset.startswith(own):
+  own = dataset.startswith((registry.FOLDER, registry.NPZ))
+  if dataset and not own and dataset not in registry.SETS:
     raise UserError(
       f"--dataset={dataset} is unknown: possible are"
       f" {', '.join(registry.SETS)}, folder:/path and npz:/path/file.npz"
     )
-  arch = arch or known
-  dataset = dataset or about.get("dataset", "")
-  complete = all(about.get(key) for key in ("classes", "mean", "std"))
-  if arch not in models.ARCHITECTURES or not (dataset or complete):
+  arch, dataset = arch or known, dataset or about.get("dataset", "")
+  enough = all(about.get(key) for key in ("classes", "mean", "std"))
+  if arch not in models.ARCHITECTURES or not (dataset or enough):
     raise UserError(
       f"{path} does not say what it is: give --arch (of"
       f" {', '.join(models.ARCHITECTURES)}) and --dataset (such as cifar10)"
@@ -212,8 +207,8 @@ def named(path, about, arch, dataset):
 def build(arch, about, facts):
   """The model of weights, without classes.
 
-  What the weights do not say of its sizes is the paper's: the architecture's
-  defaults, and image and patch size of the set's facts.
+  Sizes that the weights do not tell are the paper's: the architecture's
+  defaults, and the image size and patch size for such a set.
   """
   patch_size = facts.patch_size
   if arch == "swin":
@@ -226,8 +221,8 @@ def build(arch, about, facts):
   return models.from_config(config, num_classes=0)
 
 
-def data_source(about, dataset, image_size, data_dir):
-  """Arguments of `data.load` for the set that weights were trained on."""
+def own_set(about, dataset, image_size, data_dir):
+  """Arguments of `data.load` for the set that a classifier was trained on."""
   config = about.get("config", {})
   # Before there was config.resize, runs squashed.
   resize = "squash" if config else registry.get(dataset).resize
@@ -243,13 +238,10 @@ def data_source(about, dataset, image_size, data_dir):
   }
 
 
-def completed(path, about, num_classes, source):
-  """The classes' names, and `source` with mean and std.
+def complete(path, about, num_classes, source):
+  """The names of the classes, and `source` with mean and std.
 
-  The set is loaded only if one of them is unknown.
-
-  Raises:
-    UserError: the set has another number of classes.
+  The set is loaded only where one of them is unknown.
   """
   classes = about.get("classes")
   if not (classes and source["mean"] and source["std"]):

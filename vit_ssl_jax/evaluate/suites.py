@@ -102,14 +102,7 @@ def check_count(name, count, classifier, exact):
 
 
 def evaluate(name, suite, classifier, batch_size):
-  """A suite's figures, as they stand in evaluation.json.
-
-  Args:
-    name: what it is called there.
-    suite: of `open_suite`.
-    classifier: a Classifier.
-    batch_size: images at a time.
-  """
+  """The figures of a suite of `open_suite`, as evaluation.json has them."""
 
   def top1(images, labels):
     return accuracy.top1(
