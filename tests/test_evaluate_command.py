@@ -288,7 +288,7 @@ def test_folders(fresh, tmp_path, capsys):
   [
     ("cat dog eel", "cat dog eel", None),
     ("cat dog eel", "dog cat eel", "class 0 is dog there and cat in the run"),
-    ("cat dog eel", "cat dog", "class 2 is none there and eel in the run"),
+    ("cat dog eel", "cat dog", "x has 2 classes, but the head of W has 3"),
     ("cat dog", "cat dog eel", "x has 3 classes, but the head of W has 2"),
     ("cat dog eel", "cat eel dog", "class 1 is eel there and dog in the run"),
     ("cat dog eel", "0 1 2", None),

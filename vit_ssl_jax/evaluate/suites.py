@@ -1,6 +1,5 @@
 """What a fine-tuned classifier is evaluated on after its run."""
 
-import itertools
 import json
 
 import numpy as np
@@ -29,7 +28,9 @@ def open_suite(name, classifier):
   kind = name.partition(":")[0]
   if kind in corruptions.SETS:
     # Before it is looked for: nobody is to fetch what will not fit.
-    check_count(name, corruptions.SETS[kind].num_classes, classifier, True)
+    check_count(
+      name, corruptions.SETS[kind].num_classes, classifier, exact=True
+    )
     return corruptions.find(name, classifier.data["data_dir"])
   if name in OWN and not classifier.data["name"]:
     raise UserError(
@@ -73,21 +74,17 @@ def check_unchanged(workdir, dataset):
 def check_classes(name, classes, classifier):
   """Raises a UserError where labels would not mean what the logits do.
 
-  Numbers name nothing: against names, only how many there are is compared.
+  Numbers name nothing: against names, only how many there are is compared, and
+  the last ones may lack.
   """
   ours = classifier.classes
   numbers, our_numbers = (all(map(str.isdecimal, x)) for x in (classes, ours))
-  check_count(name, len(classes), classifier, our_numbers and not numbers)
-  if numbers != our_numbers:
-    return
-  if numbers:
-    ours = ours[: len(classes)]  # a set may lack the last ones
-  pairs = itertools.zip_longest(classes, ours)
-  for i, (theirs, here) in enumerate(pairs):
-    if theirs != here:
+  check_count(name, len(classes), classifier, exact=not numbers)
+  for i, (theirs, here) in enumerate(zip(classes, ours, strict=False)):
+    if theirs != here and numbers == our_numbers:
       raise UserError(
         f"--suite={name} has other classes than {classifier.path}, or another"
-        f" order: class {i} is {theirs or 'none'} there and {here} in the run"
+        f" order: class {i} is {theirs} there and {here} in the run"
       )
 
 
