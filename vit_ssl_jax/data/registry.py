@@ -3,7 +3,6 @@
 import dataclasses
 
 DIGITS = "digits"
-NPZ, FOLDER = "npz:", "folder:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +16,6 @@ class Facts:
     train_split, test_split: what the paper trains and tests on.
     mean, std: of the training images' channels in [0, 1], as the paper's code
       gives them; () where it does not, and they are computed.
-    image_size, patch_size: the paper's, in pixels; the patch size is ViT's and
-      CaiT's.
-    resize: how images come to that size, "crop" or "squash".
   """
 
   tfds_name: str
@@ -28,9 +24,6 @@ class Facts:
   test_split: str = "test"
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
-  image_size: int = 32
-  patch_size: int = 4
-  resize: str = "crop"
 
 
 SETS = {
@@ -63,25 +56,12 @@ SETS = {
     test_split="validation",
     mean=(0.4802, 0.4481, 0.3975),
     std=(0.2770, 0.2691, 0.2821),
-    image_size=64,
-    patch_size=8,
   ),
   "aircraft": Facts(
     "fgvc_aircraft",
     train_split="train+validation",
-    image_size=224,
-    patch_size=16,
-    resize="squash",
   ),
-  "cars": Facts(
-    "stanford_cars", image_size=224, patch_size=16, resize="squash"
-  ),
+  "cars": Facts("stanford_cars"),
   # Measured on the training images at 16 pixels.
-  DIGITS: Facts("digits", mean=(0.3053,) * 3, std=(0.3530,) * 3, image_size=16),
+  DIGITS: Facts("digits", mean=(0.3053,) * 3, std=(0.3530,) * 3),
 }
-OWN = Facts("", image_size=64, patch_size=8)  # a user's own set
-
-
-def get(name):
-  """The facts of a set; those of `OWN` for one that is not in `SETS`."""
-  return SETS.get(name, OWN)

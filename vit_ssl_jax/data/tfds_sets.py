@@ -261,22 +261,3 @@ def tensorflow():
   # It would take all of the GPU's memory, which JAX needs.
   tf.config.set_visible_devices([], "GPU")
   return tf
-
-
-def read_folder(folder: epath.Path, split: str):
-  """A split of a prepared folder: images (N, H, W, 3), labels (N,), in memory.
-
-  Raises:
-    UserError: a file is damaged.
-  """
-  tf = tensorflow()
-  import tensorflow_datasets as tfds
-
-  builder = tfds.builder_from_directory(folder)
-  config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-  try:
-    stored = builder.as_dataset(split=split, batch_size=-1, read_config=config)
-  except tf.errors.OpError as error:
-    why = error.message.splitlines()[0].rstrip(".")
-    raise UserError(f"{folder} cannot be read: {why}.") from error
-  return stored["image"].numpy(), stored["label"].numpy()
