@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_ssl_jax import data, models
+from vit_ssl_jax import models
 from vit_ssl_jax.augment import multi_crop as views
 from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.data import load as loading
 from vit_ssl_jax.evaluate import (
   __main__ as command,
   accuracy,
@@ -152,7 +153,7 @@ def test_several_suites_are_one_program(fresh, tiny_npz, monkeypatch):
   )
   found = run(workdir, f"--suite=val, test,{tiny_npz}", "--batch_size=7")
   assert len(traced) == 1
-  dataset = data.load(tiny_npz, 8, val_fraction=0.25, progress=False)
+  dataset = loading.load(tiny_npz, 8, val_fraction=0.25, progress=False)
   for suite, part in (("val", "val"), ("test", "test"), (tiny_npz, "test")):
     images, labels = (getattr(dataset, f"{part}_{x}") for x in PARTS)
     want = 100 * float(np.mean(predict(np.asarray(images)) == labels))
@@ -242,14 +243,14 @@ def stub(real):
 
 
 def test_another_set_has_only_its_test_images_read(own, monkeypatch):
-  asked, real = {}, data.load
+  asked, real = {}, loading.load
 
   def load(name, image_size, **given):
     asked.update(given, name=name, image_size=image_size)
     return real(str(config["dataset"]), image_size, progress=False)
 
   config = json.loads((own / "config.json").read_text())
-  monkeypatch.setattr(suites.data, "load", load)
+  monkeypatch.setattr(suites, "load_set", load)
   assert run(own, "--suite=cinic10", "--data_dir=/d")["cinic10"]
   assert asked == {
     "name": "cinic10", "image_size": 8, "data_dir": "/d",

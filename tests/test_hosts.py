@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax import data
+from vit_ssl_jax.data import cache
 from vit_ssl_jax.run import checkpoints, metrics
 from vit_ssl_jax.train import finetune, pretrain
 
@@ -23,7 +23,9 @@ SECONDS = 300  # after which something hangs
 # for the images of step 3 or a later one; all parameters are split.
 UNLUCKY = """
 import dataclasses, os, pathlib, signal, sys, time
-from vit_ssl_jax import inputs, main, sharding
+from vit_ssl_jax import main
+from vit_ssl_jax.data import inputs
+from vit_ssl_jax.parallel import mesh as sharding
 
 sharding.SMALLEST = 1
 real = inputs.open_data
@@ -210,9 +212,8 @@ hosts.start()
 import jax, numpy as np
 from vit_ssl_jax import cli, evaluate
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
-from vit_ssl_jax.train import inputs
 from vit_ssl_jax.parallel import mesh as sharding
-from vit_ssl_jax.data import batches
+from vit_ssl_jax.data import batches, cache, inputs
 from configs import finetune
 
 index, folder = jax.process_index(), pathlib.Path(sys.argv[1])
@@ -273,7 +274,7 @@ def load(*_, progress, **__):
     (folder / "prepared").touch()
   return (folder / "prepared").exists()
 
-inputs.data.load = load
+inputs.load_set = load
 assert inputs.load(config)
 
 # Outputs for every image, whole on every process; 5 of them in batches of 4.
@@ -284,11 +285,11 @@ out = evaluate.extract(function, images, 3, sharding.batch_sharding(mesh))
 np.testing.assert_array_equal(out, images.sum((1, 2, 3)))
 
 # Where images are kept is where the smallest host can keep them.
-batches._place = lambda *_: ["device", "host"][index]
+cache.memory = lambda: [10**9, 100][index]
+assert inputs.placement(images.nbytes, 0.5, mesh) == "disk"
 source = batches.make_source(
-  images, np.arange(5), 4, seed=0, mesh=mesh, streamer="threads"
+  images, np.arange(5), 4, seed=0, mesh=mesh, placement="disk"
 )
-assert source.placement == "host"
 batch = next(source.items(0))
 assert [x.data.shape for x in batch["label"].addressable_shards] == [(2,)]
 rows = batches.order(0, 0, 5)[:4]
@@ -322,8 +323,8 @@ def test_processes_agree(tmp_path):
 
 def test_one_at_a_time_on_a_machine():
   """While one reads a data set, another waits for it."""
-  lock = data.cache.directory("lock")
-  with data.in_turn(), lock.open() as other, pytest.raises(BlockingIOError):
+  lock = cache.directory("lock")
+  with cache.in_turn(), lock.open() as other, pytest.raises(BlockingIOError):
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
   with lock.open() as other:
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,8 +15,9 @@ import pytest
 
 from vit_ssl_jax import models
 from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.data import inputs
 from vit_ssl_jax.run import checkpoints, metrics
-from vit_ssl_jax.train import finetune, inputs, loop, pretrain
+from vit_ssl_jax.train import finetune, loop, pretrain
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from vit_ssl_jax import data, export, predict
-from vit_ssl_jax.data import pixels
+from vit_ssl_jax import export, predict
+from vit_ssl_jax.data import load, pixels
 from vit_ssl_jax.evaluate import classifier as classifiers
 from vit_ssl_jax.run import checkpoints
 
@@ -48,7 +48,7 @@ def folder(memory, tiny_npz, tmp_path_factory):
   """The 20 test images as PNG, named in their order, in two folders."""
   if "folder" not in memory:
     folder = tmp_path_factory.mktemp("images")
-    images = data.load(tiny_npz, 8, progress=False).test_images
+    images = load.load(tiny_npz, 8, progress=False).test_images
     for i, image in enumerate(np.asarray(images)):
       path = folder / "ab"[i // 10] / f"{i:02}.png"
       path.parent.mkdir(exist_ok=True)
@@ -123,7 +123,7 @@ def test_the_same_classes_as_in_evaluation(
   found = command(capsys, f"--workdir={workdir}", folder)
   names = [f"{'ab'[i // 10]}/{i:02}.png" for i in range(20)]
   assert [x["image"] for x in found] == [f"{folder}/{name}" for name in names]
-  dataset = data.load(tiny_npz, 8, progress=False)
+  dataset = load.load(tiny_npz, 8, progress=False)
   want = np.asarray(run.predict(np.asarray(dataset.test_images)))
   got = np.array([int(x["classes"][0]["class"]) for x in found])
   np.testing.assert_array_equal(got, want.argmax(-1))

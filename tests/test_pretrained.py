@@ -10,7 +10,6 @@ from flax import traverse_util
 from vit_ssl_jax import cli, interop, models
 from vit_ssl_jax.augment import multi_crop as views
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.data import registry
 from vit_ssl_jax.evaluate import classifier as classifiers, suites
 from vit_ssl_jax.export import export
 from vit_ssl_jax.interop import (
@@ -345,15 +344,12 @@ def test_classifiers_of_files_that_say_nothing(
   checkpoint_of_authors(torch, workdir, path, "fine-tuning")
   with pytest.raises(UserError, match="does not say what it is: give --arch"):
     classifiers.read(path)
-  with pytest.raises(
-    UserError, match="--dataset=mnist is unknown: possible are cifar10,"
-  ):
+  with pytest.raises(UserError, match='no data set "mnist"; there are cifar10'):
     classifiers.read(path, "vit", "mnist")
   about = pretrained.read(workdir).about
 
-  def build(arch, _, facts, original=classifiers.build):
-    assert facts is registry.get(tiny_npz)
-    return original(arch, about, facts)
+  def build(arch, _, dataset, original=classifiers.build):
+    return original(arch, about, dataset)
 
   monkeypatch.setattr(classifiers, "build", build)
   found = classifiers.read(path, arch, tiny_npz)

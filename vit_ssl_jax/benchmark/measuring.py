@@ -7,9 +7,10 @@ import time
 import jax
 import numpy as np
 
-from vit_ssl_jax import data, files, models
+from vit_ssl_jax import files, models
 from vit_ssl_jax.benchmark import chips, hlo, inspection, profiling, steps
 from vit_ssl_jax.benchmark.counting import count_flops
+from vit_ssl_jax.data.batches import make_source
 from vit_ssl_jax.parallel import mesh as sharding
 
 # Dense bfloat16 operations a second, by the beginning of a device's kind, from
@@ -175,14 +176,13 @@ def random_images(config, batches):
 
 def streamed(images, batch_size, mesh):
   """Batches as training streams them from the host's memory, without end."""
-  source = data.make_source(
+  source = make_source(
     images["image"],
     images["label"],
     batch_size,
     seed=0,
     placement="host",
     mesh=mesh,
-    streamer="threads",
   )
   return source.items(0)
 

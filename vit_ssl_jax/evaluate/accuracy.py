@@ -18,7 +18,7 @@ def make_predict(model, mean, std):
 
 
 def parts(dataset):
-  """What a `data.Dataset` is evaluated on: (prefix of names, images, labels).
+  """What a `load.Dataset` is evaluated on: (prefix of names, images, labels).
 
   The test images, whose figures have no prefix, and any validation images.
   """

@@ -8,17 +8,12 @@ import jax
 import ml_collections
 from flax import traverse_util
 
-from vit_ssl_jax import cli, data, models
+from vit_ssl_jax import cli, models
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.data import registry
+from vit_ssl_jax.data import inputs, load, registry
 from vit_ssl_jax.evaluate import accuracy
 from vit_ssl_jax.interop import metadata, pretrained, programs, recognise
 from vit_ssl_jax.parallel import mesh as meshes
-
-# The values of a run's config that `data.load` takes by the same names.
-LOADED = ("train_split", "val_split", "test_split")
-LOADED += ("test_fraction", "val_fraction", "data_fraction")
-LOADED += ("skip_broken_images",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +25,7 @@ class Classifier:
     predict: images (B, S, S, 3) uint8 -> (B, C) logits, or probabilities.
     classes: their C names in the order of the logits, which are numbers where
       the data set has no names.
-    data: arguments of `data.load` for the set it was trained on: name,
+    data: arguments of `load.load` for the set it was trained on: name,
       image_size (S), resize, mean, std, data_dir and more.
     sharding: how predict takes a batch.
     step: of the checkpoint, or None.
@@ -138,7 +133,7 @@ def read(path, arch="", dataset="", data_dir=""):
       " give what was fine-tuned (configs/finetune.py)"
     )
   arch, dataset = identify(path, about, arch, dataset)
-  backbone = build(arch, about, registry.get(dataset))
+  backbone = build(arch, about, dataset)
   params, lines = pretrained.fit(given, backbone, str(path))
   for line in lines:
     cli.say(line)
@@ -188,12 +183,6 @@ def identify(path, about, arch, dataset):
   known = about.get("architecture", "")
   if arch and known and arch != known:
     raise UserError(f"--arch={arch}: {path} is a {known}")
-  own = dataset.startswith((registry.FOLDER, registry.NPZ))
-  if dataset and not own and dataset not in registry.SETS:
-    raise UserError(
-      f"--dataset={dataset} is unknown: possible are"
-      f" {', '.join(registry.SETS)}, folder:/path and npz:/path/file.npz"
-    )
   arch, dataset = arch or known, dataset or about.get("dataset", "")
   enough = all(about.get(key) for key in ("classes", "mean", "std"))
   if arch not in models.ARCHITECTURES or not (dataset or enough):
@@ -204,16 +193,17 @@ def identify(path, about, arch, dataset):
   return arch, dataset
 
 
-def build(arch, about, facts):
+def build(arch, about, dataset):
   """The model of weights, without classes.
 
   Sizes that the weights do not tell are the paper's: the architecture's
   defaults, and the image size and patch size for such a set.
   """
-  patch_size = facts.patch_size
+  known = known_of(dataset)
+  patch_size = known.patch_size
   if arch == "swin":
     patch_size = min(patch_size // 2, 4)
-  sizes = {"image_size": facts.image_size, "patch_size": patch_size}
+  sizes = {"image_size": known.image_size, "patch_size": patch_size}
   sizes |= about.get("model", {}) | {"name": arch}
   sizes.pop("num_classes", None)
   dtype = about.get("config", {}).get("dtype", "auto")
@@ -221,12 +211,17 @@ def build(arch, about, facts):
   return models.from_config(config, num_classes=0)
 
 
+def known_of(dataset):
+  """A set's entry in the registry, where "" is one of a user's own."""
+  return registry.get(dataset) if dataset else registry.OWN
+
+
 def own_set(about, dataset, image_size, data_dir):
-  """Arguments of `data.load` for the set that a classifier was trained on."""
+  """Arguments of `load.load` for the set that a classifier was trained on."""
   config = about.get("config", {})
   # Before there was config.resize, runs squashed.
-  resize = "squash" if config else registry.get(dataset).resize
-  return {
+  resize = "squash" if config else known_of(dataset).resize
+  return {key: config[key] for key in inputs.KEYS if key in config} | {
     "name": dataset,
     "image_size": image_size,
     "data_dir": data_dir or config.get("data_dir") or None,
@@ -234,7 +229,6 @@ def own_set(about, dataset, image_size, data_dir):
     "seed": config.get("split_seed", config.get("seed", 0)),
     "mean": about.get("mean") or (),
     "std": about.get("std") or (),
-    **{key: config[key] for key in LOADED if key in config},
   }
 
 
@@ -245,7 +239,7 @@ def complete(path, about, num_classes, source):
   """
   classes = about.get("classes")
   if not (classes and source["mean"] and source["std"]):
-    dataset = data.load(**source)
+    dataset = load.load(**source)
     if len(dataset.classes) != num_classes:
       raise UserError(
         f"the head of {path} has {num_classes} classes, and {dataset.name}"

@@ -15,7 +15,7 @@ from etils import epath
 
 from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import tfds_sets
-from vit_ssl_jax.data.pixels import square_rgb
+from vit_ssl_jax.data.pixels import resized
 
 # In the paper's order: noise, blur, weather, digital. The mean is over these.
 CORRUPTIONS = (
@@ -28,6 +28,7 @@ CORRUPTIONS = (
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 SEVERITIES = (1, 2, 3, 4, 5)
 IMAGES = 10_000  # of one corruption at one severity
+SIZE = 32  # pixels
 
 
 class Benchmark(NamedTuple):
@@ -150,7 +151,7 @@ def read(place, image_size):
   read_one = read_prepared if place.prepared else read_published
   for corruption, severity in itertools.product(place.corruptions, SEVERITIES):
     images, labels = read_one(place, corruption, severity)
-    images = square_rgb(images, image_size, resize="squash")
+    images = resized(images, image_size, "squash")
     yield corruption, severity, images, labels
 
 
@@ -226,16 +227,17 @@ def part(folder, corruption, severity):
 
 
 def read_prepared(place, corruption, severity):
-  """One severity's images and labels, as TFDS has stored them."""
+  """One severity's images and labels, decoded into the cache."""
   path = part(place.folder, corruption, severity)
-  found = tfds_sets.read_folder(path, "test")
-  check(place, [path, path], found, IMAGES)
-  return found
+  found = tfds_sets.read_split(place.name, path, "test", SIZE, "squash", False)
+  arrays = [found.images, found.labels]
+  check(place, [path, path], arrays, IMAGES)
+  return arrays
 
 
 def check(place, paths, arrays, count):
   """Raises a UserError unless images and labels are as they should be."""
-  wanted = [(np.uint8, (count, 32, 32, 3)), (np.integer, (count,))]
+  wanted = [(np.uint8, (count, SIZE, SIZE, 3)), (np.integer, (count,))]
   for path, array, (kind, shape) in zip(paths, arrays, wanted, strict=True):
     if not np.issubdtype(array.dtype, kind) or array.shape != shape:
       raise UserError(

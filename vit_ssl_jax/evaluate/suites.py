@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 
-from vit_ssl_jax import cli, data, files
+from vit_ssl_jax import cli, files
 from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import registry
+from vit_ssl_jax.data.load import load as load_set
 from vit_ssl_jax.evaluate import accuracy, corruptions
 from vit_ssl_jax.run import workdir as workdirs
 
@@ -54,13 +55,13 @@ def open_suite(name, classifier):
 
 
 def load(name, classifier):
-  """Loads a suite's `data.Dataset`; test and val as the run did."""
+  """Loads a suite's `load.Dataset`; test and val as the run did."""
   if name in OWN:
-    return data.load(**classifier.data)
+    return load_set(**classifier.data)
   arguments = {k: x for k, x in classifier.data.items() if k in SHARED}
   if name in registry.SETS:  # its training images need not be decoded
     arguments["train_split"] = registry.SETS[name].test_split
-  return data.load(**arguments | {"name": name})
+  return load_set(**arguments | {"name": name})
 
 
 def check_unchanged(workdir, dataset):

@@ -165,7 +165,7 @@ def make(config, workdir, dataset):
 
 
 def describe(dataset):
-  """What is to be known of a `data.Dataset` later, as a dict.
+  """What is to be known of a `load.Dataset` later, as a dict.
 
   Its name, its classes in the order of the logits, mean and standard deviation,
   and for each part the number of images and a SHA-256 over labels and images,

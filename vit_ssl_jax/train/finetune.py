@@ -11,6 +11,7 @@ from vit_ssl_jax.augment import (
   mix,
 )
 from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.data import inputs
 from vit_ssl_jax.interop import pretrained
 from vit_ssl_jax.parallel import mesh as sharding
 from vit_ssl_jax.run import (
@@ -22,7 +23,6 @@ from vit_ssl_jax.run import (
 )
 from vit_ssl_jax.train import (
   accumulation,
-  inputs,
   loop,
   losses,
   optimizers,

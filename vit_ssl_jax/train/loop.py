@@ -48,7 +48,7 @@ def run(
     model: the network, to say how large it is.
     init_state: () -> the state of step 0, a dataclass of arrays.
     train_step: a pure function (state, batch) -> (state, metrics).
-    source: the training batches, a `data.Source`.
+    source: the training batches, a `batches.Source`.
     evaluate: (state, due) -> dict of numbers; called every
       config.evaluate_every_epochs and at the end of the schedule, when it is
       due and the numbers go into the step's line, and also where a run stops

@@ -13,11 +13,11 @@ import optax
 
 from vit_ssl_jax import evaluate, models
 from vit_ssl_jax.augment import multi_crop as views
+from vit_ssl_jax.data import inputs
 from vit_ssl_jax.parallel import mesh as sharding
 from vit_ssl_jax.run import metrics, schema as checks, workdir as workdirs
 from vit_ssl_jax.train import (
   accumulation,
-  inputs,
   loop,
   losses,
   optimizers,
