@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from configs import finetune as finetune_recipe
-from vit_ssl_jax import export as command, interop, models
+from vit_ssl_jax import evaluate, export as command, interop, models
 from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import load, pixels
 from vit_ssl_jax.evaluate import classifier as classifiers
@@ -49,7 +49,7 @@ def ours(workdir):
   given = pretrained.read(workdir)
   sizes = {k: v for k, v in given.about["model"].items() if k != "name"}
   model = models.build(given.about["architecture"], **sizes)
-  predict = finetune.make_predict(
+  predict = evaluate.make_predict(
     model, given.about["mean"], given.about["std"]
   )
   return model, given.arrays, functools.partial(jax.jit(predict), given.arrays)

@@ -280,9 +280,7 @@ assert inputs.load(config)
 mesh = sharding.make_mesh(2, 4)
 images = np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3)
 function = jax.jit(lambda x: x.sum((1, 2, 3)))
-out = evaluate.extract(
-  function, images, np.zeros(5), 3, sharding.batch_sharding(mesh)
-)
+out = evaluate.extract(function, images, 3, sharding.batch_sharding(mesh))
 np.testing.assert_array_equal(out, images.sum((1, 2, 3)))
 
 # Where images are kept is where the smallest host can keep them.

@@ -13,7 +13,7 @@ import optax
 
 from vit_ssl_jax import cli, evaluate, models
 from vit_ssl_jax.augment import autoaugment as supervised, mix
-from vit_ssl_jax.augment.multi_crop import evaluation_view
+from vit_ssl_jax.evaluate.accuracy import make_predict
 from vit_ssl_jax.interop import pretrained
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
@@ -162,16 +162,6 @@ def make_step(parts):
     return state, values | {"learning_rate": rate}
 
   return step
-
-
-def make_predict(model, mean, std):
-  """Makes (params, images (B, H, W, 3) uint8) -> logits (B, C)."""
-
-  def predict(params, images):
-    images = evaluation_view(images, mean, std)
-    return model.apply({"params": params}, images)
-
-  return predict
 
 
 def make_evaluate(parts, dataset):

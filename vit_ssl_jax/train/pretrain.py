@@ -274,21 +274,20 @@ def make_evaluate(parts, dataset):
       return {}
     backbone = state.teacher["backbone"]
 
-    def extract(images, labels):
+    def extract(images):
       return evaluate.extract(
         lambda images: features(backbone, images),
         images,
-        labels,
         config.evaluate_batch_size,
         meshes.batch_sharding(mesh),
       )
 
-    train = extract(dataset.train_images, dataset.train_labels)
+    train = extract(dataset.train_images)
     return {
       f"{prefix}knn": evaluate.knn_accuracy(
         train,
         dataset.train_labels,
-        extract(images, labels),
+        extract(images),
         labels,
         len(dataset.classes),
       )
