@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import sys
 import tempfile
 
@@ -192,6 +193,12 @@ def make_workdir(make_tiny, tmp_path_factory):
     workdir = tmp_path_factory.mktemp(f"{stage}_{arch}")
     about = {"classes": classes, "images": {"train": 48, "val": 0, "test": 20}}
     (workdir / "config.json").write_text(schema.dump(config))
+    recipe = f"configs/{stage}.py:{arch},{config.dataset}"
+    command = ["python", "-m", "main", f"--config={recipe}"]
+    if changes.get("init_from"):
+      command.append(f"--config.init_from={changes['init_from']}")
+    command.append(f"--workdir={workdir}")
+    (workdir / "command.txt").write_text(shlex.join(command) + "\n")
     for name, content in (
       ("dataset", about),
       ("result", {"top1": 87.5, "step": 7, "versions": {"jax": "0.10"}}),

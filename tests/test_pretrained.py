@@ -126,8 +126,8 @@ def test_another_window(to, torch, make_workdir, tmp_path):
   assert len(lines) == 2
   assert "of stage 0 are resized from windows of 2 to 4" in lines[0]
   name = "relative_position_bias_table"
-  old = pretrained.read(workdir).arrays["blocks_0"]["regular"]["attn"][name]
-  new = params["blocks_0"]["regular"]["attn"][name]
+  old = pretrained.read(workdir).arrays["blocks_0_0"]["attn"][name]
+  new = params["blocks_0_0"]["attn"][name]
   rows, heads = old.shape[-2:]
   side = round(rows**0.5)
   square = torch.from_numpy(old.reshape(-1, side, side, heads))

@@ -45,7 +45,7 @@ from vit_ssl_jax.interop import (
   writing,
 )
 from vit_ssl_jax.report import card
-from vit_ssl_jax.run import checkpoints, recipes
+from vit_ssl_jax.run import checkpoints
 
 # What the name of a file ends with.
 SUFFIXES = {
@@ -181,11 +181,11 @@ def is_ours(out, to):
 
 def public(given):
   """What is known of a run, without the folders of this machine."""
-  config = recipes.without_folders(given.about["config"])
+  config = provenance.without_folders(given.about["config"])
   return given.about | {
     "dataset": config["dataset"],
     "config": config,
-    "command": recipes.commands(given.workdir),
+    "command": provenance.commands(given.workdir),
   }
 
 
@@ -261,9 +261,7 @@ def write_stablehlo(out, model, params, about):
     return jax.nn.softmax(y) if model.num_classes else y
 
   metadata = provenance.to_text(about)
-  data = programs.serialize(predict, params, model.image_size, metadata)
-  with files.placing(out) as temporary:
-    temporary.write_bytes(data)
+  programs.write(out, predict, params, model.image_size, metadata)
   kind = "probabilities" if model.num_classes else "features"
   S = model.image_size
   usage = (

@@ -1,10 +1,14 @@
 """What is known of a model, and how an exported file says it."""
 
 import json
+import pathlib
+import re
+import shlex
 
 import numpy as np
 
 from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.run import checkpoints, schema, workdir as workdirs
 
 # What is known of a model and its training, in an exported file's metadata
 # too: each name's value as text, in JSON where it is not text itself.
@@ -93,3 +97,45 @@ def check(about, num_classes, path):
   for key, good in fine.items():
     if not good:
       raise UserError(f"{path}: what it says of its {key} is damaged")
+
+
+def without_folders(config):
+  """A run's config, a dict, without the folders of this machine."""
+  kind, colon, path = config["dataset"].partition(":")
+  dataset = kind + colon + last_name(path)
+  config = config | {"dataset": dataset, "data_dir": ""}
+  if config.get("init_from"):
+    config["init_from"] = last_name(config["init_from"])
+  return config
+
+
+def last_name(path):
+  """/a/b/c -> c, and of a run's checkpoint WORKDIR/checkpoints/STEP."""
+  path = pathlib.PurePath(path)
+  in_run = path.parent.name == checkpoints.FOLDER
+  return "/".join(path.parts[-3 if in_run else -1 :])
+
+
+def commands(workdir):
+  """The commands that trained a run, without the folders of this machine.
+
+  The first is that of its pretraining, where config.init_from is a run that is
+  still there.
+  """
+  found = [workdir]
+  source = schema.read_config(workdir).get("init_from")
+  if source and (before := checkpoints.workdir_of(source)):
+    found.insert(0, before)
+  lines = [shown(workdirs.command(each)) for each in found]
+  return "\n".join(line for line in lines if line)
+
+
+def shown(command):
+  """A command, of whose absolute paths the last names are left."""
+
+  def cut(found):
+    return found[1] + last_name(found[2])
+
+  return shlex.join(
+    re.sub(r"(^|[=:,])(/[^=:,]*)", cut, word) for word in shlex.split(command)
+  )

@@ -1,21 +1,32 @@
 """The names and layouts of the paper's PyTorch code.
 
-There a linear layer's weight is (out, in), a convolution's (out, in, kh, kw),
-and every block has names of its own (`blocks.3.attn.qkv.weight`); here kernels
-are (in, out), patches are cut row by row with the channel last, and blocks are
-stacked along a leading axis. Swin's blocks are stacked in pairs, and its table
-of relative positions, a constant, is among the names there.
+There a linear layer's weight is (out, in), a convolution's (out, in, kh, kw);
+here they are (in, out) and (kh, kw, in, out), and CaiT's blocks, each with a
+name of its own there, are stacked along a leading axis. Among the names there
+is a constant, Swin's table of relative positions.
 """
+
+import re
 
 import jax
 import numpy as np
 
 from vit_ssl_jax import models
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.models import windows
+from vit_ssl_jax.models import swin
 
 INDEX = "relative_position_index"
-HEAD_NAMES = {"fc1": "mlp.0", "fc2": "mlp.2", "fc3": "mlp.4"}
+# Patterns of our names, and the reference's.
+RENAMED = [
+  (r"^blocks_(\d+)_(\d+)\.", r"layers.\1.blocks.\2."),  # Swin's
+  (r"^blocks_(\d+)\.", r"blocks.\1."),
+  (r"^blocks_token_only_(\d+)\.", r"blocks_token_only.\1."),
+  (r"^downsample_(\d+)\.", r"layers.\1.downsample."),
+  (r"^fc1\.", "mlp.0."),  # the projection head's
+  (r"^fc2\.", "mlp.2."),
+  (r"^fc3\.", "mlp.4."),
+  (r"^last_layer\.weight", "last_layer.weight_v"),
+]
 
 
 def to_torch(params, model):
@@ -58,7 +69,7 @@ def position_indices(state):
     if name.endswith("relative_position_bias_table"):
       window = (round(len(x) ** 0.5) + 1) // 2
       name = name.replace("relative_position_bias_table", INDEX)
-      indices[name] = windows.relative_position_index(window)
+      indices[name] = swin.relative_position_index(window)
   return indices
 
 
@@ -102,7 +113,8 @@ def from_weights(state, template, model):
   def read(path, leaf):
     keys = [key.key for key in path]
     names = torch_names(keys, len(leaf) if stacked(keys) else 1, model)
-    pieces = [from_layout(keys, state[name]) for name in names]
+    shape = leaf.shape[1:] if stacked(keys) else leaf.shape
+    pieces = [from_layout(keys, state[name], shape) for name in names]
     return np.stack(pieces) if stacked(keys) else pieces[0]
 
   return jax.tree_util.tree_map_with_path(read, template)
@@ -127,65 +139,38 @@ def abstract_params(model, state):
 
 def stacked(keys):
   """Whether a parameter has a leading axis over blocks."""
-  return keys[0].startswith("blocks")
+  return keys[0] == "blocks"
 
 
 def torch_names(keys, count, model):
   """The reference's name of each slice of a parameter."""
-  *modules, leaf = keys
-  if modules == ["last_layer"]:
-    return ["last_layer.weight_v"]
-  leaf = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
-  return [
-    ".".join([*prefix, leaf]) for prefix in torch_modules(modules, count, model)
-  ]
-
-
-def torch_modules(modules, count, model):
-  """The reference's modules, for each slice, of a parameter's modules."""
-  match modules:
-    case ["patch_embed", "proj"] if isinstance(model, models.CaiT):
-      return [["patch_embed", "1"]]
-    case [("blocks" | "blocks_token_only") as name, *inner]:
-      return [[name, str(i), *inner] for i in range(count)]
-    case [name, ("regular" | "shifted") as kind, *inner]:
-      stage = ["layers", name.removeprefix("blocks_"), "blocks"]
-      odd = kind == "shifted"
-      return [[*stage, str(2 * i + odd), *inner] for i in range(count)]
-    case [name, *inner] if name.startswith("last_block_"):
-      stage = name.removeprefix("last_block_")
-      last = model.depths[int(stage)] - 1
-      return [["layers", stage, "blocks", str(last), *inner]]
-    case [name, *inner] if name.startswith("downsample_"):
-      return [
-        ["layers", name.removeprefix("downsample_"), "downsample", *inner]
-      ]
-    case [("fc1" | "fc2" | "fc3") as name]:
-      return [[HEAD_NAMES[name]]]
-  return [modules]
-
-
-def is_convolution(keys, model):
-  """Whether the reference projects patches by a convolution."""
-  if keys[0] != "patch_embed":
-    return False
-  return not isinstance(model, models.CaiT) and not model.has("spt")
+  leaf = {"kernel": "weight", "scale": "weight"}.get(keys[-1], keys[-1])
+  name = ".".join([*keys[:-1], leaf])
+  if stacked(keys):
+    inner = name.removeprefix("blocks.")
+    return [f"blocks.{i}.{inner}" for i in range(count)]
+  if isinstance(model, models.CaiT):
+    name = name.replace("patch_embed.proj", "patch_embed.1")
+  for ours, theirs in RENAMED:
+    name = re.sub(ours, theirs, name)
+  return [name]
 
 
 def to_layout(keys, x, model):
   """One parameter in PyTorch's layout."""
-  if keys[-1] == "kernel" and is_convolution(keys, model):
-    p = model.patch_size
-    x = x.reshape(p, p, -1, x.shape[-1]).transpose(3, 2, 0, 1)
+  if x.ndim == 4:  # a convolution over patches
+    x = x.transpose(3, 2, 0, 1)
+    linear = isinstance(model, models.CaiT) or model.has("spt")
+    x = x.transpose(0, 2, 3, 1).reshape(len(x), -1) if linear else x
   elif keys[-1] == "kernel":
     x = x.T
   return np.array(x, order="C")  # as what writes files takes for granted
 
 
-def from_layout(keys, x):
-  """One parameter in our layout."""
-  if keys[-1] != "kernel":
-    return np.array(x)
-  if x.ndim == 4:  # a convolution over patches
-    return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
-  return np.array(x.T)
+def from_layout(keys, x, shape):
+  """One parameter in our layout, of this shape."""
+  if x.ndim == 4:
+    x = x.transpose(2, 3, 1, 0)
+  elif keys[-1] == "kernel":
+    x = x.T
+  return np.array(x).reshape(shape)

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.models import layers, positions
 from vit_ssl_jax.models.cait import CaiT
 from vit_ssl_jax.models.heads import OffsetHead, ProjectionHead
-from vit_ssl_jax.models.resizing import resize_parameters
 from vit_ssl_jax.models.swin import SwinTransformer
 from vit_ssl_jax.models.vit import VisionTransformer
 
@@ -62,24 +62,32 @@ def build(name, **sizes):
 def init(model, key):
   """Fresh parameters of a model of `build`, compiled as one program."""
   images = jnp.zeros((1, model.image_size, model.image_size, 3))
-  return jax.jit(lambda key: model.init(key, images)["params"])(key)
+  return jax.jit(lambda key: model.init(key, images, train=False)["params"])(
+    key
+  )
 
 
-def drop_path(model, key, batch_and_views, train=True):
-  """Masks of drop path for `features_of_views` or `logits_and_grid`.
+def drop_path(model, key, shape):
+  """Masks of drop path for the models' `masks`, or None where nothing drops.
+
+  Drawn once for a whole batch, they are the same however it is split up.
 
   Args:
     model: of `build`.
     key: PRNG key.
-    batch_and_views: (B, V), V being the views of all sizes.
-    train: whether drop path is active.
+    shape: of the views that are dropped independently, such as (B,) or (B, V).
 
   Returns:
-    (B, depth, 2, V) float32, or None where nothing drops.
+    (*shape, depth, 2) float32: 0 where dropped, 1 / (1 - rate) elsewhere.
   """
-  return model.apply(
-    {}, batch_and_views, train, method="drop_path", rngs={"drop_path": key}
-  )
+  if not model.drop_path_rate:
+    return None
+  return layers.drop_path_masks(key, model.drop_path_rates, shape)
+
+
+def resize_parameters(params, model):
+  """`positions.resize_parameters` to the sizes of a model of `build`."""
+  return positions.resize_parameters(params, shapes(model))
 
 
 @functools.cache

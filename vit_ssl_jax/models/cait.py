@@ -1,29 +1,14 @@
 """CaiT (Touvron et al., 2021, "Going deeper with Image Transformers")."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_ssl_jax.models import layers
-from vit_ssl_jax.models.attention import (
-  Attention,
-  attend,
-  attention_map,
-  diagonal_mask,
-  firsts,
-  join,
-  over_views,
-  query_scale,
-  split,
-  swap,
-)
-from vit_ssl_jax.models.backbone import Backbone
+from vit_ssl_jax.models import kernels, layers, locality, positions, sizes
 
 
-class CaiT(Backbone):
+class CaiT(layers.Backbone):
   """Self-attention among patches, then class attention, with LayerScale.
 
   For small views the paper's code cuts the position embeddings off; here they
@@ -48,6 +33,90 @@ class CaiT(Backbone):
   num_heads: int = 4
   layer_scale_init: float = 1e-5
 
+  def setup(self):
+    D, init = self.embed_dim, nn.initializers.normal(0.02)
+    self.patch_embed = layers.PatchEmbed(
+      self.patch_size, D, self.has("spt"), init=init, dtype=self.dtype
+    )
+    self.pos_embed = self.param("pos_embed", init, (1, self.side**2, D))
+    self.cls_token = self.param("cls_token", init, (1, 1, D))
+    block, class_block = TalkingHeadsBlock, ClassBlock
+    if self.remat:
+      # A scan's loop keeps XLA from finding the work to be the same.
+      block = nn.remat(block, prevent_cse=False)
+      class_block = nn.remat(class_block)
+    options = (
+      self.num_heads, self.has("lsa"), self.layer_scale_init, self.dtype
+    )  # fmt: skip
+    self.blocks = block(self.mlp_ratio, *options)
+    self.blocks_token_only = [
+      class_block(4.0, *options) for _ in range(self.depth_token_only)
+    ]
+    self.norm = layers.LayerNorm()
+    self.head = layers.classifier(self.num_classes)
+
+  def tokens(self, images):
+    """Images (B, H, W, 3) -> (B, h·w, D), with positions, float32.
+
+    In half precision x + 1e-5 y would be x: LayerScale needs float32 sums.
+    """
+    x = self.patch_embed(images)
+    B, *grid, D = x.shape
+    at = positions.resize(self.pos_embed, (self.side, self.side), grid)
+    x = x.reshape(B, -1, D) + at.astype(x.dtype)
+    return x.astype(jnp.float32)
+
+  def among_patches(self, step, x, masks):
+    """Scans `step` (block, x, masks of it) -> (x, y) over the blocks.
+
+    As one loop 24 blocks compile in 0.28 of the time; their parameters are
+    stacked along a first axis.
+    """
+    scan = nn.scan(
+      step,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=self.depth,
+    )
+    by_block = None if masks is None else masks.swapaxes(0, 1)
+    return scan(self.blocks, x, by_block)
+
+  def encode(self, images, masks):
+    """As in `Backbone`."""
+
+    def step(block, x, masks):
+      return block(x, masks), None
+
+    x, _ = self.among_patches(step, self.tokens(images), masks)
+    token = jnp.broadcast_to(self.cls_token, (len(x), 1, x.shape[-1]))
+    for block in self.blocks_token_only:
+      token = block(token, x)
+    h, w = (n // self.patch_size for n in images.shape[1:3])
+    return self.norm(token[:, 0]), x.reshape(len(x), h, w, -1)
+
+  def attention(self, images, block=-1):
+    """Images (B, H, W, 3) -> (B, heads, N, M), the softmax of one block.
+
+    Row n is how token n attends to tokens m. `block` counts from 0 over all
+    blocks, or from the end if negative.
+
+    Raises:
+      UserError: there is no such block.
+    """
+
+    def step(block, x, masks):
+      return block(x, masks), block(x, None, True)
+
+    number = self.index(block)
+    x, weights = self.among_patches(step, self.tokens(images), None)
+    if number < self.depth:
+      return weights[number]
+    token = jnp.broadcast_to(self.cls_token, (len(x), 1, x.shape[-1]))
+    *before, last = self.blocks_token_only[: number - self.depth + 1]
+    for each in before:
+      token = each(token, x)
+    return last(token, x, weights_only=True)
+
   @property
   def num_features(self):
     return self.embed_dim
@@ -62,197 +131,164 @@ class CaiT(Backbone):
 
   def check(self):
     super().check()
-    self.check_heads(self.embed_dim, self.num_heads)
-
-  @nn.compact
-  def encode(self, groups, masks, return_attention=False, whole=True):
-    """As in `Backbone`."""
-    D = self.embed_dim
-    init = nn.initializers.normal(0.02)
-    token = self.param("cls_token", init, (1, 1, D))
-    positions = self.param("pos_embed", init, (1, self.side**2, D))
-    tokens = list(self.embed(groups, positions, init))
-    sizes = tuple(x.shape[1:3] for x in tokens)
-    views = tuple(N for V, N in sizes for _ in range(V))
-    B = len(tokens[0])
-    options = (self.num_heads, sizes, self.has("lsa"))
-    blocks = layers.scan(
-      layers.Block, self.depth, masks is not None, self.remat
-    )(
-      functools.partial(TalkingHeadsAttention, *options, self.dtype),
-      self.mlp_ratio,
-      views,
-      self.layer_scale_init,
-      self.dtype,
-      name="blocks",
-    )
-    # In half precision x + 1e-5 y would be x: LayerScale needs float32 sums.
-    x = join(tokens).astype(jnp.float32)
-    x, among_patches = blocks(x, masks, return_attention)
-    token = jnp.broadcast_to(token, (B, len(views), D))
-    blocks = layers.scan(ClassBlock, self.depth_token_only, False, self.remat)(
-      *options, self.layer_scale_init, self.dtype, name="blocks_token_only"
-    )
-    token, of_class = blocks(token, x, return_attention)
-    features = layers.LayerNorm(name="norm")(token)
-    grids = [
-      part.reshape(*images.shape[:2], *self.grid(images), D)
-      for part, images in zip(split(x, sizes), groups, strict=True)
-    ]
-    attentions = [*among_patches, *of_class] if return_attention else None
-    return features, grids, attentions
+    sizes.check_heads(self, self.embed_dim, self.num_heads)
 
 
-class TalkingHeadsAttention(Attention):
-  """Self-attention whose heads are mixed before and after the softmax.
-
-  (Shazeer et al., 2020.) Under locality self-attention the diagonal is masked
-  after the first mixing.
-  """
-
-  @nn.compact
-  def __call__(self, x, affine=None, return_attention=False):
-    """As in `Attention`; what is returned is the softmax."""
-    D = x.shape[-1]
-    qkv = layers.Linear(3 * D, self.dtype, name="qkv")(x, affine)
-    q, k, v = jnp.split(qkv, 3, -1)
-    scale = query_scale(self, D, self.local)
-    before = MixHeads(self.num_heads, jnp.float32, name="proj_l")
-    after = MixHeads(self.num_heads, self.dtype, name="proj_w")
-
-    def attend_in_view(q, k, v):
-      q, k, v = swap(q * scale), swap(k), swap(v)
-      scores = jnp.einsum(
-        "bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32
-      )
-      scores = before(scores)
-      if self.local:
-        scores += diagonal_mask(q.shape[2])[None, None]
-      weights = jax.nn.softmax(scores)
-      mixed = after(weights.astype(self.dtype))
-      out = jnp.einsum("bhnm,bhmd->bhnd", mixed, v)
-      return swap(out), weights if return_attention else None
-
-    out, shown = over_views(
-      q, k, v, self.groups, self.num_heads, attend_in_view
-    )
-    return layers.Linear(D, self.dtype, name="proj")(out), shown
-
-
-@jax.custom_vjp
-def mix(x, kernel):
-  """(B, H, N, M) and (H, G) -> (B, G, N, M), float32.
-
-  Written as sums over the few heads: as a matrix product it would have x
-  transposed, with the heads last, and back.
-  """
-  return sum(
-    x[:, h, None].astype(jnp.float32) * weights[None, :, None, None]
-    for h, weights in enumerate(kernel)
-  )
-
-
-def mix_backward(kept, g):
-  x, kernel = kept
-  dx = mix(g, kernel.T).astype(x.dtype)
-  rows, g = x.reshape(*x.shape[:2], -1), g.reshape(*g.shape[:2], -1)
-  dkernel = jnp.einsum("bhx,bgx->bhg", rows.astype(jnp.float32), g)
-  return dx, jnp.sum(dkernel, 0)
-
-
-mix.defvjp(lambda x, kernel: (mix(x, kernel), (x, kernel)), mix_backward)
-
-
-class MixHeads(nn.Module):
-  """A linear map over the heads (B, heads, N, M)."""
-
-  num_heads: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x):
-    """(B, heads, N, M) -> (B, heads, N, M)."""
-    init = nn.initializers.normal(0.02)
-    shape = (self.num_heads, self.num_heads)
-    kernel = self.param("kernel", init, shape)
-    bias = self.param("bias", nn.initializers.zeros, shape[:1])
-    y = mix(x, kernel) + bias[None, :, None, None]
-    return y.astype(self.dtype)
-
-
-class ClassBlock(nn.Module):
-  """The class token looks at the patches; one step of a scan.
+class TalkingHeadsBlock(nn.Module):
+  """Pre-norm block with talking heads and LayerScale (CaiT, section 2).
 
   Attributes:
+    mlp_ratio: hidden width of the MLP over D.
     num_heads: attention heads.
-    groups: how the patches' tokens are made up: (V, N) for V views of N.
     local: locality self-attention (Lee et al., 2021).
-    layer_scale_init: as in `Block`.
-    dtype: type of the arithmetic.
+    layer_scale_init: what each channel of a branch is multiplied by at first;
+      0 is no such factor.
+    dtype: type of the branches' arithmetic.
   """
 
+  mlp_ratio: float
   num_heads: int
-  groups: tuple[tuple[int, int], ...]
   local: bool
   layer_scale_init: float
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, token, x, return_attention=False):
-    """Class tokens (B, V, D), patches' tokens (B, T, D).
-
-    Returns:
-      Class tokens (B, V, D); the first group's attention, or None.
-    """
-
-    def scaled(y, index):
-      init = self.layer_scale_init
-      return y * layers.layer_scale(self, index, init, y) if init else y
-
-    first = split(token, [(V, 1) for V, _ in self.groups])
-    rest = split(x, self.groups)
-    both = join(
-      [jnp.concatenate(pair, 2) for pair in zip(first, rest, strict=True)]
+  def __call__(self, x, masks=None, weights_only=False):
+    """Tokens (B, N, D) -> (B, N, D); as in `layers.Block`."""
+    attention = TalkingHeadsAttention(
+      self.num_heads, self.local, self.dtype, name="attn"
     )
-    groups = tuple((V, 1 + N) for V, N in self.groups)
-    y, affine = layers.LayerNorm(self.dtype, apart=True, name="norm1")(both)
-    attend_to = ClassAttention(
-      self.num_heads, groups, self.local, self.dtype, name="attn"
-    )
-    y, attention = attend_to(y, affine, return_attention)
-    token = token + scaled(y, 0)
-    y, affine = layers.LayerNorm(self.dtype, apart=True, name="norm2")(token)
-    y = layers.Mlp(4 * y.shape[-1], self.dtype, name="mlp")(y, affine)
-    return token + scaled(y, 1), attention
+    y = layers.LayerNorm(dtype=self.dtype, name="norm1")(x)
+    if weights_only:
+      return attention(y, weights_only=True)
+    y = layer_scale(self, "gamma_1", attention(y))
+    x = x + layers.drop(y, masks, 0)
+    y = layers.LayerNorm(dtype=self.dtype, name="norm2")(x)
+    hidden_dim = int(x.shape[-1] * self.mlp_ratio)
+    y = layers.Mlp(hidden_dim, self.dtype, name="mlp")(y)
+    return x + layers.drop(layer_scale(self, "gamma_2", y), masks, 1)
 
 
-class ClassAttention(Attention):
-  """Attention of the class token alone (Touvron et al., 2021, section 3).
-
-  The first token of each view is its class token. Locality self-attention
-  learns the temperature, and masks nothing.
-  """
+class ClassBlock(TalkingHeadsBlock):
+  """The class token looks at the patches (CaiT, section 3)."""
 
   @nn.compact
-  def __call__(self, x, affine=None, return_attention=False):
-    """Tokens (B, T, D) of all views; the rest is as in `Attention`.
+  def __call__(self, token, x, weights_only=False):
+    """Class tokens (B, 1, D), patches' (B, N, D) -> class tokens (B, 1, D).
 
-    Returns:
-      (B, V, D); the first group's attention (B · V, heads, 1, N), or None.
+    With weights_only the softmax (B, heads, 1, 1 + N).
     """
-    D = x.shape[-1]
-    first = x[:, firsts(self.groups)]
-    q = layers.Linear(D, self.dtype, name="q")(first, affine)
-    k = layers.Linear(D, self.dtype, name="k")(x, affine)
-    v = layers.Linear(D, self.dtype, name="v")(x, affine)
-    scale = query_scale(self, D, self.local)
-
-    def attend_in_view(q, k, v):
-      q *= scale
-      shown = attention_map(q, k, None) if return_attention else None
-      return attend(q, k, v, None), shown
-
-    out, shown = over_views(
-      q, k, v, self.groups, self.num_heads, attend_in_view
+    attention = ClassAttention(
+      self.num_heads, self.local, self.dtype, name="attn"
     )
-    return layers.Linear(D, self.dtype, name="proj")(out), shown
+    y = jnp.concatenate([token, x], 1)
+    y = layers.LayerNorm(dtype=self.dtype, name="norm1")(y)
+    if weights_only:
+      return attention(y, weights_only=True)
+    token = token + layer_scale(self, "gamma_1", attention(y))
+    y = layers.LayerNorm(dtype=self.dtype, name="norm2")(token)
+    hidden_dim = int(token.shape[-1] * self.mlp_ratio)
+    y = layers.Mlp(hidden_dim, self.dtype, name="mlp")(y)
+    return token + layer_scale(self, "gamma_2", y)
+
+
+def layer_scale(block, name, y):
+  """A branch (B, N, D) times a factor for each channel, a block's parameter."""
+  if not block.layer_scale_init:
+    return y
+  init = nn.initializers.constant(block.layer_scale_init)
+  gamma = block.param(name, init, y.shape[-1:])
+  return y * gamma.astype(y.dtype)[None, None]
+
+
+class TalkingHeadsAttention(nn.Module):
+  """Self-attention whose heads are mixed before and after the softmax.
+
+  (Shazeer et al., 2020.) Under locality self-attention the diagonal is masked
+  after the first mixing.
+
+  Attributes:
+    num_heads: attention heads.
+    local: locality self-attention (Lee et al., 2021).
+    dtype: type of the arithmetic.
+  """
+
+  num_heads: int
+  local: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, weights_only=False):
+    """Tokens (B, N, D) -> (B, N, D), or the softmax (B, heads, N, N)."""
+    B, N, D = x.shape
+    qkv = layers.Dense(3 * D, dtype=self.dtype, name="qkv")(x)
+    qkv = qkv.reshape(B, N, 3, self.num_heads, D // self.num_heads)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    scale = q.shape[-1] ** -0.5
+    if self.local:
+      scale = locality.learned_scale(self, D, self.num_heads)[None, None]
+    scores = jnp.einsum(
+      "bnhd,bmhd->bhnm", q * scale, k, preferred_element_type=jnp.float32
+    )
+    scores = MixHeads(jnp.float32, name="proj_l")(scores)
+    if self.local:
+      scores += locality.diagonal_mask(N)[None, None]
+    weights = jax.nn.softmax(scores)
+    if weights_only:
+      return weights
+    weights = MixHeads(self.dtype, name="proj_w")(weights.astype(self.dtype))
+    x = jnp.einsum("bhnm,bmhd->bnhd", weights, v).reshape(B, N, D)
+    return layers.Dense(D, dtype=self.dtype, name="proj")(x)
+
+
+class MixHeads(nn.Module):
+  """A linear map over the heads of scores or weights."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """(B, heads, N, M) -> (B, heads, N, M) in `dtype`."""
+    heads = x.shape[1]
+    init = nn.initializers.normal(0.02)
+    kernel = self.param("kernel", init, (heads, heads))
+    bias = self.param("bias", nn.initializers.zeros, (heads,))
+    y = kernels.mix_heads(x, kernel) + bias[None, :, None, None]
+    return y.astype(self.dtype)
+
+
+class ClassAttention(nn.Module):
+  """Attention of the class token alone (CaiT, section 3).
+
+  Locality self-attention learns the temperature, and masks nothing.
+
+  Attributes:
+    num_heads: attention heads.
+    local: locality self-attention (Lee et al., 2021).
+    dtype: type of the arithmetic.
+  """
+
+  num_heads: int
+  local: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, weights_only=False):
+    """(B, 1 + N, D), the class token first -> (B, 1, D).
+
+    With weights_only the softmax (B, heads, 1, 1 + N).
+    """
+    B, M, D = x.shape
+
+    def heads(x, name):
+      y = layers.Dense(D, dtype=self.dtype, name=name)(x)
+      return y.reshape(B, -1, self.num_heads, D // self.num_heads)
+
+    q, k, v = heads(x[:, :1], "q"), heads(x, "k"), heads(x, "v")
+    scale = q.shape[-1] ** -0.5
+    if self.local:
+      scale = locality.learned_scale(self, D, self.num_heads)[None, None]
+    if weights_only:
+      return kernels.attention_weights(q * scale, k)
+    x = kernels.attention(q * scale, k, v).reshape(B, 1, D)
+    return layers.Dense(D, dtype=self.dtype, name="proj")(x)

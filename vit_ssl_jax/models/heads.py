@@ -1,5 +1,7 @@
 """The heads that training alone needs: projections, and offsets of tokens."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,11 +25,11 @@ class ProjectionHead(nn.Module):
   @nn.compact
   def __call__(self, features):
     """Features (..., D) -> outputs (..., out_dim), float32, each in [-1, 1]."""
-    x = layers.Linear(self.hidden_dim, self.dtype, name="fc1")(features)
-    x = layers.Linear(self.hidden_dim, self.dtype, name="fc2")(layers.gelu(x))
-    x = layers.Linear(self.bottleneck_dim, self.dtype, name="fc3")(
-      layers.gelu(x)
-    )
+    dense = functools.partial(layers.Dense, dtype=self.dtype)
+    gelu = functools.partial(jax.nn.gelu, approximate=False)
+    x = gelu(dense(self.hidden_dim, name="fc1")(features))
+    x = gelu(dense(self.hidden_dim, name="fc2")(x))
+    x = dense(self.bottleneck_dim, name="fc3")(x)
     x = normalize(x.astype(jnp.float32), axis=-1)
     prototypes = LastLayer(self.out_dim, name="last_layer")(x)
     # Accelerators would multiply float32 in fewer bits if not told.
@@ -60,9 +62,9 @@ class OffsetHead(nn.Module):
   @nn.compact
   def __call__(self, pairs):
     """Two tokens, one behind the other, (..., 2 · D) -> (..., 2)."""
-    x = layers.Linear(self.hidden_dim, jnp.float32, name="fc1")(pairs)
-    x = layers.Linear(self.hidden_dim, jnp.float32, name="fc2")(nn.relu(x))
-    return layers.Linear(2, jnp.float32, name="fc3")(nn.relu(x))
+    x = nn.relu(layers.Dense(self.hidden_dim, name="fc1")(pairs))
+    x = nn.relu(layers.Dense(self.hidden_dim, name="fc2")(x))
+    return layers.Dense(2, name="fc3")(x)
 
 
 def normalize(x, axis):

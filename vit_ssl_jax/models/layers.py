@@ -1,22 +1,24 @@
-"""Layers that the architectures share: linear maps, MLP, blocks, drop path.
+"""What the architectures share: patch embedding, transformer block, interface.
 
-Parameters are float32. `dtype` is the type that the layers compute in;
-normalisation statistics and softmax stay in float32 whatever it is.
+Parameters are float32. `dtype` is the type of the arithmetic; the statistics of
+normalisation and the softmax stay float32 whatever it is.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-# The longest stack of blocks that is unrolled. That spares writing what the
-# backward pass needs into one array, and reading it from there. On two CPU
-# cores ViT's fine-tuning step took 0.89 of the CPU time for it, and compiling
-# 1.4 times as long; compiling CaiT's, with 24 blocks, took 3.6 times as long.
-UNROLLED = 12
+from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.models import locality, sizes
+
+Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.02))
+LayerNorm = functools.partial(
+  nn.LayerNorm, epsilon=1e-6, use_fast_variance=False
+)
 
 
 def uniform_fan_in(fan_in):
@@ -29,248 +31,224 @@ def uniform_fan_in(fan_in):
   return init
 
 
-# The functions below have derivatives of their own. They equal what automatic
-# differentiation gives, but keep less for the backward pass and walk over it
-# fewer times, which is what a CPU's step waits for.
-
-
-@jax.custom_vjp
-def linear(x, kernel, bias):
-  """(..., D) times (D, F) plus (F,), all of one type, to (..., F)."""
-  return linear_forward(x, kernel, bias)[0]
-
-
-def linear_forward(x, kernel, bias):
-  rows = x.reshape(-1, x.shape[-1]) @ kernel + bias[None]
-  return rows.reshape(*x.shape[:-1], -1), (x, kernel)
-
-
-def linear_backward(kept, g):
-  x, kernel = kept
-  rows, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-  # Automatic differentiation has this product the other way round, for which
-  # XLA writes a transposed copy of g.
-  dkernel = jax.lax.dot_general(rows, g, (((0,), (0,)), ((), ())))
-  return (g @ kernel.T).reshape(x.shape), dkernel, jnp.sum(g, 0)
-
-
-linear.defvjp(linear_forward, linear_backward)
-
-
-@jax.custom_vjp
-def gelu(x):
-  """The exact GELU, x · Φ(x) (Hendrycks and Gimpel, 2016)."""
-  return gelu_forward(x)[0]
-
-
-def gelu_forward(x):
-  cdf = 0.5 * jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)) + 0.5
-  pdf = jnp.exp(-0.5 * x * x) * np.sqrt(0.5 / np.pi).astype(x.dtype)
-  return x * cdf, cdf + x * pdf
-
-
-gelu.defvjp(gelu_forward, lambda slope, g: (g * slope,))
-
-
-@jax.custom_vjp
-def standardize(x):
-  """(..., D) float32 to mean 0 and variance 1 along the last axis."""
-  return standardize_forward(x)[0]
-
-
-def standardize_forward(x):
-  centered = x - jnp.mean(x, -1, keepdims=True)
-  variance = jnp.mean(centered * centered, -1, keepdims=True)
-  scale = jax.lax.rsqrt(variance + 1e-6)
-  y = centered * scale
-  return y, (y, scale)
-
-
-def standardize_backward(kept, g):
-  y, scale = kept
-  along = jnp.mean(g * y, -1, keepdims=True)
-  return (scale * (g - jnp.mean(g, -1, keepdims=True) - y * along),)
-
-
-standardize.defvjp(standardize_forward, standardize_backward)
-
-
-class LayerNorm(nn.Module):
-  """Layer normalisation (Ba et al., 2016) with PyTorch's epsilon of ViTs.
+class PatchEmbed(nn.Module):
+  """Projects each patch of an image to a token.
 
   Attributes:
-    dtype: type of what it returns.
-    apart: whether to leave scale and bias to the linear layer that follows.
+    patch_size: pixels a side of a patch.
+    features: width D.
+    shifted: shifted patch tokenisation (Lee et al., 2021).
+    norm: whether tokens are normalised.
+    init: initialiser of the kernel, with biases of 0; None is PyTorch's default
+      of a convolution, uniform by the fan-in, for both.
+    dtype: type of the arithmetic.
   """
 
-  dtype: jnp.dtype = jnp.float32
-  apart: bool = False
-
-  @nn.compact
-  def __call__(self, x):
-    """(..., D) -> (..., D) in `dtype`; if apart, that and (scale, bias)."""
-    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-    y = standardize(x.astype(jnp.float32))
-    if self.apart:
-      return y.astype(self.dtype), (scale, bias)
-    shape = (1,) * (x.ndim - 1) + x.shape[-1:]
-    y = y * scale.reshape(shape) + bias.reshape(shape)
-    return y.astype(self.dtype)
-
-
-class Linear(nn.Module):
-  """A dense layer, initialised with std 0.02 and a bias of zero."""
-
+  patch_size: int
   features: int
+  shifted: bool = False
+  norm: bool = False
+  init: nn.initializers.Initializer | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, affine=None, columns=slice(None)):
-    """(..., D) -> (..., features) in `dtype`.
+  def __call__(self, images):
+    """Images (B, H, W, C) -> tokens (B, H/p, W/p, D).
 
-    Args:
-      x: (..., D).
-      affine: (scale (D,), bias (D,)) that x is still to be multiplied by and
-        added to. Doing so to the kernel instead, which has fewer rows than x,
-        spares passes over x, both forwards and backwards.
-      columns: which of the features are wanted.
+    Raises:
+      UserError: the patch does not divide the images.
     """
-    init = nn.initializers.normal(0.02)
-    kernel = self.param("kernel", init, (x.shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    kernel, bias = kernel[:, columns], bias[columns]
-    if affine is not None:
-      scale, shift = affine
-      # Not in place: parameters may be the caller's own NumPy arrays.
-      bias = bias + jnp.einsum("d,df->f", shift, kernel, precision="highest")
-      kernel = kernel * scale[:, None]
-    given = (x, kernel, bias)
-    return linear(*(each.astype(self.dtype) for each in given))
+    (H, W), p = images.shape[1:3], self.patch_size
+    if H % p or W % p or not H or not W:
+      raise UserError(
+        f"images of {H} x {W} pixels cannot be cut into patches of"
+        f" {p} x {p} (model.patch_size={p})"
+      )
+    if self.shifted:
+      images = locality.with_shifted_copies(images, p // 2)
+      images = locality.cut(images, p)
+      images = LayerNorm(dtype=self.dtype, name="input_norm")(images)
+      p = 1  # each patch is a pixel by now
+    uniform = uniform_fan_in(p * p * images.shape[-1])
+    x = nn.Conv(
+      self.features,
+      (p, p),
+      strides=(p, p),
+      padding="VALID",
+      dtype=self.dtype,
+      kernel_init=self.init or uniform,
+      bias_init=nn.initializers.zeros if self.init else uniform,
+      name="proj",
+    )(images)
+    return LayerNorm(dtype=self.dtype, name="norm")(x) if self.norm else x
 
 
 class Mlp(nn.Module):
-  """Two linear layers with a GELU in between."""
+  """Two linear layers with the exact GELU in between."""
 
   hidden_dim: int
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, affine=None):
-    """(..., D) -> (..., D); `affine` is as in `Linear`."""
-    h = gelu(Linear(self.hidden_dim, self.dtype, name="fc1")(x, affine))
-    return Linear(x.shape[-1], self.dtype, name="fc2")(h)
-
-
-def drop_path_masks(key, rates, views):
-  """Which residual branches to drop (stochastic depth, Huang et al., 2016).
-
-  Args:
-    key: PRNG key.
-    rates: (depth,) the probability of dropping, by block.
-    views: shape of the views that are dropped independently, such as (B, V).
-
-  Returns:
-    (depth, 2, *views) float32, for a block's two branches: 0 where dropped,
-    1 / (1 - rate) elsewhere.
-  """
-  keep = 1 - np.asarray(rates, np.float32).reshape(-1, *[1] * (1 + len(views)))
-  draws = jax.random.uniform(key, (len(rates), 2, *views))
-  return jnp.where(draws < keep, 1 / keep, 0.0)
+  def __call__(self, x):
+    """(..., D) -> (..., D)."""
+    h = Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x)
+    h = jax.nn.gelu(h, approximate=False)
+    return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
 
 
 class Block(nn.Module):
-  """Pre-norm transformer block; one step of a scan over the depth.
+  """Pre-norm transformer block (Dosovitskiy et al., 2021, figure 1).
 
   Attributes:
-    attention: makes the attention module, given its name.
+    attention: makes the attention module, given its name and dtype.
     mlp_ratio: hidden width of the MLP over D.
-    tokens: how many tokens each view has, in order; drop path takes out a
-      branch for a whole view.
-    layer_scale_init: what each channel of a branch is multiplied by at first
-      (LayerScale, Touvron et al., 2021, section 2); 0 is no such factor.
     dtype: type of the arithmetic.
   """
 
   attention: Callable[..., nn.Module]
   mlp_ratio: float
-  tokens: tuple[int, ...]
-  layer_scale_init: float = 0.0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, masks, return_attention=False, first_alone=False):
-    """One block.
+  def __call__(self, x, masks=None, weights_only=False):
+    """Tokens (B, ..., D) -> (B, ..., D), or the attention's softmax alone.
 
     Args:
-      x: (B, T, D), the tokens of all views.
-      masks: (2, B, V) drop path of the two branches, or None.
-      return_attention: whether to return the attention as well.
-      first_alone: whether only the first token of each view is wanted.
-
-    Returns:
-      (B, T, D), or (B, V, D) of the first tokens; what the attention module
-      returns beside its output, or None.
+      x: (B, ..., D).
+      masks: (B, 2) drop path of the two branches, or None.
+      weights_only: whether to return the softmax.
     """
-    y, affine = LayerNorm(self.dtype, apart=True, name="norm1")(x)
-    attend = self.attention(name="attn")
-    if first_alone:
-      y, attention = attend(y, affine, return_attention, first_alone)
-      x = x[:, np.cumsum((0, *self.tokens))[:-1]]
-    else:
-      y, attention = attend(y, affine, return_attention)
-    x = x + self.branch(y, masks, 0)
-    y, affine = LayerNorm(self.dtype, apart=True, name="norm2")(x)
-    hidden_dim = int(x.shape[-1] * self.mlp_ratio)
-    y = Mlp(hidden_dim, self.dtype, name="mlp")(y, affine)
-    return x + self.branch(y, masks, 1), attention
-
-  def branch(self, y, masks, index):
-    """A branch (B, T, D), scaled, and dropped for some views."""
-    if self.layer_scale_init:
-      y *= layer_scale(self, index, self.layer_scale_init, y)
-    if masks is None:
-      return y
-    mask = masks[index]
-    if y.shape[1] != mask.shape[1]:  # it is not one token of each view alone
-      mask = mask[:, np.repeat(np.arange(len(self.tokens)), self.tokens)]
-    return y * mask[..., None].astype(y.dtype)
+    attention = self.attention(dtype=self.dtype, name="attn")
+    y = LayerNorm(dtype=self.dtype, name="norm1")(x)
+    if weights_only:
+      return attention(y, weights_only=True)
+    x = x + drop(attention(y), masks, 0)
+    y = LayerNorm(dtype=self.dtype, name="norm2")(x)
+    y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")(y)
+    return x + drop(y, masks, 1)
 
 
-def layer_scale(module, index, initial, like):
-  """A block's factor of each channel, (1, 1, D), for one of its branches."""
-  init = nn.initializers.constant(initial)
-  gamma = module.param(f"gamma_{index + 1}", init, like.shape[-1:])
-  return gamma.astype(like.dtype)[None, None]
+def drop(y, masks, branch):
+  """Drop path: a block's branch (B, ..., D), scaled by masks[:, branch]."""
+  if masks is None:
+    return y
+  mask = masks[:, branch].reshape(-1, *[1] * (y.ndim - 1))
+  return y * mask.astype(y.dtype)
 
 
-def scan(block, length, sliced, remat):
-  """Repeats a block over its depth, with parameters stacked along it.
+def of_block(masks, i):
+  """Block i's masks (B, 2) of all blocks' (B, depth, 2); None stays None."""
+  return None if masks is None else masks[:, i]
 
-  A stack of at most `UNROLLED` blocks is no loop in the program, unless the
-  blocks are to be computed again, for which there has to be one.
+
+def drop_path_masks(key, rates, shape):
+  """Which residual branches to drop (stochastic depth, Huang et al., 2016).
 
   Args:
-    block: a module class with `__call__(x, other, return_attention)`.
-    length: the depth.
-    sliced: whether each block gets its own slice of `other`, or all of it.
-    remat: whether only what a block is given is kept for the backward pass,
-      and the rest is computed again.
+    key: PRNG key.
+    rates: (depth,) the probability of dropping, by block.
+    shape: of the views that are dropped independently, such as (B,) or (B, V).
 
   Returns:
-    A module class that takes the same, and returns the last x and what the
-    blocks returned beside it, stacked.
+    (*shape, depth, 2) float32, for a block's two branches: 0 where dropped,
+    1 / (1 - rate) elsewhere.
   """
-  if remat:
-    # The loop itself keeps XLA from finding the work to be the same. Of one
-    # turn XLA removes it and keeps what is in the block; to have that of Swin's
-    # first stage, of one pair, computed again saved nothing.
-    block = nn.remat(block, prevent_cse=False, static_argnums=(3,))
-  return nn.scan(
-    block,
-    variable_axes={"params": 0},
-    split_rngs={"params": True},
-    in_axes=(0 if sliced else nn.broadcast, nn.broadcast),
-    length=length,
-    unroll=length if length <= UNROLLED and not remat else 1,
-  )
+  keep = 1 - jnp.asarray(rates, jnp.float32)
+  keep = keep.reshape(*[1] * len(shape), -1, 1)
+  draws = jax.random.uniform(key, (*shape, len(rates), 2))
+  return jnp.where(draws < keep, 1 / keep, 0.0)
+
+
+class Backbone(nn.Module):
+  """The interface of all architectures, and the sizes that they share.
+
+  An architecture defines `setup`, with its classifier as `head`; `encode`:
+  (images, masks) -> features (B, num_features) float32, and the tokens
+  (B, h, w, D) of the last block before the last normalisation; `attention`;
+  `num_features`, `num_blocks` and `drop_path_rates`.
+
+  Attributes:
+    image_size: pixels a side that the model is laid out for; it takes images
+      of any size that the patch divides.
+    patch_size: pixels a side of a patch.
+    embed_dim: width D, of the first stage if there are several.
+    mlp_ratio: hidden width of an MLP over its input's.
+    num_classes: size of the classifier; 0 has none and returns features.
+    drop_path_rate: stochastic depth.
+    locality: "spt" for shifted patch tokenisation, "lsa" for locality
+      self-attention, "spt+lsa" for both (Lee et al., 2021); "" for neither.
+    dtype: type of the body's arithmetic.
+    remat: whether what is inside a block is computed again in the backward
+      pass instead of being kept (activation checkpointing, Chen et al., 2016).
+  """
+
+  image_size: int = 32
+  patch_size: int = 4
+  embed_dim: int = 192
+  mlp_ratio: float = 2.0
+  num_classes: int = 0
+  drop_path_rate: float = 0.0
+  locality: str = ""
+  dtype: jnp.dtype = jnp.float32
+  remat: bool = False
+
+  def __call__(self, images, train=False, masks=None):
+    """Images (B, H, W, 3), normalised -> logits (B, num_classes), float32.
+
+    Without classes the features take their place.
+
+    Args:
+      images: (B, H, W, 3).
+      train: whether drop path is active.
+      masks: (B, depth, 2) of `drop_path_masks`; None draws them from the PRNG
+        stream "drop_path" where drop path is active.
+    """
+    return self.logits_and_grid(images, train, masks)[0]
+
+  def features(self, images, train=False, masks=None):
+    """Images (B, H, W, 3) -> features (B, num_features), float32."""
+    return self.encode(images, self.draw(images, train, masks))[0]
+
+  def logits_and_grid(self, images, train=False, masks=None):
+    """As `__call__`, with the last block's tokens (B, h, w, D) as well."""
+    x, grid = self.encode(images, self.draw(images, train, masks))
+    return self.head(x) if self.num_classes else x, grid
+
+  def draw(self, images, train, masks):
+    """The masks given, or fresh ones where drop path is active."""
+    if masks is None and train and self.drop_path_rate:
+      key = self.make_rng("drop_path")
+      masks = drop_path_masks(key, self.drop_path_rates, (len(images),))
+    return masks
+
+  @property
+  def side(self):
+    """Patches a side of an image of image_size."""
+    return self.image_size // self.patch_size
+
+  def has(self, part):
+    """Whether locality has "spt" or "lsa"."""
+    return part in self.locality.split("+")
+
+  def index(self, block):
+    """A block's number from 0, of one that may count from the end.
+
+    Raises:
+      UserError: there is no such block.
+    """
+    if not -self.num_blocks <= block < self.num_blocks:
+      raise UserError(
+        f"there is no block {block}: the model has {self.num_blocks}"
+      )
+    return block % self.num_blocks
+
+  def check(self):
+    """Raises a UserError where sizes do not fit together."""
+    sizes.check(self)
+
+
+def classifier(num_classes):
+  """The last layer, from features to logits, in float32."""
+  # Accelerators would multiply float32 in fewer bits if not told.
+  return Dense(num_classes, precision=jax.lax.Precision.HIGHEST)

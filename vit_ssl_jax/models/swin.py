@@ -1,19 +1,21 @@
 """Swin (Liu et al., 2021) in the small form that the paper trains."""
 
 import functools
-from collections.abc import Callable
+import itertools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.models import layers, patches
-from vit_ssl_jax.models.attention import join, split
-from vit_ssl_jax.models.backbone import Backbone
-from vit_ssl_jax.models.windows import WindowAttention, token_counts
+from vit_ssl_jax.models import kernels, layers, locality, sizes
+
+# Added to the scores of tokens that were not neighbours before the shift.
+APART = -100.0
 
 
-class SwinTransformer(Backbone):
+class SwinTransformer(layers.Backbone):
   """Attention in windows, shifted in every other block, in several stages.
 
   Its features are the mean over the last stage's tokens. The drop path rate is
@@ -35,6 +37,65 @@ class SwinTransformer(Backbone):
   num_heads: tuple[int, ...] = (3, 6, 12)
   window_size: int = 4
 
+  def setup(self):
+    shifted = self.has("spt")
+    self.patch_embed = layers.PatchEmbed(
+      self.patch_size, self.embed_dim, shifted, not shifted, dtype=self.dtype
+    )
+    self.blocks = [self.stage(i) for i in range(len(self.depths))]
+    self.downsample = [
+      PatchMerging(shifted, self.dtype) for _ in self.depths[1:]
+    ]
+    self.norm = layers.LayerNorm()
+    self.head = layers.classifier(self.num_classes)
+
+  def stage(self, stage):
+    """The blocks of one stage; every other one has shifted windows."""
+    side = self.side // 2**stage
+    window = min(self.window_size, side)
+    shift = self.window_size // 2 if side > self.window_size else 0
+    block = nn.remat(layers.Block) if self.remat else layers.Block
+    attention = functools.partial(
+      WindowAttention, self.num_heads[stage], window, local=self.has("lsa")
+    )
+    return [
+      block(
+        functools.partial(attention, shift=i % 2 * shift),
+        self.mlp_ratio,
+        self.dtype,
+      )
+      for i in range(self.depths[stage])
+    ]
+
+  def encode(self, images, masks):
+    """As in `Backbone`."""
+    x = self.run(images, masks)
+    return self.norm(x).mean((1, 2)), x
+
+  def attention(self, images, block=-1):
+    """Images (B, H, W, 3) -> (B, heads, N, N), the softmax of one block.
+
+    Row n is how token n attends to tokens m. `block` counts from 0 over all
+    blocks, or from the end if negative.
+
+    Raises:
+      UserError: there is no such block.
+    """
+    return self.run(images, None, self.index(block))
+
+  def run(self, images, masks, stop=None):
+    """The last tokens (B, h, w, D), or the softmax of block number `stop`."""
+    x = self.patch_embed(images)
+    number = itertools.count()
+    for stage, blocks in enumerate(self.blocks):
+      if stage:
+        x = self.downsample[stage - 1](x)
+      for i, block in zip(number, blocks, strict=False):
+        if i == stop:
+          return block(x, weights_only=True)
+        x = block(x, layers.of_block(masks, i))
+    return x
+
   @property
   def num_features(self):
     return self.embed_dim * 2 ** (len(self.depths) - 1)
@@ -45,7 +106,7 @@ class SwinTransformer(Backbone):
 
   @property
   def drop_path_rates(self):
-    return self.linear_drop_path(self.num_blocks)
+    return np.linspace(0, self.drop_path_rate, self.num_blocks)
 
   def check(self):
     super().check()
@@ -55,7 +116,7 @@ class SwinTransformer(Backbone):
         " to be equally long: one number for each stage"
       )
     for stage, heads in enumerate(self.num_heads):
-      self.check_heads(self.embed_dim * 2**stage, heads)
+      sizes.check_heads(self, self.embed_dim * 2**stage, heads)
     if self.side % 2 ** (len(self.depths) - 1):
       raise UserError(
         f"model.image_size={self.image_size} makes {self.side} patches a side"
@@ -68,115 +129,77 @@ class SwinTransformer(Backbone):
         f" of {self.side} patches a side"
       )
 
-  @nn.compact
-  def encode(self, groups, masks, return_attention=False, whole=True):
-    """As in `Backbone`."""
-    sizes = tuple((images.shape[1], *self.grid(images)) for images in groups)
-    embed = patches.PatchEmbed(
-      self.patch_size,
-      self.embed_dim,
-      shifted=self.has("spt"),
-      norm=not self.has("spt"),
-      dtype=self.dtype,
-      name="patch_embed",
-    )
-    x = join(
-      [
-        embed(images.reshape(-1, *images.shape[2:])).reshape(
-          *images.shape[:2], -1, self.embed_dim
-        )
-        for images in groups
-      ]
-    )
-    attentions = []
-    for stage, depth in enumerate(self.depths):
-      first = sum(self.depths[:stage])
-      x, every = self.stage(
-        x,
-        sizes,
-        None if masks is None else masks[first : first + depth],
-        stage,
-        return_attention,
-      )
-      attentions += every
-      if stage + 1 < len(self.depths):
-        name = f"downsample_{stage}"
-        x = PatchMerging(sizes, self.has("spt"), self.dtype, name=name)(x)
-        sizes = tuple((V, -(-H // 2), -(-W // 2)) for V, H, W in sizes)
-    parts = split(x, token_counts(sizes))
-    grids = [
-      part.reshape(*part.shape[:2], H, W, -1)
-      for part, (_, H, W) in zip(parts, sizes, strict=True)
-    ]
-    x = layers.LayerNorm(name="norm")(x)
-    means = [part.mean(2) for part in split(x, token_counts(sizes))]
-    features = jnp.concatenate(means, 1)
-    return features, grids, attentions if return_attention else None
 
-  def stage(self, x, sizes, masks, stage, return_attention):
-    """The blocks of one stage, scanned in pairs.
+class WindowAttention(nn.Module):
+  """Self-attention within windows, with relative position bias.
 
-    Args:
-      x: (B, T, C).
-      sizes: (V, H, W) of each group.
-      masks: (depth, 2, B, V) drop path, or None.
-      stage: its number.
-      return_attention: whether to return a list of attentions.
-    """
-    side = self.side // 2**stage
-    shift = self.window_size // 2 if side > self.window_size else 0
-    window = min(self.window_size, side)
-    views = tuple(H * W for V, H, W in sizes for _ in range(V))
-
-    def block(shift):
-      return functools.partial(
-        layers.Block,
-        functools.partial(
-          WindowAttention, self.num_heads[stage], sizes, window, shift,
-          self.has("lsa"), self.dtype,
-        ),
-        self.mlp_ratio,
-        views,
-        dtype=self.dtype,
-      )  # fmt: skip
-
-    pairs, odd = divmod(self.depths[stage], 2)
-    attentions = []
-    if pairs:
-      paired = None
-      if masks is not None:
-        paired = masks[: 2 * pairs].reshape(pairs, 2, *masks.shape[1:])
-      x, every = layers.scan(Pair, pairs, masks is not None, self.remat)(
-        block(0), block(shift), name=f"blocks_{stage}"
-      )(x, paired, return_attention)
-      if return_attention:
-        attentions = [a[i] for i in range(pairs) for a in every]
-    if odd:
-      last = None if masks is None else masks[-1]
-      x, attention = block(0)(name=f"last_block_{stage}")(
-        x, last, return_attention
-      )
-      attentions.append(attention)
-    return x, attentions
-
-
-class Pair(nn.Module):
-  """A block with windows in place and one with shifted windows.
+  (Liu et al., 2021, section 3.2.) Under locality self-attention a token that a
+  shift leaves alone in its corner, as windows of 2 or 3 do, attends to those
+  that it is kept apart from otherwise.
 
   Attributes:
-    regular, shifted: make the two blocks, given their names.
+    num_heads: attention heads.
+    window: tokens a side of a window.
+    shift: by how many tokens windows are shifted.
+    local: locality self-attention (Lee et al., 2021).
+    dtype: type of the arithmetic.
   """
 
-  regular: Callable[..., nn.Module]
-  shifted: Callable[..., nn.Module]
+  num_heads: int
+  window: int
+  shift: int = 0
+  local: bool = False
+  dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, masks, return_attention=False):
-    """(B, T, C), masks (2, 2, B, V) or None; as in `Block`."""
-    first, second = (None, None) if masks is None else masks
-    x, a = self.regular(name="regular")(x, first, return_attention)
-    x, b = self.shifted(name="shifted")(x, second, return_attention)
-    return x, (a, b)
+  def __call__(self, x, weights_only=False):
+    """Tokens (B, H, W, C) attend to those of their window.
+
+    Returns:
+      (B, H, W, C), or the softmax (B, heads, H·W, H·W).
+    """
+    _, H, W, C = x.shape
+    x = to_windows(x, self.window, self.shift)
+    qkv = layers.Dense(3 * C, dtype=self.dtype, name="qkv")(x)
+    qkv = qkv.reshape(*x.shape[:3], 3, self.num_heads, -1)
+    q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+    scale = q.shape[-1] ** -0.5
+    bias = self.position_bias()[None, None]
+    if self.shift:
+      bias += shift_mask(H, W, self.window, self.shift)[None, :, None]
+    if self.local:
+      scale = locality.learned_scale(self, C, self.num_heads)[None, None, None]
+      bias += locality.diagonal_mask(self.window**2)[None, None, None]
+    if weights_only:
+      return self.unfold(kernels.attention_weights(q * scale, k, bias), H, W)
+    x = kernels.attention(q * scale, k, v, bias).reshape(*x.shape[:3], C)
+    x = layers.Dense(C, dtype=self.dtype, name="proj")(x)
+    return from_windows(x, H, W, self.window, self.shift)
+
+  def position_bias(self):
+    """(heads, window², window²), looked up by relative position."""
+    table = self.param(
+      "relative_position_bias_table",
+      nn.initializers.normal(0.02),
+      ((2 * self.window - 1) ** 2, self.num_heads),
+    )
+    # A product, for its gradient adds up in the same order every time, which
+    # that of a lookup does not do on every device.
+    rows = np.eye(len(table), dtype=np.float32)
+    rows = rows[relative_position_index(self.window)]
+    return jnp.einsum(
+      "nmr,rh->hnm", rows, table, precision=jax.lax.Precision.HIGHEST
+    )
+
+  def unfold(self, weights, H, W):
+    """Windows' softmax (B, windows, heads, n, n) -> (B, heads, H·W, H·W)."""
+    N = H * W
+    number = jnp.arange(1, N + 1).reshape(1, H, W, 1)  # 0 is padding
+    slots = to_windows(number, self.window, self.shift)[0, ..., 0]
+    weights = weights.swapaxes(1, 2)
+    every = jnp.zeros((*weights.shape[:2], N + 1, N + 1))
+    rows, columns = slots[:, :, None], slots[:, None, :]
+    return every.at[:, :, rows, columns].set(weights)[:, :, 1:, 1:]
 
 
 class PatchMerging(nn.Module):
@@ -186,37 +209,79 @@ class PatchMerging(nn.Module):
   copies shifted by one (Lee et al., 2021).
 
   Attributes:
-    sizes: (V, H, W) of each group.
     shifted: shifted patch tokenisation.
     dtype: type of the arithmetic.
   """
 
-  sizes: tuple[tuple[int, int, int], ...]
-  shifted: bool
-  dtype: jnp.dtype
+  shifted: bool = False
+  dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x):
-    """(B, T, C) -> (B, ~T / 4, 2 · C); odd sides are padded with zeros."""
-    B, _, C = x.shape
-    merged = []
-    for part, (V, H, W) in zip(
-      split(x, token_counts(self.sizes)), self.sizes, strict=True
-    ):
-      part = part.reshape(B * V, H, W, C)
-      if self.shifted:
-        part = patches.with_shifted_copies(part, 1)
-      part = jnp.pad(part, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)))
-      h, w = part.shape[1] // 2, part.shape[2] // 2
-      part = part.reshape(B * V, h, 2, w, 2, -1)
-      # Of the four the rows run fastest, as in the authors' code.
-      part = part.transpose(0, 1, 3, 4, 2, 5)
-      merged.append(part.reshape(B, V, h * w, -1))
-    y = layers.LayerNorm(self.dtype, name="norm")(join(merged))
-    return nn.Dense(
-      2 * C,
-      use_bias=self.shifted,
-      dtype=self.dtype,
-      kernel_init=nn.initializers.normal(0.02),
-      name="reduction",
-    )(y)
+    """(B, H, W, C) -> (B, ⌈H/2⌉, ⌈W/2⌉, 2 · C), padded with zeros."""
+    B, H, W, C = x.shape
+    if self.shifted:
+      x = locality.with_shifted_copies(x, 1)
+    x = jnp.pad(x, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)))
+    h, w = x.shape[1] // 2, x.shape[2] // 2
+    # Of the four the rows run fastest, as in the authors' code.
+    x = x.reshape(B, h, 2, w, 2, -1).transpose(0, 1, 3, 4, 2, 5)
+    x = layers.LayerNorm(dtype=self.dtype, name="norm")(x.reshape(B, h, w, -1))
+    return layers.Dense(
+      2 * C, use_bias=self.shifted, dtype=self.dtype, name="reduction"
+    )(x)
+
+
+def in_windows(H, W, window):
+  """The height and width of an image in whole windows."""
+  return -(-H // window) * window, -(-W // window) * window
+
+
+def to_windows(x, window, shift):
+  """Tokens (B, H, W, C) -> (B, windows, window², C).
+
+  They are padded with zeros at the right and the bottom, and rolled up and left
+  by `shift`.
+  """
+  B, H, W, C = x.shape
+  Hp, Wp = in_windows(H, W, window)
+  x = jnp.pad(x, ((0, 0), (0, Hp - H), (0, Wp - W), (0, 0)))
+  x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
+  x = x.reshape(B, Hp // window, window, Wp // window, window, C)
+  return x.swapaxes(2, 3).reshape(B, -1, window**2, C)
+
+
+def from_windows(x, H, W, window, shift):
+  """(B, windows, window², C) -> tokens (B, H, W, C); undoes `to_windows`."""
+  B, _, _, C = x.shape
+  Hp, Wp = in_windows(H, W, window)
+  x = x.reshape(B, Hp // window, Wp // window, window, window, C)
+  x = x.swapaxes(2, 3).reshape(B, Hp, Wp, C)
+  x = jnp.roll(x, (shift, shift), (1, 2)) if shift else x
+  return x[:, :H, :W]
+
+
+def relative_position_index(window):
+  """(window², window²) the row of the table for each pair of tokens."""
+  rows, columns = np.divmod(np.arange(window**2), window)
+  down = rows[:, None] - rows[None] + window - 1
+  right = columns[:, None] - columns[None] + window - 1
+  return down * (2 * window - 1) + right
+
+
+def shift_mask(H, W, window, shift):
+  """(windows, window², window²): APART where a roll brought tokens together.
+
+  (Liu et al., 2021, section 3.2, "Efficient batch computation".)
+  """
+
+  def regions(length):
+    n = np.arange(length)
+    return (n >= length - window).astype(int) + (n >= length - shift)
+
+  Hp, Wp = in_windows(H, W, window)
+  region = 3 * regions(Hp)[:, None] + regions(Wp)[None]
+  region = region.reshape(Hp // window, window, Wp // window, window)
+  region = region.swapaxes(1, 2).reshape(-1, window**2)
+  apart = region[:, :, None] != region[:, None]
+  return np.where(apart, APART, 0.0).astype(np.float32)

@@ -3,16 +3,13 @@
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+import numpy as np
 
-from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.models import layers
-from vit_ssl_jax.models.attention import Attention, firsts, join, split
-from vit_ssl_jax.models.backbone import Backbone
+from vit_ssl_jax.models import kernels, layers, locality, positions, sizes
 
 
-class VisionTransformer(Backbone):
+class VisionTransformer(layers.Backbone):
   """ViT with a class token and position embeddings that fit any image size.
 
   Its features are the class token's. In its attention token 0 is the class
@@ -22,13 +19,58 @@ class VisionTransformer(Backbone):
   Attributes:
     depth: number of blocks.
     num_heads: attention heads a block.
-    fused_attention: whether attention is cuDNN's kernel on a GPU, which needs a
-      dtype of bfloat16; without locality self-attention.
   """
 
   depth: int = 9
   num_heads: int = 12
-  fused_attention: bool = False
+
+  def setup(self):
+    D, init = self.embed_dim, nn.initializers.normal(0.02)
+    self.patch_embed = layers.PatchEmbed(
+      self.patch_size, D, self.has("spt"), dtype=self.dtype
+    )
+    self.cls_token = self.param("cls_token", init, (1, 1, D))
+    self.pos_embed = self.param("pos_embed", init, (1, 1 + self.side**2, D))
+    attention = functools.partial(Attention, self.num_heads, self.has("lsa"))
+    block = nn.remat(layers.Block) if self.remat else layers.Block
+    self.blocks = [
+      block(attention, self.mlp_ratio, self.dtype) for _ in range(self.depth)
+    ]
+    self.norm = layers.LayerNorm()
+    self.head = layers.classifier(self.num_classes)
+
+  def tokens(self, images):
+    """Images (B, H, W, 3) -> (B, 1 + h·w, D), with positions."""
+    x = self.patch_embed(images)
+    B, *grid, D = x.shape
+    old = (self.side, self.side)
+    of_patches = positions.resize(self.pos_embed[:, 1:], old, grid)
+    x = x.reshape(B, -1, D) + of_patches.astype(x.dtype)
+    token = (self.cls_token + self.pos_embed[:, :1]).astype(x.dtype)
+    return jnp.concatenate([jnp.broadcast_to(token, (B, 1, D)), x], 1)
+
+  def encode(self, images, masks):
+    """As in `Backbone`."""
+    x = self.tokens(images)
+    for i, block in enumerate(self.blocks):
+      x = block(x, layers.of_block(masks, i))
+    h, w = (n // self.patch_size for n in images.shape[1:3])
+    return self.norm(x[:, 0]), x[:, 1:].reshape(len(x), h, w, -1)
+
+  def attention(self, images, block=-1):
+    """Images (B, H, W, 3) -> (B, heads, N, N), the softmax of one block.
+
+    Row n is how token n attends to tokens m. `block` counts from 0 over all
+    blocks, or from the end if negative.
+
+    Raises:
+      UserError: there is no such block.
+    """
+    *before, last = self.blocks[: self.index(block) + 1]
+    x = self.tokens(images)
+    for each in before:
+      x = each(x)
+    return last(x, weights_only=True)
 
   @property
   def num_features(self):
@@ -40,70 +82,38 @@ class VisionTransformer(Backbone):
 
   @property
   def drop_path_rates(self):
-    return self.linear_drop_path(self.depth)
+    return np.linspace(0, self.drop_path_rate, self.depth)
 
   def check(self):
     super().check()
-    self.check_heads(self.embed_dim, self.num_heads)
-    width = self.embed_dim // self.num_heads
-    if self.fused_attention and (width % 8 or self.has("lsa")):
-      raise UserError(
-        "model.fused_attention=True needs heads of a width that 8 divides, not"
-        f" {width}, and a model.locality without lsa, not {self.locality!r}"
-      )
+    sizes.check_heads(self, self.embed_dim, self.num_heads)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention (Vaswani et al., 2017, section 3.2).
+
+  Attributes:
+    num_heads: attention heads.
+    local: locality self-attention (Lee et al., 2021).
+    dtype: type of the arithmetic.
+  """
+
+  num_heads: int
+  local: bool = False
+  dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def encode(self, groups, masks, return_attention=False, whole=True):
-    """As in `Backbone`."""
-    init = nn.initializers.normal(0.02)
-    token = self.param("cls_token", init, (1, 1, self.embed_dim))
-    positions = self.param(
-      "pos_embed", init, (1, 1 + self.side**2, self.embed_dim)
-    )
-    first = (token + positions[:, :1])[None].astype(self.dtype)
-    tokens = []
-    for x in self.embed(groups, positions[:, 1:]):
-      first_of_views = jnp.broadcast_to(first, (*x.shape[:2], 1, x.shape[-1]))
-      tokens.append(jnp.concatenate([first_of_views, x], 2))
-    sizes = tuple(x.shape[1:3] for x in tokens)
-    norm = layers.LayerNorm(name="norm")
-    x = join(tokens)
-    if not whole and not self.is_initializing():
-      return norm(self.class_tokens(x, sizes, masks)), None, None
-    x, attentions = self.blocks(sizes, self.depth, masks, name="blocks")(
-      x, masks, return_attention
-    )
-    grids = [
-      part[:, :, 1:].reshape(*images.shape[:2], *self.grid(images), -1)
-      for part, images in zip(split(x, sizes), groups, strict=True)
-    ]
-    return norm(x[:, firsts(sizes)]), grids, attentions
-
-  def blocks(self, sizes, length, masks, **module):
-    """A module of so many blocks, for tokens of these sizes (V, N)."""
-    scanned = layers.scan(layers.Block, length, masks is not None, self.remat)
-    return scanned(*self.block_options(sizes), **module)
-
-  def block_options(self, sizes):
-    """What a block is made with."""
-    attention = functools.partial(
-      Attention, self.num_heads, sizes, self.has("lsa"), self.dtype,
-      self.fused_attention,
-    )  # fmt: skip
-    views = tuple(N for V, N in sizes for _ in range(V))
-    return attention, self.mlp_ratio, views, 0.0, self.dtype
-
-  def class_tokens(self, x, sizes, masks):
-    """Tokens (B, T, D) -> class tokens (B, V, D) after all blocks.
-
-    In the last block the others are looked at, but not computed any more.
-    """
-    params = self.variables["params"]["blocks"]
-    before, last = (None, None) if masks is None else (masks[:-1], masks[-1])
-    if self.depth > 1:
-      blocks = self.blocks(sizes, self.depth - 1, masks, parent=None)
-      given = {"params": jax.tree.map(lambda p: p[:-1], params)}
-      x, _ = blocks.apply(given, x, before, False)
-    block = layers.Block(*self.block_options(sizes), parent=None)
-    given = {"params": jax.tree.map(lambda p: p[-1], params)}
-    return block.apply(given, x, last, first_alone=True)[0]
+  def __call__(self, x, weights_only=False):
+    """Tokens (B, N, D) -> (B, N, D), or the softmax (B, heads, N, N)."""
+    B, N, D = x.shape
+    qkv = layers.Dense(3 * D, dtype=self.dtype, name="qkv")(x)
+    qkv = qkv.reshape(B, N, 3, self.num_heads, D // self.num_heads)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    scale, bias = q.shape[-1] ** -0.5, None
+    if self.local:
+      scale = locality.learned_scale(self, D, self.num_heads)[None, None]
+      bias = locality.diagonal_mask(N)[None, None]
+    if weights_only:
+      return kernels.attention_weights(q * scale, k, bias)
+    x = kernels.attention(q * scale, k, v, bias).reshape(B, N, D)
+    return layers.Dense(D, dtype=self.dtype, name="proj")(x)

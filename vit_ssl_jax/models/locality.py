@@ -1,0 +1,64 @@
+"""Shifted patch tokenisation and locality self-attention (Lee et al., 2021).
+
+"Vision Transformer for Small-Size Datasets", arXiv 2112.13492.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+# Added to a score that is not to count; finite, so that a token with nobody
+# else to attend to gets a number.
+MASKED = -1e9
+
+
+def with_shifted_copies(images, pixels):
+  """Puts four diagonally shifted copies behind the channels of images.
+
+  What is shifted in from outside is zero.
+
+  Args:
+    images: (B, H, W, C).
+    pixels: how far, along both axes.
+
+  Returns:
+    (B, H, W, 5 · C): the images, then those moved down and right, down and
+    left, up and right, up and left.
+  """
+  _, H, W, _ = images.shape
+  s = pixels
+  padded = jnp.pad(images, ((0, 0), (s, s), (s, s), (0, 0)))
+  moved = [
+    padded[:, top : top + H, left : left + W]
+    for top in (0, 2 * s)
+    for left in (0, 2 * s)
+  ]
+  return jnp.concatenate([images, *moved], -1)
+
+
+def cut(images, patch_size):
+  """Images (B, H, W, C) to the pixels of patches, (B, H/p, W/p, p·p·C)."""
+  B, H, W, C = images.shape
+  p = patch_size
+  x = images.reshape(B, H // p, p, W // p, p, C)
+  return x.swapaxes(2, 3).reshape(B, H // p, W // p, p * p * C)
+
+
+def learned_scale(module, width, num_heads):
+  """What queries are multiplied by, (num_heads, 1), in place of 1 / √d.
+
+  To be called from a compact method of `module`, which gets the parameter.
+
+  Args:
+    module: an attention module with a dtype.
+    width: D, of all heads together.
+    num_heads: how many.
+  """
+  init = nn.initializers.constant((width // num_heads) ** -0.5)
+  scale = module.param("inverse_temperature", init, (num_heads,))
+  return scale.astype(module.dtype)[:, None]
+
+
+def diagonal_mask(size):
+  """(N, N) to be added to scores, so that no token attends to itself."""
+  return MASKED * np.eye(size, dtype=np.float32)
