@@ -382,7 +382,13 @@ from vit_ssl_jax.export import export
 export(sys.argv[1], "timm", sys.argv[2])
 print(*{"torch", "timm", "transformers", "tensorflow"} & sys.modules.keys())
 """
-  line = [sys.executable, "-c", code, str(workdir), str(tmp_path / "x.safetensors")]
+  line = [
+    sys.executable,
+    "-c",
+    code,
+    str(workdir),
+    str(tmp_path / "x.safetensors"),
+  ]
   root = pathlib.Path(__file__).parent.parent
   done = subprocess.run(
     line, cwd=root, check=True, capture_output=True, text=True

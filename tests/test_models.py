@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import test_util
 
 from vit_ssl_jax import models
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.models import attention, backbone, cait, layers, patches
+from vit_ssl_jax.models import layers, positions
 
 SMALL = {
   "vit": {"patch_size": 4, "embed_dim": 8, "depth": 3, "num_heads": 2},
@@ -63,59 +62,6 @@ def test_shapes_at_every_image_size(small):
     assert grid.shape == (2, rows, columns, model.num_features)
 
 
-def test_views_together_are_as_views_alone(small):
-  """Several views of several sizes in one pass, against one at a time."""
-  model, params = small
-  keys = jax.random.split(jax.random.key(5))
-  groups = [
-    jax.random.normal(key, (2, views, side, side, 3))
-    for key, views, side in zip(keys, (2, 3), (16, 8), strict=True)
-  ]
-  together, alone = jax.jit(
-    lambda params: (
-      model.apply({"params": params}, groups, method="features_of_views"),
-      [
-        model.apply({"params": params}, views[:, i], method="features")
-        for views in groups
-        for i in range(views.shape[1])
-      ],
-    )
-  )(params)
-  np.testing.assert_allclose(together, np.stack(alone, 1), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("locality", ["", "lsa"])
-def test_class_tokens_alone_are_those_of_the_whole_model(locality):
-  """What the last block leaves out is not needed, nor is its gradient."""
-  model = models.build(
-    "vit",
-    image_size=16,
-    locality=locality,
-    drop_path_rate=0.5,
-    **SMALL["vit"],
-  )
-  params = models.init(model, jax.random.key(0))
-  params = jax.tree.map(
-    lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape),
-    params,
-  )
-  groups = [jnp.ones((2, 1, 16, 16, 3)), jnp.zeros((2, 2, 8, 8, 3))]
-  masks = backbone.by_block(models.drop_path(model, jax.random.key(1), (2, 3)))
-
-  def loss(params, whole):
-    features, _, _ = model.apply(
-      {"params": params}, groups, masks, whole=whole, method="encode"
-    )
-    return jnp.sum(jnp.sin(features)), features
-
-  found = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-    found(params, False),
-    found(params, True),
-  )
-
-
 @pytest.mark.parametrize(
   ("arch", "deeper"),
   [("vit", {"depth": 6}), ("swin", {"depths": (6, 1)}), ("cait", {"depth": 6})],
@@ -125,12 +71,12 @@ def test_remat_keeps_less_and_changes_nothing(arch, deeper):
   model = models.build(arch, image_size=16, drop_path_rate=0.5, **options)
   params = models.init(model, jax.random.key(0))
   images = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
-  masks = models.drop_path(model, jax.random.key(2), (8, 1))
+  masks = models.drop_path(model, jax.random.key(2), (8,))
 
   def gradient(remat):
     def loss(params):
       features = model.clone(remat=remat).apply(
-        {"params": params}, [images[:, None]], masks, method="features_of_views"
+        {"params": params}, images, masks=masks, method="features"
       )
       return jnp.sum(jnp.sin(features))
 
@@ -218,10 +164,30 @@ def test_drop_path_is_random_in_training_alone(small):
 def test_drop_path_keeps_the_mean():
   masks = layers.drop_path_masks(jax.random.key(0), [0.0, 0.25], (4000, 2))
   masks = np.asarray(masks)
-  assert masks.shape == (2, 2, 4000, 2)
-  assert (masks[0] == 1).all()
-  assert set(np.unique(masks[1])) == {0, np.float32(1 / 0.75)}
-  assert abs((masks[1] == 0).mean() - 0.25) < 0.03
+  assert masks.shape == (4000, 2, 2, 2)
+  assert (masks[:, :, 0] == 1).all()
+  assert set(np.unique(masks[:, :, 1])) == {0, np.float32(1 / 0.75)}
+  assert abs((masks[:, :, 1] == 0).mean() - 0.25) < 0.03
+
+
+def test_dropped_branches_leave_a_block(small):
+  """With all branches dropped no block's parameters matter."""
+  model, params = small
+  images = jax.random.normal(jax.random.key(3), (2, 16, 16, 3))
+  masks = jnp.zeros((2, len(model.drop_path_rates), 2))
+
+  apply = jax.jit(
+    lambda params: model.apply(
+      {"params": params}, images, masks=masks, method="features"
+    )
+  )
+  other = {
+    name: jax.tree.map(lambda x: x + 1, p)
+    if name.startswith("blocks") and "token" not in name
+    else p
+    for name, p in params.items()
+  }
+  np.testing.assert_array_equal(apply(params), apply(other))
 
 
 @pytest.mark.parametrize("name", ["vit", "swin", "cait"])
@@ -239,70 +205,6 @@ def test_parameters_are_left_as_they_are(name):
   jax.tree.map(np.testing.assert_array_equal, params, before)
   jitted = jax.jit(lambda p: model.apply({"params": p}, images))(params)
   np.testing.assert_allclose(once, jitted, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-  ("function", "shapes"),
-  [
-    (layers.gelu, [(4, 5)]),
-    (layers.standardize, [(4, 5)]),
-    (attention.attend, [(1, 3, 2, 4)] * 3 + [(1, 1, 3, 3)]),
-    (layers.linear, [(2, 3, 4), (4, 5), (5,)]),
-    (cait.mix, [(2, 3, 2, 2), (3, 4)]),
-  ],
-)
-def test_own_derivatives_against_finite_differences(function, shapes):
-  keys = jax.random.split(jax.random.key(0), len(shapes))
-  args = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
-  test_util.check_grads(function, args, 1, modes="rev", atol=1e-2, rtol=1e-2)
-
-
-def test_fused_attention_is_the_same_with_the_same_gradients():
-  """By XLA's implementation of what cuDNN has a kernel for."""
-  keys = jax.random.split(jax.random.key(0), 3)
-  shapes = [(2, 3, 2, 8), (2, 5, 2, 8), (2, 5, 2, 8)]
-  args = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
-
-  def result(attend, *args):
-    return jnp.sum(jnp.sin(attend(*args)))
-
-  ours = functools.partial(result, lambda *x: attention.attend(*x, None))
-  fused = functools.partial(
-    result, lambda *x: attention.attend_fused(*x, implementation="xla")
-  )
-  for one, other in zip(
-    *(
-      jax.tree.leaves(jax.value_and_grad(f, (0, 1, 2))(*args))
-      for f in (ours, fused)
-    ),
-    strict=True,
-  ):
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-
-
-def test_linear_takes_over_scale_and_bias_of_the_norm_before():
-  """Values and gradients are those of a norm that keeps them."""
-  keys = jax.random.split(jax.random.key(0), 4)
-  x, scale, shift = (
-    jax.random.normal(key, shape)
-    for key, shape in zip(keys, [(2, 3, 4), (4,), (4,)], strict=False)
-  )
-  dense = layers.Linear(5)
-  params = dense.init(keys[3], x)
-  norm = {"params": {"scale": scale, "bias": shift}}
-
-  def result(params, norm, x, apart):
-    y = layers.LayerNorm(apart=apart).apply(norm, x)
-    y, affine = y if apart else (y, None)
-    return jnp.sum(jnp.sin(dense.apply(params, y, affine)))
-
-  grad = jax.value_and_grad(result, (0, 1, 2))
-  apart, kept = (grad(params, norm, x, apart) for apart in (True, False))
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-    apart,
-    kept,
-  )
 
 
 def test_half_precision_stays_near(small):
@@ -362,11 +264,11 @@ def test_images_that_patches_do_not_divide(small):
 
 def test_resizing_positions_keeps_what_it_must():
   same = jax.random.normal(jax.random.key(0), (1, 16, 3))
-  ours = patches.resize_position_embedding(same, (4, 4), (4, 4))
+  ours = positions.resize(same, (4, 4), (4, 4))
   np.testing.assert_array_equal(ours, same)
   constant = jnp.ones((1, 16, 3))
   for grid in ((2, 2), (7, 3)):
-    ours = patches.resize_position_embedding(constant, (4, 4), grid)
+    ours = positions.resize(constant, (4, 4), grid)
     assert ours.shape == (1, grid[0] * grid[1], 3)
     np.testing.assert_allclose(ours, 1, rtol=1e-5)
 
@@ -393,8 +295,6 @@ def test_head_outputs_are_cosines():
     ({"image_size": 30}, "model.image_size=30 is not a multiple"),
     ({"image_size": 2}, "smaller than a patch"),
     ({"num_heads": 5}, "5 heads do not divide a width of 192"),
-    ({"fused_attention": True, "num_heads": 16}, "8 divides, not 12"),
-    ({"fused_attention": True, "locality": "lsa"}, "without lsa"),
   ],
 )
 def test_sizes_that_do_not_fit(sizes, words):

@@ -278,7 +278,7 @@ class ClassAttention(nn.Module):
 
     With weights_only the softmax (B, heads, 1, 1 + N).
     """
-    B, M, D = x.shape
+    B, _, D = x.shape
 
     def heads(x, name):
       y = layers.Dense(D, dtype=self.dtype, name=name)(x)
