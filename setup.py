@@ -48,6 +48,7 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["vit_ssl_jax*", "configs*"]),
+  package_data={"vit_ssl_jax.data.builders": ["checksums.tsv"]},
   py_modules=["main"],
   install_requires=INSTALL,
   extras_require={

@@ -238,12 +238,16 @@ def stored_images(builder, folder, split, count, labels):
 
 def tensorflow():
   """Imports TensorFlow, quiet and kept off the accelerator."""
-  # Its C++ side reports every missing GPU library; "1" is what JAX sets. What
-  # the user chose otherwise stays.
-  if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-  import tensorflow as tf
+  with contextlib.ExitStack() as stack:
+    if "tensorflow" not in sys.modules:
+      # Its C++ side says how it was built, whatever TF_CPP_MIN_LOG_LEVEL is.
+      saved = os.dup(2)
+      stack.callback(os.close, saved)
+      stack.callback(os.dup2, saved, 2)
+      with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    import tensorflow as tf
 
-  # It would take all of the GPU's memory, which JAX needs.
-  tf.config.set_visible_devices([], "GPU")
+    # It would take all of the GPU's memory, which JAX needs.
+    tf.config.set_visible_devices([], "GPU")
   return tf
