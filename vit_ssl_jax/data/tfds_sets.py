@@ -30,13 +30,7 @@ def read(
   """Reads a set's parts, preparing the set if need be.
 
   TensorFlow is imported only for what the cache does not hold yet. Arguments
-  are those of `load.load`.
-
-  Args:
-    name: one of `registry.SETS`.
-    image_size: S.
-    splits: the splits in TFDS's notation of "train", "val" and "test"; "" is
-      the set's own, or none.
+  are those of `load.load`, with the splits by "train", "val" and "test".
 
   Returns:
     The parts, and the names of the classes.

@@ -31,8 +31,6 @@ def collect(
   """Finds, checks and extracts what a set is made of.
 
   Args:
-    builder: of the set.
-    manager: TFDS's.
     archives: files of checksums.tsv, and the folder that each extracts to; ""
       for one that is used as it is.
     gone: whether no official source answers any more.
