@@ -14,7 +14,7 @@ INSTALL = [
   "matplotlib>=3.9",
   "ml-collections>=1.1",
   "numpy>=2.0",
-  "optax>=0.2.5",
+  "optax>=0.2.7",  # its microbatch
   "orbax-checkpoint>=0.12,<0.13",
   "pillow>=11.0",
   "safetensors>=0.5",
@@ -48,10 +48,12 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["vit_ssl_jax*"]),
+  package_data={"vit_ssl_jax.data.builders": ["checksums.tsv"]},
   install_requires=INSTALL,
   extras_require={
     "gpu": ["jax[cuda13]>=0.10,<0.12"],
     "tpu": ["jax[tpu]>=0.10,<0.12"],
+    "torch": ["torch>=2.6"],  # reads and writes .pth files
     "test": TEST,
     "notebook": ["jupyterlab>=4.2"],
   },

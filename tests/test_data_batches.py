@@ -93,12 +93,7 @@ def test_batches_follow_the_order(images, labels, placement, sharded):
 def test_batches_are_sharded_over_the_mesh(images, labels, placement):
   devices = mesh()
   source = batches.make_source(
-    images,
-    labels,
-    BATCH,
-    seed=0,
-    placement=placement,
-    mesh=devices,
+    images, labels, BATCH, seed=0, placement=placement, mesh=devices
   )
   items = source.items(0)
   batch = jax.jit(source.fetch)(source.arrays, next(items))

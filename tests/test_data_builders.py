@@ -477,22 +477,25 @@ FAULTS = {
     ("mkdir CINIC-10/test/cow", ["test has a folder of no class: cow"]),
     (
       "rm CINIC-10/valid/dog/cifar10-train-1.png",
-      ["CINIC-10 has 9 images of the split validation", "10 were published"],
+      ["CINIC-10 has 9 images of validation", "10 were published"],
     ),
     ("empty CINIC-10/test/dog/cifar10-train-1.png", ["1.png is neither a"]),
   ],
   "tiny_imagenet": [
     ("rm tiny-imagenet-200/wnids.txt", ["wnids.txt cannot be read: No such"]),
     ("rm tiny-imagenet-200/words.txt", ["words.txt cannot be read: No such"]),
-    ("empty tiny-imagenet-200/wnids.txt", ["names 0 classes, but 3 were"]),
+    (
+      "empty tiny-imagenet-200/wnids.txt",
+      ["train has a folder of no class: n0144"],
+    ),
     ("rm tiny-imagenet-200/train/n01443537", ["lacks the class folder n0144"]),
     (
       "rm tiny-imagenet-200/train/n01443537/images/n01443537_1.JPEG",
-      ["has 5 images of the split train, but 6 were published"],
+      ["has 5 images of train, but 6 were published"],
     ),
     (
       "rm tiny-imagenet-200/val/images/val_8.JPEG",
-      ["val/images lacks the annotated image val_8.JPEG."],
+      ["lacks the annotated image val/images/val_8.JPEG."],
     ),
     (
       "append tiny-imagenet-200/val/val_annotations.txt",
@@ -508,10 +511,14 @@ FAULTS = {
       "append fgvc-aircraft-2013b/data/images_variant_val.txt",
       ["images_variant_val.txt has a line of no variant: more\tn0"],
     ),
-    ("empty fgvc-aircraft-2013b/data/variants.txt", ["names 0 classes"]),
+    ("empty fgvc-aircraft-2013b/data/variants.txt", ["of no variant: "]),
+    (
+      "append fgvc-aircraft-2013b/data/variants.txt",
+      ["has 4 names of classes, but 3 were published"],
+    ),
     (
       "empty fgvc-aircraft-2013b/data/images_variant_test.txt",
-      ["has 0 images of the split test, but 3 were published"],
+      ["has 0 images of test, but 3 were published"],
     ),
     (
       "cut fgvc-aircraft-2013b/data/images/0001008.jpg",
@@ -571,7 +578,7 @@ def test_annotations_of_cars_are_checked(extracted, tmp_path):
   assert "lack fname, class" in refused("stanford_cars", tmp_path)
   # A lone annotation is read too.
   scipy.io.savemat(file, {"annotations": structs([row | {"class": 2}])})
-  assert "has 1 images of the split train" in refused("stanford_cars", tmp_path)
+  assert "has 1 images of train" in refused("stanford_cars", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,7 @@ KINDS = {
   "P": palette,
   "P, one colour transparent": lambda: palette(1),
   "P, translucent": lambda: palette(bytes([255, 0, 128, 255])),
-  "RGBA": lambda: (
-    on_white(RGB, ALPHA),
-    stored(np.dstack([RGB, ALPHA])),
-  ),
+  "RGBA": lambda: (on_white(RGB, ALPHA), stored(np.dstack([RGB, ALPHA]))),
   "LA": lambda: (
     on_white(grey(GREY), ALPHA),
     stored(Image.merge("LA", [Image.fromarray(x) for x in (GREY, ALPHA)])),

@@ -47,8 +47,7 @@ def batches(dataset, placement, count=3):
 
 
 @pytest.mark.parametrize(
-  ("name", "size", "split"),
-  [("digits", 8, ""), ("cifar10", 32, "[:2%]")],
+  ("name", "size", "split"), [("digits", 8, ""), ("cifar10", 32, "[:2%]")]
 )
 def test_sources_and_placements_give_the_same_batches(
   name, size, split, tmp_path

@@ -34,15 +34,15 @@ def test_there_and_back(name, locality):
   jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-def test_odd_last_block_of_a_stage():
+def test_blocks_of_swin():
   _, params, state = make("swin")
   np.testing.assert_array_equal(
     state["layers.1.blocks.2.attn.proj.weight"],
-    params["last_block_1"]["attn"]["proj"]["kernel"].T,
+    params["blocks_1_2"]["attn"]["proj"]["kernel"].T,
   )
   np.testing.assert_array_equal(
     state["layers.1.blocks.1.attn.proj.weight"],
-    params["blocks_1"]["shifted"]["attn"]["proj"]["kernel"][0].T,
+    params["blocks_1_1"]["attn"]["proj"]["kernel"].T,
   )
 
 

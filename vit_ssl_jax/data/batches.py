@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data.rows import ranked
-from vit_ssl_jax.parallel.mesh import batch_sharding
+from vit_ssl_jax.parallel.mesh import batch_sharding, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def make_source(
   if placement == "device":
     data = {"image": np.asarray(images), "label": labels}
     return Source(
-      arrays=replicate(data, mesh),
+      arrays=place(data, dict.fromkeys(data, NamedSharding(mesh, P()))),
       fetch=functools.partial(gather, sharding),
       items=lambda start: itertools.chain.from_iterable(indices(start)),
       steps_per_epoch=steps,
@@ -148,9 +148,7 @@ def make_source(
   )
 
 
-def epoch_indices(
-  seed: int, rank: np.ndarray, batch_size: int, start: int
-) -> Iterator[np.ndarray]:
+def epoch_indices(seed, rank, batch_size, start) -> Iterator[np.ndarray]:
   """One (steps, B) int32 array an epoch; the first begins at step `start`."""
   steps = steps_per_epoch(len(rank), batch_size)
   first, skipped = divmod(start, steps)
@@ -158,15 +156,6 @@ def epoch_indices(
     chosen = rank[order(seed, epoch, len(rank))[: steps * batch_size]]
     yield chosen.reshape(steps, batch_size)[skipped:]
     skipped = 0
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Puts arrays on every device; each host has them whole already."""
-  sharding = NamedSharding(mesh, P())
-  return jax.tree.map(
-    lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__),
-    tree,
-  )
 
 
 def gather(sharding, arrays, index: jax.Array) -> dict[str, jax.Array]:

@@ -92,11 +92,8 @@ def decoded(
 
   Args:
     name: how the files of the cache and the progress bar begin.
-    key: all that the images depend on but `size` and `resize`; has a `repr`.
-    size: S.
-    resize: one of `pixels.RESIZES`.
+    key: all that the images depend on but `size`, S, and `resize`.
     find: called where the cache does not have them.
-    progress: whether to draw a progress bar.
 
   Raises:
     UserError: of `find` and `pixels.decode_all`, or there is room for the

@@ -41,16 +41,16 @@ def open_data(config, mesh):
   with config.ignore_type():  # lists, where it was read from JSON
     config.update(mean=dataset.mean, std=dataset.std)
   whole = config.data_fraction_keeps == "steps"
-  nbytes = dataset.train_images.nbytes
-  place = config.placement
-  if place == "auto":
-    place = placement(nbytes, config.memory_share, mesh)
+  chosen = config.placement
+  if chosen == "auto":
+    nbytes = dataset.train_images.nbytes
+    chosen = placement(nbytes, config.memory_share, mesh)
   source = batches.make_source(
     dataset.train_images,
     dataset.train_labels,
     config.batch_size,
     seed=config.seed,
-    placement=place,
+    placement=chosen,
     epoch_images=dataset.whole_train_size if whole else None,
     fingerprints=dataset.train_fingerprints,
     mesh=mesh,

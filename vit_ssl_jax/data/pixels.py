@@ -68,9 +68,7 @@ def decode_all(
   Args:
     out: where to; may be a np.memmap.
     files: N images as `decode` takes them, read only a little ahead.
-    resize: one of `RESIZES`.
     label: what the progress bar says.
-    progress: whether to draw it.
 
   Returns:
     fingerprints: (N,) uint64, a hash of each image's size and RGB bytes as it

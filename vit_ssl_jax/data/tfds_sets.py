@@ -30,13 +30,7 @@ def read(
   """Reads a set's parts, preparing the set if need be.
 
   TensorFlow is imported only for what the cache does not hold yet. Arguments
-  are those of `load.load`.
-
-  Args:
-    name: one of `registry.SETS`.
-    image_size: S.
-    splits: the splits in TFDS's notation of "train", "val" and "test"; "" is
-      the set's own, or none.
+  are those of `load.load`, with the splits by "train", "val" and "test".
 
   Returns:
     The parts, and the names of the classes.
@@ -102,40 +96,43 @@ def class_names(folder: epath.Path) -> tuple[str, ...]:
 
 def prepare(name: str, root: epath.Path, progress: bool) -> epath.Path:
   """Generates or downloads the set into `root`; returns its directory."""
-  known = registry.SETS[name]
-  if not writable(root):
-    if name != "digits":
-      raise unprepared(name, root, "the directory is read-only")
+  if name == "digits" and not writable(root):
     root = own_root()
-  if known.host:
-    try:
-      check_answers(known.host)
-    except OSError as error:
-      raise unprepared(name, root, getattr(error, "reason", error)) from error
+  try:
+    if not writable(root):
+      raise OSError("the directory is read-only")
+    if host := registry.SETS[name].host:
+      check_answers(host)
+    generate(name, root, progress)
+  except UserError:
+    raise
+  except Exception as error:
+    # Another process may have prepared it meanwhile.
+    if not prepared(name, root):
+      why = getattr(error, "reason", error)
+      raise unprepared(name, root, why) from error
+  return prepared(name, root)
+
+
+def generate(name: str, root: epath.Path, progress: bool) -> None:
+  """Lets TFDS prepare a set; a failure leaves no empty folders."""
   tensorflow()
   import tensorflow_datasets as tfds
 
+  known = registry.SETS[name]
   if not known.host:
     import vit_ssl_jax.data.builders  # noqa: F401
-
   if progress:
     cli.say(f"preparing {name} in {root}")
   if not (progress and sys.stderr.isatty()):
     tfds.disable_progress_bar()
   try:
     tfds.builder(known.tfds_name, data_dir=root).download_and_prepare()
-  except Exception as error:
-    # Another process may have prepared it meanwhile.
-    if found := prepared(name, root):
-      return found
-    # TFDS has made these; nothing is to be left but what it has downloaded.
+  except Exception:
     for folder in ("downloads/extracted", "downloads", known.tfds_name, ""):
-      with contextlib.suppress(OSError):
+      with contextlib.suppress(OSError):  # it is not empty
         (root / folder).rmdir()
-    if isinstance(error, UserError):
-      raise
-    raise unprepared(name, root, error) from error
-  return prepared(name, root)
+    raise
 
 
 def writable(root: epath.Path) -> bool:
@@ -238,12 +235,16 @@ def stored_images(builder, folder, split, count, labels):
 
 def tensorflow():
   """Imports TensorFlow, quiet and kept off the accelerator."""
-  # Its C++ side reports every missing GPU library; "1" is what JAX sets. What
-  # the user chose otherwise stays.
-  if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-  import tensorflow as tf
+  with contextlib.ExitStack() as stack:
+    if "tensorflow" not in sys.modules:
+      # Its C++ side says how it was built, whatever TF_CPP_MIN_LOG_LEVEL is.
+      saved = os.dup(2)
+      stack.callback(os.close, saved)
+      stack.callback(os.dup2, saved, 2)
+      with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    import tensorflow as tf
 
-  # It would take all of the GPU's memory, which JAX needs.
-  tf.config.set_visible_devices([], "GPU")
+    # It would take all of the GPU's memory, which JAX needs.
+    tf.config.set_visible_devices([], "GPU")
   return tf

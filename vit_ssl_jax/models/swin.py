@@ -1,7 +1,6 @@
 """Swin (Liu et al., 2021) in the small form that the paper trains."""
 
 import functools
-import itertools
 
 import flax.linen as nn
 import jax
@@ -86,14 +85,15 @@ class SwinTransformer(layers.Backbone):
   def run(self, images, masks, stop=None):
     """The last tokens (B, h, w, D), or the softmax of block number `stop`."""
     x = self.patch_embed(images)
-    number = itertools.count()
+    number = 0
     for stage, blocks in enumerate(self.blocks):
       if stage:
         x = self.downsample[stage - 1](x)
-      for i, block in zip(number, blocks, strict=False):
-        if i == stop:
+      for block in blocks:
+        if number == stop:
           return block(x, weights_only=True)
-        x = block(x, layers.of_block(masks, i))
+        x = block(x, layers.of_block(masks, number))
+        number += 1
     return x
 
   @property

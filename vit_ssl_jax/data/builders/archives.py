@@ -7,6 +7,7 @@ nothing else was published and nothing can be downloaded.
 """
 
 import hashlib
+import zipfile
 
 import tensorflow_datasets as tfds
 from absl import logging
@@ -30,8 +31,6 @@ def collect(
   """Finds, checks and extracts what a set is made of.
 
   Args:
-    builder: of the set.
-    manager: TFDS's.
     archives: files of checksums.tsv, and the folder that each extracts to; ""
       for one that is used as it is.
     gone: whether no official source answers any more.
@@ -44,38 +43,32 @@ def collect(
     UserError: something is missing and cannot be had, is not the official file,
       or cannot be extracted.
   """
-  known = {
-    info.filename: (url, info) for url, info in builder.url_infos.items()
-  }
+  known = {x.filename: (url, x) for url, x in builder.url_infos.items()}
   place = manual_dir(manager)
   missing = [x for x in archives.items() if not present(place, *x)]
-
-  def wanted(why):
+  try:
+    if missing and gone:
+      raise OSError("no official source answers any more")
+    files = {
+      name: download(manager, known[name][0], name) for name, _ in missing
+    }
+  except OSError as error:
+    why = " ".join(str(error).split()).rstrip(".")[:300]
     items = [describe(known[name][1], folder) for name, folder in missing]
-    return UserError(
+    raise UserError(
       f'The data set "{builder.name}" cannot be prepared: put'
       f" {', '.join(items)}{instead} into {place} ({why})."
-    )
-
-  if missing and gone:
-    raise wanted("no official source answers any more")
+    ) from error
   found = []
   for name, folder in archives.items():
-    url, info = known[name]
     if folder and (place / folder).is_dir():
       found.append(place / folder)
       continue
-    file = place / name
-    if file.is_file():
-      check_official(file, info)
-    else:
-      try:
-        file = download(manager, url, name)
-      except (OSError, tfds.download.DownloadError) as error:
-        why = " ".join(str(getattr(error, "reason", error)).split())[:200]
-        why = f"{url} cannot be had: {why.rstrip('.')}"
-        raise wanted(why) from error
-    found.append(extract(manager, file, name, folder) if folder else file)
+    file = files.get(name)
+    if not file:
+      file = place / name
+      check_official(file, known[name][1])
+    found.append(extract(manager, file, folder) if folder else file)
   return found
 
 
@@ -120,19 +113,22 @@ def check_official(file: epath.Path, info) -> None:
 
 def download(manager, url: str, name: str) -> epath.Path:
   """A file, downloaded and checked by TFDS."""
-  check_answers(url)
   try:
+    check_answers(url)
     return epath.Path(manager.download(url))
+  except (OSError, tfds.download.DownloadError) as error:
+    why = getattr(error, "reason", error)
+    raise OSError(f"{url} cannot be had: {why}") from error
   except NonMatchingChecksumError as error:
     raise UserError(
       f"{url} is not the official {name}: it has another size or SHA-256."
     ) from error
 
 
-def extract(manager, file: epath.Path, name: str, folder: str) -> epath.Path:
+def extract(manager, file: epath.Path, folder: str) -> epath.Path:
   """The folder of an archive, extracted by TFDS."""
   methods = tfds.download.ExtractMethod
-  method = methods.ZIP if name.endswith(".zip") else methods.TAR_GZ
+  method = methods.ZIP if zipfile.is_zipfile(file) else methods.TAR_GZ
   resource = tfds.download.Resource(path=file, extract_method=method)
   try:
     root = epath.Path(manager.extract(resource))

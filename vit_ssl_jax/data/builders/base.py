@@ -3,6 +3,7 @@
 What is missing or wrong is a `UserError` of one sentence.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -57,12 +58,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _split_generators(self, dl_manager):
     names, splits = self.find(dl_manager)
     for split, (root, images) in splits.items():
-      published = self.PUBLISHED[split]
-      if len(images) != published:
-        raise UserError(
-          f"{root} has {len(images):,} images of the split {split}, but"
-          f" {published:,} were published."
-        )
+      check_listed(root, images)
+      check_count(
+        root, len(images), f"images of {split}", self.PUBLISHED[split]
+      )
+      check_count(root, len({*names}), "names of classes", self.CLASSES)
     self.info.features["label"].names = list(names)
     return {
       split: self._generate_examples(root, images)
@@ -73,13 +73,25 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     for path, label in images:
       yield path, {"image": self.read(root / path), "label": label}
 
-  def check_classes(self, where: epath.Path, names: Iterable[str]) -> None:
-    """Raises UserError unless there are as many classes as were published."""
-    found = len({*names})
-    if found != self.CLASSES:
-      raise UserError(
-        f"{where} names {found:,} classes, but {self.CLASSES:,} were published."
-      )
+
+def check_count(root: epath.Path, found: int, what: str, published: int):
+  """Raises UserError unless there is as much as was published."""
+  if found != published:
+    raise UserError(
+      f"{root} has {found:,} {what}, but {published:,} were published."
+    )
+
+
+def check_listed(root: epath.Path, images: Listed) -> None:
+  """Raises UserError unless all images are there."""
+  folders = {os.path.dirname(path) for path, _ in images}
+  there = {
+    os.path.join(folder, name)
+    for folder in folders
+    for name in names(root / folder, ".")
+  }
+  lacking = {path for path, _ in images} - there
+  refuse(root, "lacks the annotated image", lacking)
 
 
 def names(folder: epath.Path, suffix: str = "") -> list[str]:
@@ -95,7 +107,7 @@ def names(folder: epath.Path, suffix: str = "") -> list[str]:
   return sorted(
     path.name
     for path in found
-    if (path.name.endswith(suffix) if suffix else path.is_dir())
+    if (suffix in path.name if suffix else path.is_dir())
   )
 
 

@@ -49,41 +49,26 @@ class StanfordCars(base.Builder):
       gone=True,
       instead=" or, of the other release, car_ims.tgz and cars_annos.mat",
     )
-    file, names, splits = one_folder(*found) if joint else two_folders(*found)
-    self.check_classes(file, names)
-    for folder, images in splits.values():
-      there = {*base.names(folder, ".jpg")}
-      lacking = {image for image, _ in images} - there
-      base.refuse(folder, "lacks the annotated image", lacking)
-    return names, splits
+    return one_folder(*found) if joint else two_folders(*found)
 
 
 def two_folders(train, test, devkit, test_file):
-  """The file of the classes, them, and for each split its folder and images."""
-  file = devkit / "cars_meta.mat"
-  names = variable(file, "class_names")
+  """The classes' names, and for each split its folder and images."""
+  names = variable(devkit / "cars_meta.mat", "class_names")
   train_file = devkit / "cars_train_annos.mat"
-  return (
-    file,
-    names,
-    {
-      "train": (train, listed(train_file, "fname", names)),
-      "test": (test, listed(test_file, "fname", names)),
-    },
-  )
+  return names, {
+    "train": (train, listed(train_file, "fname", names)),
+    "test": (test, listed(test_file, "fname", names)),
+  }
 
 
 def one_folder(folder, file):
   """The same of the other release."""
   names = variable(file, "class_names")
-  return (
-    file,
-    names,
-    {
-      split: (folder, listed(file, "relative_im_path", names, test))
-      for split, test in (("train", 0), ("test", 1))
-    },
-  )
+  return names, {
+    split: (folder, listed(file, "relative_im_path", names, test))
+    for split, test in (("train", 0), ("test", 1))
+  }
 
 
 def listed(file, path, names, test=None):
