@@ -1,35 +1,16 @@
-"""What the recipes of both stages share: presets of data sets and models.
+"""What the recipes of both stages share: models' sizes and common keys.
 
 A recipe's argument is `ARCH,DATASET`, such as `vit,cifar10`. It chooses sizes,
 crops and the AutoAugment policy; every value can then be changed on the command
-line, such as `--config.batch_size=128`. DATASET is one of `IMAGE_SIZE`, or
-`folder:/path` or `npz:/path/file.npz` for images of one's own.
+line, such as `--config.batch_size=128`. DATASET is a name in
+`vit_ssl_jax.data.registry`, or `folder:/path` or `npz:/path/file.npz` for
+images of one's own.
 """
 
 import ml_collections
 
-# The images' size in pixels. A set of one's own starts from Tiny-ImageNet's
-# recipe.
-OWN = ("folder:", "npz:")
-IMAGE_SIZE = {
-  "cifar10": 32,
-  "cifar100": 32,
-  "cinic10": 32,
-  "svhn": 32,
-  "tiny_imagenet": 64,
-  "aircraft": 224,
-  "cars": 224,
-  "digits": 16,
-}
-# The paper's patch sizes for images of 32 (and digits), 64 and 224 pixels.
-PATCH_SIZE = {
-  "vit": {16: 4, 32: 4, 64: 8, 224: 16},
-  "swin": {16: 2, 32: 2, 64: 4, 224: 4},
-  "cait": {16: 4, 32: 4, 64: 8, 224: 16},
-}
-# AutoAugment's, as the paper's code chooses them.
-POLICY = {"cifar10": "cifar", "cifar100": "cifar", "svhn": "svhn", "digits": ""}
-OTHER_POLICY = "imagenet"
+from vit_ssl_jax.data import registry
+
 # The paper's sizes (its code's build_model.py).
 MODELS = {
   "vit": {"embed_dim": 192, "depth": 9, "num_heads": 12},
@@ -63,37 +44,27 @@ def parse(arg):
   """
   arch, _, dataset = (arg or "").partition(",")
   arch, dataset = arch or "vit", dataset or "cifar10"
-  known = dataset in IMAGE_SIZE or dataset.startswith(OWN)
-  if arch not in MODELS or not known:
+  if arch not in MODELS:
     raise ValueError(
-      f"the config's argument is {arg!r}: it has to be ARCH,DATASET with ARCH"
-      f" of {', '.join(MODELS)} and DATASET of {', '.join(IMAGE_SIZE)},"
-      " folder:/path or npz:/path/file.npz"
+      f"the recipe's argument is {arg!r}: it has to be ARCH,DATASET with ARCH"
+      f" of {', '.join(MODELS)}"
     )
+  registry.get(dataset)
   return arch, dataset
-
-
-def image_size(dataset):
-  """A set's image size in pixels; 64 for one of the user's own."""
-  return IMAGE_SIZE.get(dataset, 64)
-
-
-def policy(dataset):
-  """The name of a set's AutoAugment policy; "" is none."""
-  return POLICY.get(dataset, OTHER_POLICY)
 
 
 def model(arch, dataset):
   """The paper's sizes for an architecture and the image size of a set."""
-  size = image_size(dataset)
-  sizes = ml_collections.ConfigDict({"name": arch, "image_size": size})
-  sizes.patch_size = PATCH_SIZE[arch][size]
+  facts = registry.get(dataset)
+  sizes = ml_collections.ConfigDict({"name": arch})
+  sizes.image_size = facts.image_size
+  sizes.patch_size = facts.patch_size
+  if arch == "swin":  # it merges patches from stage to stage
+    sizes.patch_size = min(facts.patch_size // 2, 4)
   sizes.update(MODELS[arch])
   sizes.mlp_ratio = 2.0
   sizes.drop_path_rate = 0.1
   sizes.locality = ""  # or spt, lsa, spt+lsa
-  if arch == "vit":  # cuDNN's kernel, on a GPU in bfloat16; not measured yet
-    sizes.fused_attention = False
   if dataset == "digits":
     sizes.update(DIGITS[arch])
   return sizes
@@ -105,28 +76,23 @@ def base(arch, dataset):
   config.seed = 0
   config.model = model(arch, dataset)
   config.dtype = "auto"  # of the model's body: auto, float32, bfloat16
-  # Both need less memory and more time, and change rounding alone: a batch is
-  # worked off in so many parts, and what is inside a block is computed again in
-  # the backward pass.
-  config.accumulate_steps = 1
-  config.remat = False
+  # Both take less memory and more time, and change rounding alone.
+  config.accumulate_steps = 1  # gradient accumulation: micro-batches a batch
+  config.remat = False  # activation checkpointing, block by block
 
   config.dataset = dataset  # or folder:/path, npz:/path/file.npz
   config.data_dir = ""  # of TFDS; "" is $TFDS_DATA_DIR or its default
   # Parts of a TFDS set, such as train[:10%] or train+validation. "" is what
   # the paper trains and tests on, and no validation images.
   config.train_split = config.val_split = config.test_split = ""
-  config.split_seed = (
-    0  # of the three shares below; runs of any seed share them
-  )
+  config.split_seed = 0  # of the three shares below, the same for any seed
   config.val_fraction = 0.0  # of each class's training images, held out
   config.test_fraction = 0.2  # held out of a folder without train and test
   config.data_fraction = 1.0  # of each class's training images
   # An epoch is one pass over that share, or as many steps as of the whole set.
   config.data_fraction_keeps = "epochs"  # or steps
-  # The shorter side is resized and the middle taken, or both are resized: an
-  # aircraft or a car fills a wide image.
-  config.resize = "squash" if dataset in ("aircraft", "cars") else "crop"
+  # crop resizes the shorter side and takes the middle, squash both sides.
+  config.resize = registry.get(dataset).resize
   config.skip_broken_images = False  # of a folder
   # Of the images' channels in [0, 1]; () are the set's published ones, or are
   # computed from the training images.

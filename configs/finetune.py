@@ -4,9 +4,9 @@
     --config.init_from=A
 
 Without init_from it trains from scratch. A is a workdir, or a file of weights
-of nearly any kind (the README has the list). ARCH is vit, swin or cait. The
-paper's "100 epochs" take three passes over the data each; here an epoch is one
-pass.
+of nearly any kind (docs/weights.md has the list). ARCH is vit, swin or cait.
+The paper's "100 epochs" take three passes over the data each; here an epoch is
+one pass.
 
 The two other methods that the paper compares with are one value each:
 
@@ -15,12 +15,13 @@ The two other methods that the paper compares with are one value each:
   --config.drloc.enabled=True      dense relative localisation (ViT and Swin)
 
 Measured results: none yet for the whole recipe. The recipe for `digits` is
-that of `launch/quickstart.sh`; the README gives its figures.
+that of `launch/quickstart.sh`; docs/results.md has its figures.
 """
 
 import ml_collections
 
 from configs import common
+from vit_ssl_jax.data import registry
 
 
 def get_config(arg=""):
@@ -58,7 +59,7 @@ def get_config(arg=""):
     {
       "flip_probability": 0.5,
       "crop_padding": 4,
-      "autoaugment": common.policy(dataset),  # "" is none
+      "autoaugment": registry.get(dataset).autoaugment,  # "" is none
       "erasing_probability": 0.25,
       "erasing_area": (0.02, 0.4),
       "erasing_aspect": (0.3, 1 / 0.3),

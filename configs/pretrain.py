@@ -4,7 +4,7 @@
 
 ARCH is vit, swin or cait; configs/common.py has the data sets. Measured
 results: none yet for the whole recipe. The recipe for `digits` is that of
-`launch/quickstart.sh`; the README gives its figures.
+`launch/quickstart.sh`; docs/results.md has its figures.
 """
 
 import ml_collections

@@ -17,7 +17,8 @@ from configs import (
   finetune as finetune_config,
   pretrain as pretrain_config,
 )
-from vit_ssl_jax import cli, data, files
+from vit_ssl_jax import cli, files
+from vit_ssl_jax.data import load
 from vit_ssl_jax.report import pictures, tables
 from vit_ssl_jax.run import checkpoints
 from vit_ssl_jax.train import finetune, pretrain
@@ -90,7 +91,7 @@ def draw(path, pretrained, curves):
   """Draws the summary's picture, on one test image of each digit."""
   state, config = checkpoints.read(pretrained)
   config = ml_collections.ConfigDict(config)
-  digits = data.load("digits", config.model.image_size, progress=False)
+  digits = load.load("digits", config.model.image_size, progress=False)
   first = [int((digits.test_labels == label).argmax()) for label in range(10)]
   pictures.summary(
     path,

@@ -27,8 +27,8 @@ from launching import Tools
 
 from configs import finetune as finetune_recipe, pretrain as pretrain_recipe
 from vit_ssl_jax import models
-from vit_ssl_jax.parallel import mesh as sharding
-from vit_ssl_jax.run import checkpoints, workdir as workdirs
+from vit_ssl_jax.parallel import mesh as meshes
+from vit_ssl_jax.run import checkpoints, schema
 from vit_ssl_jax.train import finetune
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -102,7 +102,7 @@ def torch():
 @pytest.fixture
 def one_device_mesh():
   """A mesh of the first device alone."""
-  return sharding.one_device_mesh()
+  return meshes.one_device_mesh()
 
 
 TINY = {
@@ -144,7 +144,7 @@ def command_line():
 
   def flags(config, workdir):
     recipe = f"configs/{config.stage}.py:{config.model.name},cifar10"
-    values = workdirs.flat(json.loads(config.to_json()))
+    values = schema.flat(json.loads(config.to_json()))
     values.pop("stage")  # the recipe's
     given = [f"--workdir={workdir}", f"--config={recipe}"]
     for key, value in values.items():
@@ -191,8 +191,8 @@ def make_workdir(make_tiny, tmp_path_factory):
       state = {"step": state["step"], "teacher": {"backbone": params}}
     workdir = tmp_path_factory.mktemp(f"{stage}_{arch}")
     about = {"classes": classes, "images": {"train": 48, "val": 0, "test": 20}}
+    (workdir / "config.json").write_text(schema.dump(config))
     for name, content in (
-      ("config", config.to_dict()),
       ("dataset", about),
       ("result", {"top1": 87.5, "step": 7, "versions": {"jax": "0.10"}}),
     ):

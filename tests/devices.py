@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from vit_ssl_jax import benchmark
-from vit_ssl_jax.parallel import mesh as sharding
+from vit_ssl_jax.parallel import mesh as meshes
 
 STEPS = 10
 
@@ -27,7 +27,7 @@ STEPS = 10
 def train(config, mesh):
   """Makes the steps on a mesh; their losses, and the state they end with."""
   init, step = benchmark.stage(config, mesh)
-  shardings = sharding.state_sharding(mesh, jax.eval_shape(init))
+  shardings = meshes.state_sharding(mesh, jax.eval_shape(init))
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
   state = jax.jit(init, out_shardings=shardings)()
   side, count = config.model.image_size, config.batch_size
@@ -38,14 +38,14 @@ def train(config, mesh):
       "image": rng.integers(0, 256, (count, side, side, 3), np.uint8),
       "label": rng.integers(0, 10, count, np.int32),
     }
-    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+    batch = jax.device_put(batch, meshes.batch_sharding(mesh))
     state, metrics = step(state, batch)
     losses.append(metrics["loss"])
   return np.array(losses), state
 
 
 def main(stage, arch, *cases):
-  sharding.SMALLEST = 1  # so that the tiny model is split too
+  meshes.SMALLEST = 1  # so that the tiny model is split too
   config = conftest.tiny(stage, arch, "none")
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   config.optim.warmup_epochs = 0  # so that the first step counts
@@ -53,7 +53,7 @@ def main(stage, arch, *cases):
   for case in ("1x1x1", *cases):
     data, fsdp, config.accumulate_steps = map(int, case.split("x"))
     devices = jax.devices()[: data * fsdp]
-    losses, state = train(config, sharding.mesh_of((data, fsdp), devices))
+    losses, state = train(config, meshes.mesh_of((data, fsdp), devices))
     if one is None:
       expected, one = losses, jax.device_get(state)
       continue

@@ -19,16 +19,16 @@ import scipy.io
 import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
+from tensorflow_datasets.core.download import checksums
 
 from configs import finetune
-from vit_ssl_jax import data
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.data import registry as facts, tfds_sets
-from vit_ssl_jax.data.builders import sources
+from vit_ssl_jax.data import builders, registry, tfds_sets
 from vit_ssl_jax.data.builders.cinic10 import NAMES, Cinic10
 from vit_ssl_jax.data.builders.fgvc_aircraft import FgvcAircraft, without_banner
 from vit_ssl_jax.data.builders.stanford_cars import StanfordCars
 from vit_ssl_jax.data.builders.tiny_imagenet import TinyImagenet
+from vit_ssl_jax.data.load import load
 
 NOWHERE = "http://127.0.0.1:9/file"
 WNIDS = ("n03126707", "n01443537", "n02012849")  # not in alphabetic order
@@ -148,7 +148,7 @@ class Set:
   make: callable
   counts: dict[str, int]
   classes: tuple[str, ...]
-  archives: str = "ARCHIVE"  # the builder's attribute
+  archives: str = "ARCHIVES"  # the builder's attribute
   size: tuple[int, int] = (32, 32)
 
 
@@ -175,7 +175,6 @@ SETS = {
     make_stanford_cars,
     {"train": 4, "test": 4},
     CARS,
-    archives="ARCHIVES",
     size=(30, 40),
   ),
   "joint_cars": Set(
@@ -200,12 +199,33 @@ def quiet():
 def small(monkeypatch):
   """What was published of the small sets; nothing of it on any network."""
   for made in SETS.values():
-    monkeypatch.setattr(made.builder, "PUBLISHED", made.counts)
-    monkeypatch.setattr(made.builder, "CLASSES", len(made.classes))
-  for name in DOWNLOADED:
+    builder = made.builder
+    monkeypatch.setattr(builder, "PUBLISHED", made.counts)
+    monkeypatch.setattr(builder, "CLASSES", len(made.classes))
+    infos = builder.url_infos.values()
+    nowhere = {f"{NOWHERE}/{info.filename}": info for info in infos}
+    monkeypatch.setattr(builder, "url_infos", nowhere)
+
+
+@pytest.fixture
+def publish(monkeypatch):
+  """Makes files the official ones, at an address, of the set of that name."""
+
+  def publish(name, *files, url=NOWHERE):
     builder = SETS[name].builder
-    archive = dataclasses.replace(builder.ARCHIVE, url=NOWHERE)
-    monkeypatch.setattr(builder, "ARCHIVE", archive)
+    old = {info.filename: info for info in builder.url_infos.values()}
+    for file in files:
+      kind = (
+        hashlib.md5 if len(old[file.name].checksum) == 32 else hashlib.sha256
+      )
+      new = checksums.compute_url_info(file, kind)
+      old[file.name] = (
+        new if old[file.name].size else dataclasses.replace(new, size=0)
+      )
+    infos = {f"{url}/{key}": info for key, info in old.items()}
+    monkeypatch.setattr(builder, "url_infos", infos)
+
+  return publish
 
 
 @pytest.fixture
@@ -228,47 +248,37 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def extracted(made, manual, monkeypatch):
+def extracted(made, manual, publish):
   """Puts a set's folders into the manual directory; returns that."""
 
   def extract(name, place=manual):
-    builder, attribute = SETS[name].builder, SETS[name].archives
-    described = getattr(builder, attribute)
-    if isinstance(described, tuple):
-      # What is no archive is checked as the archives are.
-      described = tuple(
-        a if a.folder else official(a, made(name) / a.name) for a in described
-      )
-      monkeypatch.setattr(builder, attribute, described)
+    archives = getattr(SETS[name].builder, SETS[name].archives)
+    # What is no archive is checked as the archives are.
+    files = [made(name) / file for file in archives if not archives[file]]
+    publish(name, *files)
     return shutil.copytree(made(name), place)
 
   return extract
 
 
 @pytest.fixture
-def packed(made, manual, monkeypatch):
-  """Packs a set's archives, makes them the official ones; returns `place`."""
+def packed(made, manual, publish):
+  """Packs a set's archives and makes them the official ones."""
 
-  def pack(name, place=manual):
+  def pack(name, place=manual, url=NOWHERE):
     place.mkdir(parents=True, exist_ok=True)
-    builder, attribute = SETS[name].builder, SETS[name].archives
-    official = getattr(builder, attribute)
-    several = isinstance(official, tuple)
-    done = tuple(
-      pack_one(archive, made(name), place)
-      for archive in (official if several else [official])
-    )
-    monkeypatch.setattr(builder, attribute, done if several else done[0])
-    return place
+    archives = getattr(SETS[name].builder, SETS[name].archives)
+    for file, folder in archives.items():
+      pack_one(made(name), place / file, folder)
+    publish(name, *(place / file for file in archives), url=url)
 
   return pack
 
 
-def pack_one(archive, source, place):
-  """Writes one archive, or copies the file; returns its new description."""
-  file = place / archive.name
-  if not archive.folder:
-    shutil.copy(source / archive.name, file)
+def pack_one(source, file, folder):
+  """Writes one archive, or copies the file."""
+  if not folder:
+    shutil.copy(source / file.name, file)
   elif file.suffix == ".zip":
     with zipfile.ZipFile(file, "w") as pack:
       for path in sorted(source.rglob("*")):
@@ -276,17 +286,8 @@ def pack_one(archive, source, place):
   else:
     with tarfile.open(file, "w:gz") as pack:
       # The official CINIC-10 has no folder around it.
-      bare = archive.name == "CINIC-10.tar.gz"
-      pack.add(source / archive.folder, "." if bare else archive.folder)
-  return official(archive, file)
-
-
-def official(archive, file):
-  """The archive's description with the file's size and checksum."""
-  kind, data = archive.digest.split(":")[0], file.read_bytes()
-  digest = f"{kind}:{hashlib.new(kind, data).hexdigest()}"
-  size = archive.size and len(data)
-  return dataclasses.replace(archive, digest=digest, size=size)
+      bare = file.name == "CINIC-10.tar.gz"
+      pack.add(source / folder, "." if bare else folder)
 
 
 def prepare(name, data_dir):
@@ -336,9 +337,7 @@ def test_loaded_by_the_recipe_of_its_name(
   packed(name)
   recipe = finetune.get_config(f"vit,{ours}")
   size, resize = recipe.model.image_size, recipe.resize
-  got = data.load(
-    ours, size, data_dir=str(tmp_path), resize=resize, progress=False
-  )
+  got = load(ours, size, data_dir=str(tmp_path), resize=resize, progress=False)
   wanted = SETS[name]
   assert got.classes == wanted.classes
   assert got.train_images.shape == (train, size, size, 3)
@@ -349,7 +348,9 @@ def test_loaded_by_the_recipe_of_its_name(
   ):
     shown = np.asarray(images, int).mean((1, 2, 3)) / 20 - 1
     np.testing.assert_array_equal(shown.round(), labels)
-  assert (got.mean == facts.SETS[ours].mean) == bool(facts.SETS[ours].mean)
+  assert (got.mean == registry.SETS[ours].mean) == bool(
+    registry.SETS[ours].mean
+  )
   assert len(got.mean) == len(got.std) == 3
 
 
@@ -374,20 +375,22 @@ def test_nothing_there_and_no_network(name, tmp_path, manual):
   start = time.monotonic()
   sentence = refused(name, tmp_path)
   assert time.monotonic() - start < 5
-  archive = SETS[name].builder.ARCHIVE
-  size = f"{archive.size / 1e6:,.0f} MB"
-  for word in (name, archive.name, archive.folder, size, manual, NOWHERE):
+  ((archive, folder),) = SETS[name].builder.ARCHIVES.items()
+  (info,) = (
+    x for x in SETS[name].builder.url_infos.values() if x.filename == archive
+  )
+  size = f"{info.size / 1e6:,.0f} MB"
+  for word in (name, archive, folder, size, manual, NOWHERE, "refused"):
     assert str(word) in sentence
-  assert "refused" in sentence
 
 
 def test_sets_without_a_source_name_what_is_missing(
   extracted, tmp_path, manual
 ):
   sentence = refused("stanford_cars", tmp_path)
-  for archive in StanfordCars.ARCHIVES:
-    assert archive.name in sentence
-    assert archive.folder in sentence
+  for archive, folder in StanfordCars.ARCHIVES.items():
+    assert archive in sentence
+    assert folder in sentence
   extracted("stanford_cars")
   shutil.rmtree(manual / "cars_test")
   (manual / "cars_test_annos_withlabels.mat").unlink()
@@ -402,36 +405,34 @@ def test_sets_without_a_source_name_what_is_missing(
 @pytest.mark.parametrize("name", SETS)
 def test_wrong_archives(name, packed, tmp_path, manual):
   packed(name)
-  wanted = getattr(SETS[name].builder, SETS[name].archives)
-  wanted = wanted[-1] if isinstance(wanted, tuple) else wanted
-  file = manual / wanted.name
+  file = manual / [*getattr(SETS[name].builder, SETS[name].archives)][-1]
+  (info,) = (
+    x for x in SETS[name].builder.url_infos.values() if x.filename == file.name
+  )
   whole = file.read_bytes()
-  digest = wanted.digest.split(":")[1]
   file.write_bytes(whole[:-20])
   sentence = refused(name, tmp_path)
   assert str(file) in sentence
-  if wanted.size:
+  if info.size:
     assert f"{len(whole) - 20:,} bytes instead of {len(whole):,}" in sentence
   file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
   sentence = refused(name, tmp_path)
   assert str(file) in sentence
-  assert f"instead of {digest}" in sentence
+  assert f"instead of {info.checksum}" in sentence
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
 def test_damaged_archive_leaves_nothing_that_counts(
-  name, packed, tmp_path, manual, monkeypatch
+  name, packed, tmp_path, manual, publish
 ):
   packed(name)
-  builder = SETS[name].builder
-  file = manual / builder.ARCHIVE.name
+  file = manual / next(iter(SETS[name].builder.ARCHIVES))
   whole = file.read_bytes()
   file.write_bytes(whole[: len(whole) * 2 // 3])
-  damaged = official(builder.ARCHIVE, file)
-  with monkeypatch.context() as patch:
-    patch.setattr(builder, "ARCHIVE", damaged)
-    assert f"{file} cannot be extracted: " in refused(name, tmp_path)
+  publish(name, file)
+  assert f"{file} cannot be extracted: " in refused(name, tmp_path)
   file.write_bytes(whole)
+  publish(name, file)
   check(name, prepare(name, tmp_path))
 
 
@@ -455,21 +456,16 @@ def server(tmp_path, monkeypatch):
     thread.join()
 
 
-def test_downloaded_where_it_is_published(
-  server, packed, tmp_path, monkeypatch
-):
+def test_downloaded_where_it_is_published(server, packed, publish, tmp_path):
   folder, url = server
-  name = "cinic10"
-  archive = dataclasses.replace(Cinic10.ARCHIVE, url=f"{url}/content")
-  monkeypatch.setattr(Cinic10, "ARCHIVE", archive)
-  assert "content cannot be had: File not found" in refused(name, tmp_path)
-  (folder / "content").write_text("moved")
+  name, file = "cinic10", folder / "CINIC-10.tar.gz"
+  publish(name, url=url)
+  assert f"{url}/{file.name} cannot be had: " in refused(name, tmp_path)
+  file.write_text("moved")
   sentence = refused(name, tmp_path)
-  assert sentence.startswith(f"{url}/content is not the official CINIC-10.tar")
-  assert "5 bytes instead of 687,544,992" in sentence
-  # What was wrong is not kept.
-  packed(name, folder)
-  (folder / "CINIC-10.tar.gz").rename(folder / "content")
+  assert sentence.startswith(f"{url}/{file.name} is not the official CINIC-10")
+  # What was wrong does not count.
+  packed(name, folder, url)
   check(name, prepare(name, tmp_path))
 
 
@@ -615,9 +611,12 @@ def test_builders_pass_tfds_own_test(name, extracted, tmp_path):
 
 
 def test_official_archives_are_described_whole():
-  described = [SETS[name].builder.ARCHIVE for name in DOWNLOADED]
-  described += [*StanfordCars.ARCHIVES, *StanfordCars.JOINT_ARCHIVES]
-  for archive in described:
-    kind, digest = archive.digest.split(":")
-    assert len(bytes.fromhex(digest)) == hashlib.new(kind).digest_size
-    assert isinstance(archive, sources.Archive)
+  file = pathlib.Path(builders.__file__).with_name("checksums.tsv")
+  known = checksums.load_url_infos(file)
+  known = {info.filename: info for info in known.values()}
+  for made in SETS.values():
+    for file in getattr(made.builder, made.archives):
+      info = known.pop(file, None)
+      if info:  # what is downloaded is checked by SHA-256, as TFDS does it
+        assert len(info.checksum) in ((64,) if info.size else (32, 64))
+  assert not known

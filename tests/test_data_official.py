@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from vit_ssl_jax import data
 from vit_ssl_jax.data import tfds_sets
+from vit_ssl_jax.data.load import load
 
 COUNTS = {"train": 12, "test": 6}
 
@@ -84,10 +84,10 @@ def test_from_official_files(name, classes, tmp_path, monkeypatch):
       return {key: have(self, url) for key, url in urls.items()}
     return str(found[urls.rsplit("/", 1)[1]])
 
-  monkeypatch.setattr(tfds_sets, "_check_download", lambda *_: None)
+  monkeypatch.setattr(tfds_sets, "check_answers", lambda *_: None)
   for method in ("download", "download_and_extract"):
     monkeypatch.setattr(tfds.download.DownloadManager, method, have)
-  got = data.load(name, 32, data_dir=str(tmp_path / "sets"), progress=False)
+  got = load(name, 32, data_dir=str(tmp_path / "sets"), progress=False)
   assert len(got.classes) == classes
   shown = {}
   for part, count in COUNTS.items():

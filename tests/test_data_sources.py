@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_ssl_jax import data
+from vit_ssl_jax.data.batches import make_source
+from vit_ssl_jax.data.load import load
+from vit_ssl_jax.parallel import mesh
 
 
 def export(dataset, folder):
@@ -29,14 +31,14 @@ def export(dataset, folder):
 
 def batches(dataset, placement, count=3):
   """The first batches, fetched in jit as a step does."""
-  source = data.make_source(
+  source = make_source(
     dataset.train_images,
     dataset.train_labels,
     64,
     seed=5,
     placement=placement,
     fingerprints=dataset.train_fingerprints,
-    streamer=dataset.streamer,
+    mesh=mesh.one_device_mesh(),
   )
   fetch, items = jax.jit(source.fetch), source.items(0)
   return [
@@ -59,17 +61,17 @@ def test_sources_and_placements_give_the_same_batches(
     "progress": False,
   }
   splits = {f"{part}_split": f"{part}{split}" for part in ("train", "test")}
-  names = export(data.load(name, size, **arguments, **splits), tmp_path)
+  names = export(load(name, size, **arguments, **splits), tmp_path)
   shares = {"val_fraction": 0.2, "data_fraction": 0.5, "seed": 1}
   first = None
   for source in names:
     own = splits if source == name else {}
-    found = data.load(source, size, **arguments, **own, **shares)
+    found = load(source, size, **arguments, **own, **shares)
     for placement in ("device", "host", "disk"):
       got = batches(found, placement)
       first = first or got
       for ours, want in zip(got, first, strict=True):
         np.testing.assert_array_equal(ours["image"], want["image"])
         np.testing.assert_array_equal(ours["label"], want["label"])
-  classes = data.load(names[1], size, **arguments).classes
-  assert classes == data.load(name, size, **arguments, **splits).classes
+  classes = load(names[1], size, **arguments).classes
+  assert classes == load(name, size, **arguments, **splits).classes

@@ -15,10 +15,10 @@ COUNT, SIZE, CLASSES, DISTINCT = 100_000, 64, 100, 20
 LOAD = """
 import json, resource, time
 start = time.perf_counter()
-from vit_ssl_jax import data
+from vit_ssl_jax.data import load
 at_first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 ready = time.perf_counter()
-got = data.load("folder:" + {path!r}, 64, test_fraction=0.1, progress=False)
+got = load.load("folder:" + {path!r}, 64, test_fraction=0.1, progress=False)
 assert got.train_images.shape == (90_000, 64, 64, 3)
 assert len(got.classes) == 100
 assert min(got.std) > 0.05

@@ -12,7 +12,7 @@ def test_loss_against_one_pair_at_a_time():
   rng = np.random.default_rng(0)
   offsets = rng.standard_normal((3, 5, 2)).astype(np.float32)
   first, second = rng.integers(0, 4, (2, 3, 5, 2))
-  ours = losses.dense_relative_localization(offsets, first, second, (4, 8))
+  ours = losses.offset_error(offsets, first, second, (4, 8))
   errors = []
   for b in range(3):
     for m in range(5):
@@ -30,10 +30,12 @@ def test_pairs_and_head_against_one_image_at_a_time():
   params = head.init(jax.random.key(0), np.zeros((1, 2 * D)))["params"]
   params = jax.tree.map(lambda x: 5 * x + 0.1, params)
   keys = jax.random.split(jax.random.key(2), B)
-  ours = finetune.localization(params, grid, keys, pairs)
+  ours = losses.dense_relative_localization(
+    lambda pairs: head.apply({"params": params}, pairs), grid, keys, pairs
+  )
   errors = []
   for b in range(B):
-    places = np.asarray(finetune.sample_pairs(keys[b], pairs, (h, w)))
+    places = np.asarray(losses.sample_pairs(keys[b], pairs, (h, w)))
     for (i, j), (k, m) in zip(*places, strict=True):
       x = np.concatenate([grid[b, i, j], grid[b, k, m]])
       for name in ("fc1", "fc2", "fc3"):
@@ -44,7 +46,7 @@ def test_pairs_and_head_against_one_image_at_a_time():
 
 
 def test_pairs_cover_the_grid():
-  pairs = finetune.sample_pairs(jax.random.key(0), 2000, (2, 3))
+  pairs = losses.sample_pairs(jax.random.key(0), 2000, (2, 3))
   for positions in np.asarray(pairs):
     counts = np.unique(positions, axis=0, return_counts=True)[1]
     assert len(counts) == 6

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from configs import finetune as finetune_recipe
-from vit_ssl_jax import data, export as command, interop, models
+from vit_ssl_jax import evaluate, export as command, interop, models
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.data import pixels
+from vit_ssl_jax.data import load, pixels
 from vit_ssl_jax.evaluate import classifier as classifiers
 from vit_ssl_jax.export import export
 from vit_ssl_jax.interop import pretrained, programs
@@ -49,7 +49,7 @@ def ours(workdir):
   given = pretrained.read(workdir)
   sizes = {k: v for k, v in given.about["model"].items() if k != "name"}
   model = models.build(given.about["architecture"], **sizes)
-  predict = finetune.make_predict(
+  predict = evaluate.make_predict(
     model, given.about["mean"], given.about["std"]
   )
   return model, given.arrays, functools.partial(jax.jit(predict), given.arrays)
@@ -403,7 +403,7 @@ def test_trained_at_the_papers_sizes(arch, torch, tmp_path):
   config.update(tensorboard=False)
   config.optim.warmup_epochs = 0
   finetune.run(config, tmp_path / "B")
-  images = data.load("cifar10", 32, test_split="test[:64]").test_images
+  images = load.load("cifar10", 32, test_split="test[:64]").test_images
   model, _, predict = ours(tmp_path / "B")
   want, about = predict(images), pretrained.read(tmp_path / "B").about
   export(tmp_path / "B", "timm", tmp_path / "x.safetensors")

@@ -46,7 +46,11 @@ def load(golden_dir, name):
 
 def build(name, sizes):
   """A model of the sizes in a golden file's JSON."""
-  return models.build(name, **{k: v for k, v in sizes.items() if k in SIZES})
+  return models.build(name, **sizes_in(sizes))
+
+
+def sizes_in(hyper):
+  return {k: v for k, v in hyper.items() if k in SIZES}
 
 
 def under(arrays, prefix):
@@ -231,16 +235,14 @@ def test_projection_head(golden_dir):
   np.testing.assert_allclose(outputs, arrays["outputs"], rtol=0, atol=1e-5)
 
 
-def test_view_prediction_loss(golden_dir):
+def test_dino_loss(golden_dir):
   arrays, _ = load(golden_dir, "dino_loss.npz")
-  targets = losses.centered_probabilities(
+  targets = losses.centered_targets(
     arrays["teacher"],
     arrays["center"],
     float(arrays["teacher_temp"]),
   )
-  loss = losses.view_prediction(
-    arrays["student"], targets, float(arrays["student_temp"])
-  )
+  loss = losses.dino(arrays["student"], targets, float(arrays["student_temp"]))
   np.testing.assert_allclose(loss, arrays["loss"], rtol=0, atol=1e-5)
   center = losses.update_center(
     arrays["center"], arrays["teacher"], float(arrays["center_momentum"])
@@ -323,6 +325,12 @@ def pretrain_config(hyper):
         "drop_path": False,
       },
       "accumulate_steps": 1,
+      "dtype": "float32",
+      "head": {
+        "out_dim": hyper["out_dim"],
+        "hidden_dim": hyper["head_hidden_dim"],
+        "bottleneck_dim": hyper["head_bottleneck_dim"],
+      },
     }
   )
 
@@ -330,13 +338,11 @@ def pretrain_config(hyper):
 @pytest.mark.parametrize("name", ["vit", "swin"])
 def test_pretrain_trajectory(golden_dir, name):
   arrays, hyper = load(golden_dir, f"pretrain_trajectory_{name}.npz")
-  model = build(name, hyper)
-  head = models.ProjectionHead(
-    hyper["out_dim"], hyper["head_hidden_dim"], hyper["head_bottleneck_dim"]
-  )
   config = pretrain_config(hyper)
+  config.model = sizes_in(hyper) | {"name": name}
   per_epoch = hyper["steps_per_epoch"]
-  tables = pretrain.make_schedules(config, per_epoch)
+  parts = pretrain.make(config, per_epoch)
+  model, head, tables = parts.model, parts.head, parts.schedules
   for ours, golden in (
     (tables["learning_rate"], "lr"),
     (tables["weight_decay"], "weight_decay"),
@@ -344,7 +350,6 @@ def test_pretrain_trajectory(golden_dir, name):
     (tables["temperature"][::per_epoch], "teacher_temp"),
   ):
     np.testing.assert_allclose(ours, arrays[golden], rtol=0, atol=1e-9)
-  optimizer = pretrain.make_optimizer(config, tables, per_epoch)
   init = {
     part: interop.from_torch(under(arrays, f"init/{prefix}."), module)
     for part, prefix, module in (
@@ -352,11 +357,11 @@ def test_pretrain_trajectory(golden_dir, name):
       ("head", "mlphead", head),
     )
   }
-  state = jax.jit(
-    lambda: pretrain.init_state(model, head, optimizer, jax.random.key(0))
-  )()
+  state = jax.jit(functools.partial(pretrain.init_state, parts))(
+    jax.random.key(0)
+  )
   state = state.replace(student=init, teacher=init)
-  update = jax.jit(pretrain.make_update(config, model, head, optimizer, tables))
+  update = jax.jit(functools.partial(pretrain.update, parts))
   loss, norm = [], []
   for global_views, local_views in zip(
     arrays["global_views"], arrays["local_views"], strict=True
@@ -387,8 +392,9 @@ def test_finetune_trajectory(golden_dir):
   )
   optimizer = optimizers.finetune(arrays["lr"], hyper["weight_decay"])
   params = interop.from_torch(under(arrays, "init/"), model)
+  parts = finetune.Finetuning(config, model, arrays["lr"], optimizer)
   state = finetune.state_of(params, {}, optimizer)
-  update = jax.jit(finetune.make_update(config, model, optimizer))
+  update = jax.jit(functools.partial(finetune.update, parts))
   loss = []
   for i, mode in enumerate(arrays["mode"]):
     images = jnp.asarray(arrays["images"][i])

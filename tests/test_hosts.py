@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax import data
+from vit_ssl_jax.data import cache
 from vit_ssl_jax.run import checkpoints, metrics
 from vit_ssl_jax.train import finetune, pretrain
 
@@ -23,9 +24,11 @@ SECONDS = 300  # after which something hangs
 # for the images of step 3 or a later one; all parameters are split.
 UNLUCKY = """
 import dataclasses, os, pathlib, signal, sys, time
-from vit_ssl_jax import inputs, main, sharding
+from vit_ssl_jax import main
+from vit_ssl_jax.data import inputs
+from vit_ssl_jax.parallel import mesh
 
-sharding.SMALLEST = 1
+mesh.SMALLEST = 1
 real = inputs.open_data
 
 def open_data(config, mesh):
@@ -44,6 +47,7 @@ def unlucky():
   while KILLED and not saved.exists():
     time.sleep(0.01)
   os.kill(os.getpid(), signal.SIGKILL if KILLED else signal.SIGTERM)
+  time.sleep(2)  # a step takes milliseconds, to be heard takes longer
 
 inputs.open_data = open_data
 main.run()
@@ -167,7 +171,7 @@ def test_pretraining_killed_and_resumed(pretrained, pretrain_tiny, tmp_path):
   assert "Connection" in killed[0][2]  # nobody waits for the dead
   assert one["step"] == 5
   assert [status for status, _, _ in two] == [0, 0]
-  assert "going on from step 5 of 9" in two[0][2]
+  assert "resuming from step 5 of 9" in two[0][2]
   assert two[0][1][0].startswith("result")
   assert two[1][1:] == ([], "")  # one alone speaks
   result = alone(pretrain_tiny, tmp_path)
@@ -185,8 +189,8 @@ def test_finetuning_terminated_and_split(
   flags = command_line(finetune_tiny, workdir)
   for status, out, err in train_two(TERMINATED, flags):
     assert (status, out) == (130, [])
-    assert "stopped at step 4 of 9 with a checkpoint" in err
-  assert checkpoints.read(workdir)[0]["step"] == 4
+    assert re.search("stopped at step [34] of 9 with a checkpoint", err)
+  assert checkpoints.read(workdir)[0]["step"] in (3, 4)
   assert not (workdir / "result.json").exists()
   assert alone(finetune_tiny, workdir, max_steps=6)["step"] == 6
   flags = [*flags, "--config.mesh.fsdp=2"]
@@ -209,10 +213,9 @@ hosts.SHUTDOWN_SECONDS = 5
 hosts.start()
 import jax, numpy as np
 from vit_ssl_jax import cli, evaluate
-from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
-from vit_ssl_jax.train import inputs
+from vit_ssl_jax.run import checkpoints, metrics, workdir
 from vit_ssl_jax.parallel import mesh as sharding
-from vit_ssl_jax.data import batches
+from vit_ssl_jax.data import batches, cache, inputs
 from configs import finetune
 
 index, folder = jax.process_index(), pathlib.Path(sys.argv[1])
@@ -224,11 +227,9 @@ def sentence(function, *args):
   except hosts.UserError as e:
     return str(e)
 
-# Values of any length, and a flag.
+# Values of any length.
 assert hosts.gather("ab" * (1 + 99 * index)) == ["ab", "ab" * 100]
 assert hosts.same({"process": index}) == {"process": 0}
-assert hosts.any_of(index == 1)
-assert not hosts.any_of(False)
 
 # What one raises all raise.
 def raising():
@@ -241,19 +242,18 @@ assert sentence(raising) == ["process 1: no such image", "no such image"][index]
 # Configs, data sets, checkpoints and folders that are not the same.
 config = finetune.get_config("vit,cifar10")
 config.data_dir = str(index)  # may be
-assert sentence(workdirs.agree, config) is None
+assert sentence(workdir.claim, config, folder / "unlike") is None
 config.optim.weight_decay = 0.1 * index
-found = sentence(workdirs.agree, config)
+found = sentence(workdir.claim, config, folder / "unlike")
 assert "optim.weight_decay is 0.0 on process 0 and 0.1 on process 1" in found
-about = {"name": "mine", "classes": ["a"], "images": {"train": 5 + index}}
-found = sentence(workdirs.agree_on_data, about | {"sha256": ""})
-assert "numbers of images of mine are not the same for process 0 and 1" in found
-workdirs.PATIENCE = 0.3
+found = sentence(hosts.agree, {"images.train": 5 + index}, "data set")
+assert "data set: images.train is 5 on process 0 and 6 on process 1" in found
+workdir.PATIENCE = 0.3
 for path, wrong in ((folder, False), (folder / "new" / "er", False),
                     (folder / str(index), True)):
   if wrong:
     path.mkdir()
-  found = sentence(workdirs.check_shared, path)
+  found = sentence(workdir.check_shared, path)
   assert bool(found) == wrong, found
 assert "is not seen by 1" in found
 hosts.gather(None)  # the first is done with it too
@@ -273,24 +273,22 @@ def load(*_, progress, **__):
     (folder / "prepared").touch()
   return (folder / "prepared").exists()
 
-inputs.data.load = load
+inputs.load_set = load
 assert inputs.load(config)
 
 # Outputs for every image, whole on every process; 5 of them in batches of 4.
 mesh = sharding.make_mesh(2, 4)
 images = np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3)
 function = jax.jit(lambda x: x.sum((1, 2, 3)))
-out = evaluate.extract(
-  function, images, np.zeros(5), 3, sharding.batch_sharding(mesh)
-)
+out = evaluate.extract(function, images, 3, sharding.batch_sharding(mesh))
 np.testing.assert_array_equal(out, images.sum((1, 2, 3)))
 
 # Where images are kept is where the smallest host can keep them.
-batches._place = lambda *_: ["device", "host"][index]
+cache.memory = lambda: [10**9, 100][index]
+assert inputs.placement(images.nbytes, 0.5, mesh) == "disk"
 source = batches.make_source(
-  images, np.arange(5), 4, seed=0, mesh=mesh, streamer="threads"
+  images, np.arange(5), 4, seed=0, mesh=mesh, placement="disk"
 )
-assert source.placement == "host"
 batch = next(source.items(0))
 assert [x.data.shape for x in batch["label"].addressable_shards] == [(2,)]
 rows = batches.order(0, 0, 5)[:4]
@@ -324,8 +322,8 @@ def test_processes_agree(tmp_path):
 
 def test_one_at_a_time_on_a_machine():
   """While one reads a data set, another waits for it."""
-  lock = data.cache.directory("lock")
-  with data.in_turn(), lock.open() as other, pytest.raises(BlockingIOError):
+  lock = cache.directory("lock")
+  with cache.in_turn(), lock.open() as other, pytest.raises(BlockingIOError):
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
   with lock.open() as other:
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -347,8 +345,9 @@ def test_other_architectures(arch, make_tiny, command_line, tmp_path):
 
 
 ALONE = """
-from vit_ssl_jax import commands, hosts
-with commands.reporting_errors():
+from vit_ssl_jax import cli
+from vit_ssl_jax.parallel import hosts
+with cli.reporting_errors():
   hosts.start(timeout=1)
 """
 

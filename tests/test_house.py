@@ -21,7 +21,6 @@ FLOORS = [
 ALLOWED = {
   ("cli", "data"): "the cache is set up where JAX is",
   ("cli", "parallel"): "processes are started, and the first one speaks",
-  ("evaluate", "train"): "a classifier predicts as fine-tuning does",
   ("files", "cli"): "errors are said the same everywhere",
 }
 

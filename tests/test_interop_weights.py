@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.interop import pickles, weights, writing
+from vit_ssl_jax.interop import weights, writing
 
 WRITERS = {
   "safetensors": writing.safetensors,
@@ -44,8 +44,11 @@ def check_equal(given, expected):
     np.testing.assert_array_equal(given[name], x, err_msg=name)
 
 
-@pytest.mark.parametrize("dtype", pickles.STORAGES.values(), ids=str)
+@pytest.mark.parametrize(
+  "dtype", [np.float16, np.float32, np.float64, np.int64, ml_dtypes.bfloat16]
+)
 def test_torchs_tensors(dtype, save, torch):
+  dtype = np.dtype(dtype)
   x = torch.arange(24).reshape(4, 6) % 5
   x = x.to(getattr(torch, dtype.name))
   state = {"w": x, "scalar": x[1, 1], "none/of.it": x[:0]}
@@ -72,7 +75,6 @@ def test_torchs_strided_and_shared_tensors(save, torch):
   assert (back.metadata, back.left_out) == ({"epoch": "3"}, ())
   back = back.arrays
   check_equal(back, {name: t.detach().numpy() for name, t in given.items()})
-  assert np.shares_memory(back["all"], back["part"])
 
 
 def test_a_module(save, torch):
@@ -80,7 +82,9 @@ def test_a_module(save, torch):
   back = weights.read(save(module.state_dict()))  # with attributes: _metadata
   expected = {name: x.numpy() for name, x in module.state_dict().items()}
   check_equal(back.arrays, expected)
-  with pytest.raises(UserError, match=r"would execute torch\.nn\.modules"):
+  with pytest.raises(
+    UserError, match=r"x\.pth holds torch\.nn\.modules\S+, which is no data"
+  ):
     weights.read(save(module))
 
 
@@ -130,10 +134,6 @@ def test_pretraining_checkpoint(save, torch):
     *("student", "optimizer", "args", "file", "dino_loss", "history"),
     *("teacher.head.mlp.0.weight", "teacher.head.last_layer.w"),
   )
-  tree = pickles.read(path)
-  assert tree["args"] == vars(given["args"])
-  np.testing.assert_array_equal(tree["history"], np.arange(3.0))
-  assert tree["optimizer"]["state"][0]["exp_avg"].shape == (2, 3)
   del given["teacher"]
   back = weights.read(save(given))
   assert (back.entry, back.arrays["pos_embed"][0, 0]) == ("student", 10)
@@ -212,49 +212,19 @@ def calls(marker):
   }
 
 
-@pytest.mark.parametrize("name", calls(""))
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_calls_are_refused(name, nested, protocol, tmp_path):
-  marker = tmp_path / "executed"
-  call = calls(str(marker))[name]
-  x = {"model": {"w": 1.0, "v": [(call,)]}} if nested else call
-  path = tmp_path / "x.pth"
-  path.write_bytes(pickle.dumps(x, protocol, fix_imports=False))
-  with pytest.raises(UserError, match=rf"x\.pth would execute {name}: only"):
-    pickles.read(path)
-  if protocol:  # a text by its first bytes
-    with pytest.raises(UserError, match=f"would execute {name}"):
-      weights.read(path)
-  assert not marker.exists()
-
-
-def test_calls_in_torchs_files_are_refused(save, torch, tmp_path):
+def test_calls_are_refused(save, torch, tmp_path):
   marker = tmp_path / "executed"
   for name, call in calls(str(marker)).items():
     path = save({"model": {"w": torch.ones(2)}, "extra": [call]})
-    with pytest.raises(UserError, match="would execute"):
+    with pytest.raises(UserError, match=r"x\.pth") as error:
       weights.read(path)
+    assert "\n" not in str(error.value)
     assert not marker.exists(), name
-  path = save({"w": torch.ones(2), "x": Call(torch.load, "y")})
-  with pytest.raises(UserError, match=r"would execute torch\.serialization\."):
-    weights.read(path)
-
-
-def test_listed_names_cannot_be_spoilt(tmp_path):
-  """Setting the state or attributes of what is listed changes nothing."""
-  for name in pickles.GLOBALS:
-    module, _, leaf = name.rpartition(".")
-    found = f"\x80\x02c{module}\n{leaf}\n".encode()
-    slots = b"N}(X\x08\x00\x00\x00__init__h\x00us\x86b."
-    for end in (b"q\x00}b.", b"q\x00" + slots, b")R)b.", b")\x81)b0N."):
-      (tmp_path / "x").write_bytes(found + end)
-      try:
-        pickles.read(tmp_path / "x")
-      except UserError as error:
-        assert "truncated or broken" in str(error)  # noqa: PT017
-  assert set(vars(pickles.Inert)) >= {"__init__", "__setstate__", "args"}
-  assert pickles.Inert.args == ()
+  for protocol in (2, 5):
+    path.write_bytes(pickle.dumps(call, protocol, fix_imports=False))
+    with pytest.raises(UserError, match=r"x\.pth"):
+      weights.read(path)
+    assert not marker.exists()
 
 
 def test_objects_of_numpy_are_refused(tmp_path):
@@ -264,30 +234,7 @@ def test_objects_of_numpy_are_refused(tmp_path):
   np.savez(tmp_path / "x.npz", w=objects)
   with pytest.raises(UserError, match=r"x\.npz is truncated or broken: Object"):
     weights.read(tmp_path / "x.npz")
-  (tmp_path / "x.pth").write_bytes(pickle.dumps({"w": objects}))
-  with pytest.raises(UserError, match="would execute"):
-    weights.read(tmp_path / "x.pth")
-  plain = {"w": np.array([1, "x"], dtype=object)}
-  (tmp_path / "x.pth").write_bytes(pickle.dumps(plain))
-  with pytest.raises(UserError, match="holds no numbers but 'O8'"):
-    weights.read(tmp_path / "x.pth")
   assert not marker.exists()
-
-
-@pytest.mark.parametrize(
-  ("count", "offset", "shape", "strides"),
-  [
-    (6, 6, (1,), (1,)),
-    (6, 1, (6,), (1,)),
-    (6, 0, (2**32 + 1,), (2**32,)),  # wraps to 0 in 64 bits
-    (2**65, 0, (2**32 + 1,), (2**32,)),
-    (6, 5, (2,), (-1,)),
-  ],
-)
-def test_tensors_outside_of_their_storage(count, offset, shape, strides):
-  data = (bytes(24), np.dtype(np.float32), count)
-  with pytest.raises(ValueError, match="a tensor"):
-    pickles.tensor((data, offset, shape, strides, False, {}), None)
 
 
 @pytest.fixture(params=[*WRITERS, "legacy"])
@@ -316,7 +263,7 @@ def test_truncated_files(whole):
     assert str(whole) in message
     assert "\n" not in message
     if length > 16:
-      assert "is truncated or broken: " in message
+      assert "is truncated or broken" in message or "no data" in message
 
 
 def test_damaged_files(whole):
@@ -337,20 +284,6 @@ def safetensors_of(path, header, data):
   """Writes a safetensors file by hand."""
   text = json.dumps(header).encode()
   path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-
-
-@pytest.mark.parametrize(
-  ("kind", "itemsize"), [("F8_E4M3", 1), ("F8_E5M2", 1), ("C64", 8)]
-)
-def test_types_that_weights_are_not_of(kind, itemsize, tmp_path):
-  offsets = {"shape": [2], "data_offsets": [0, 2 * itemsize]}
-  safetensors_of(
-    tmp_path / "x", {"w": {"dtype": kind, **offsets}}, bytes(2 * itemsize)
-  )
-  with pytest.raises(
-    UserError, match=rf"x holds w of type {kind}: possible are BOOL, .* F64$"
-  ):
-    weights.read(tmp_path / "x")
 
 
 @pytest.mark.parametrize(
@@ -416,30 +349,7 @@ def test_other_files(tmp_path):
 @pytest.mark.parametrize(
   "x", [{}, [1], {"epoch": 1}, {"head.mlp.0.w": np.ones(1)}, {1: np.ones(1)}]
 )
-def test_no_weights(x, tmp_path):
-  (tmp_path / "x").write_bytes(pickle.dumps(x))
-  with pytest.raises(UserError, match="x holds no arrays of a backbone's"):
-    weights.read(tmp_path / "x")
-
-
-def test_no_memory_is_reserved_for_nothing(tmp_path):
-  (tmp_path / "x").write_bytes(b"\x80\x02}r\xff\xff\xff\xff.")
-  with pytest.raises(UserError, match="broken: it notes down place 4294967295"):
-    weights.read(tmp_path / "x")
-
-
-def test_cyclic_pickles(tmp_path):
-  x = {"w": np.ones(2)}
-  x["x"] = [x, (x,)]
-  (tmp_path / "x").write_bytes(pickle.dumps(x))
-  back = pickles.read(tmp_path / "x")
-  assert back["x"][0] is back
-
-
-def test_shared_values_are_worked_out_once(tmp_path):
-  x = (1.0, 2.0)
-  for _ in range(60):
-    x = (x, x)
-  (tmp_path / "x").write_bytes(pickle.dumps(x))
-  back = pickles.read(tmp_path / "x")
-  assert back[0] is back[1]
+def test_no_weights(x, save):
+  path = save(x)
+  with pytest.raises(UserError, match="holds no arrays of a backbone's"):
+    weights.read(path)

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax import models
 from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.data import inputs
 from vit_ssl_jax.run import checkpoints, metrics
-from vit_ssl_jax.train import finetune, inputs, loop, pretrain
+from vit_ssl_jax.train import finetune, loop, losses, pretrain
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -154,10 +154,9 @@ def test_steps_that_go_together(finetune_tiny):
   """None is left out, and what is due is done right after its step."""
   finetune_tiny.update(log_every_steps=4, checkpoint_every_steps=6)
   finetune_tiny.update(evaluate_every_epochs=1)
-  steps = loop.Steps(
-    finetune_tiny, per_epoch=5, start=1, stop=14, total=20, at_once=3
-  )
-  made = [list(x) for x in steps.together()]
+  finetune_tiny.update(epochs=4, max_steps=14)
+  plan = loop.Plan(finetune_tiny, per_epoch=5)
+  made = [list(x) for x in plan.dispatches(1, most=3)]
   assert made == [[2, 3, 4], [5], [6], [7, 8], [9, 10], [11, 12], [13, 14]]
 
 
@@ -212,10 +211,10 @@ def test_terminated_run_saves_and_says_so(finetune_tiny, tmp_path, monkeypatch):
 def test_not_finite_stops_with_step_and_checkpoint(
   finetune_tiny, tmp_path, monkeypatch
 ):
-  make = finetune.make_train_step
+  make = finetune.make_step
 
-  def broken(*args):
-    step = make(*args)
+  def broken(parts):
+    step = make(parts)
 
     def train_step(state, batch):
       state, values = step(state, batch)
@@ -224,7 +223,7 @@ def test_not_finite_stops_with_step_and_checkpoint(
 
     return train_step
 
-  monkeypatch.setattr(finetune, "make_train_step", broken)
+  monkeypatch.setattr(finetune, "make_step", broken)
   with pytest.raises(UserError, match=r"loss is not finite at step 5; .*/4;"):
     finetune.run(finetune_tiny, tmp_path)
   assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2, 3, 4]
@@ -259,9 +258,9 @@ def test_finetuning_starts_from_the_teacher(
   [
     (
       {"patch_size": 2},
-      r"proj.kernel has shape \(48, 8\) and not \(12",
+      r"proj.kernel has shape \(4, 4, 3, 8\) and not \(2, 2",
     ),
-    ({"depth": 3}, "blocks.attn.proj.bias has shape"),
+    ({"depth": 3}, "missing blocks_2.attn.proj.bias"),
     ({"num_heads": 4}, "was trained with model.num_heads=2 and not 4"),
     ({"locality": "lsa"}, "was trained with model.locality='' and not 'lsa'"),
   ],
@@ -359,25 +358,23 @@ def test_warning_of_collapse():
   uniform = {"loss": top, "teacher_entropy": top, "teacher_kl": 0.0}
   one = {"loss": 2.0, "teacher_entropy": 1e-6, "teacher_kl": 1e-6}
   healthy = {"loss": top, "teacher_entropy": 1e-6, "teacher_kl": 1.5}
-  assert metrics.collapse([uniform] * 60, 16) == "uniform"
-  assert metrics.collapse([one] * 60, 16) == "one-hot"
-  assert metrics.collapse([healthy] * 60, 16) is None
-  assert metrics.collapse([uniform] * 59 + [healthy], 16) is None
-  head = models.ProjectionHead(16)
+  assert losses.collapse([uniform] * 60, 16) == "uniform"
+  assert losses.collapse([one] * 60, 16) == "one-hot"
+  assert losses.collapse([healthy] * 60, 16) is None
+  assert losses.collapse([uniform] * 59 + [healthy], 16) is None
   lines = [{"step": i} | uniform for i in range(100, 200)]
   assert "teacher.centering=sinkhorn" in pretrain.warn_of_collapse(
-    lines, 20, head
+    lines, 20, 16
   )
-  assert pretrain.warn_of_collapse(lines, 150, head) is None
+  assert pretrain.warn_of_collapse(lines, 150, 16) is None
 
 
 def test_events_can_be_read(tmp_path):
   tf = pytest.importorskip("tensorflow")
-  recorder = metrics.Recorder(tmp_path, 0, 3, tensorboard=True)
-  recorder.add(range(1, 2), {"loss": jax.numpy.float32(0.5)})
-  recorder.complete({"top1": 50.0})
-  recorder.flush()
-  assert recorder.close() is None
+  with metrics.Recorder(tmp_path, 0, 3, tensorboard=True) as recorder:
+    recorder.add(range(1, 2), {"loss": jax.numpy.float32(0.5)})
+    recorder.complete({"top1": 50.0})
+    recorder.flush()
   (path,) = tmp_path.glob("events*")
   tags = {
     value.tag

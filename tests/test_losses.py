@@ -10,7 +10,7 @@ def random(*shape, seed=0):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def test_view_prediction_is_the_mean_over_pairs():
+def test_dino_is_the_mean_over_pairs():
   student = random(5, 3, 7)
   teacher = np.asarray(jax.nn.softmax(random(2, 3, 7, seed=1)))
   log_p = np.asarray(jax.nn.log_softmax(student / 0.1))
@@ -20,7 +20,7 @@ def test_view_prediction_is_the_mean_over_pairs():
     for v in range(5)
     if v != g
   ]
-  ours = losses.view_prediction(student, teacher, 0.1)
+  ours = losses.dino(student, teacher, 0.1)
   np.testing.assert_allclose(ours, np.mean(pairs), rtol=1e-5)
 
 
@@ -30,14 +30,14 @@ def test_sinkhorn_against_normalising_in_turn():
   for _ in range(3):
     table /= table.sum(0, keepdims=True)
     table /= table.sum(1, keepdims=True)
-  ours = losses.sinkhorn_probabilities(logits, 0.05)
+  ours = losses.sinkhorn_targets(logits, 0.05)
   np.testing.assert_allclose(ours.reshape(-1, 5), table, rtol=1e-3, atol=1e-6)
-  many = losses.sinkhorn_probabilities(logits, 0.05, iterations=200)
+  many = losses.sinkhorn_targets(logits, 0.05, iterations=200)
   np.testing.assert_allclose(many.sum((0, 1)), 12 / 5, rtol=0.02)
 
 
 def test_sinkhorn_at_a_temperature_that_would_overflow():
-  ours = losses.sinkhorn_probabilities(random(2, 6, 5), 1e-3)
+  ours = losses.sinkhorn_targets(random(2, 6, 5), 1e-3)
   assert np.isfinite(ours).all()
   np.testing.assert_allclose(ours.sum(-1), 1, rtol=1e-5)
 
@@ -52,13 +52,17 @@ def test_center_moves_towards_the_mean():
 
 def test_spread_tells_the_two_collapses_from_health():
   uniform = np.full((2, 4, 8), 1 / 8, np.float32)
-  entropy, divergence = losses.spread(uniform)
+  entropy, divergence = losses.entropy_and_divergence(uniform)
   np.testing.assert_allclose([entropy, divergence], [np.log(8), 0], atol=1e-6)
   one = np.zeros((2, 4, 8), np.float32)
   one[..., 3] = 1
-  np.testing.assert_allclose(losses.spread(one), [0, 0], atol=1e-6)
+  np.testing.assert_allclose(
+    losses.entropy_and_divergence(one), [0, 0], atol=1e-6
+  )
   healthy = np.eye(8, dtype=np.float32).reshape(2, 4, 8)
-  np.testing.assert_allclose(losses.spread(healthy), [0, np.log(8)], atol=1e-6)
+  np.testing.assert_allclose(
+    losses.entropy_and_divergence(healthy), [0, np.log(8)], atol=1e-6
+  )
 
 
 def test_classification_smooths_labels():

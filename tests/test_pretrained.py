@@ -247,7 +247,7 @@ def test_back_from_transformers(torch, make_workdir, tmp_path):
   want = classifiers.read(workdir).predict(pictures)
   np.testing.assert_allclose(found.predict(pictures), want, atol=1e-5)
   with pytest.raises(UserError, match="give --dataset, or another --suite"):
-    suites.open_suite("test", found, None)
+    suites.open_suite("test", found)
   with_pooler = transformers.SwinModel.from_pretrained(tmp_path / "ours")
   with_pooler.save_pretrained(tmp_path / "backbone")
   with pytest.raises(UserError, match="knows no classes"):
@@ -344,24 +344,19 @@ def test_classifiers_of_files_that_say_nothing(
   checkpoint_of_authors(torch, workdir, path, "fine-tuning")
   with pytest.raises(UserError, match="does not say what it is: give --arch"):
     classifiers.read(path)
-  with pytest.raises(
-    UserError, match="--dataset=mnist is unknown: possible are cifar10,"
-  ):
+  with pytest.raises(UserError, match='no data set "mnist"; there are cifar10'):
     classifiers.read(path, "vit", "mnist")
   about = pretrained.read(workdir).about
 
-  def get_config(arg, original=classifiers.recipe.get_config):
-    assert arg == f"{arch},{tiny_npz}"
-    config = original(arg)
-    config.model.update({k: about["model"][k] for k in config.model})
-    return config
+  def build(arch, _, dataset, original=classifiers.build):
+    return original(arch, about, dataset)
 
-  monkeypatch.setattr(classifiers.recipe, "get_config", get_config)
+  monkeypatch.setattr(classifiers, "build", build)
   found = classifiers.read(path, arch, tiny_npz)
   assert found.classes == ("0", "1")  # as the set calls them
   images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
   model = model_of(workdir, num_classes=2)
-  inputs = views.evaluation_view(images, found.config.mean, found.config.std)
+  inputs = views.evaluation_view(images, found.data["mean"], found.data["std"])
   want = jax.jit(model.apply)(
     {"params": pretrained.read(workdir).arrays}, inputs
   )

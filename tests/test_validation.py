@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.evaluate import features
+from vit_ssl_jax.data import inputs
+from vit_ssl_jax.evaluate import accuracy as accuracies
 from vit_ssl_jax.run import checkpoints, metrics
-from vit_ssl_jax.train import finetune, inputs, pretrain
+from vit_ssl_jax.train import finetune, pretrain
 
 
 @pytest.fixture
@@ -30,13 +31,13 @@ def test_best_epoch_is_chosen_without_the_test_images(
   figures = {"top1": [90.0, 40.0, 60.0], "val_top1": [20.0, 70.0, 70.0]}
   if stop:
     figures = {k: [*v[:2], 99.0, v[2]] for k, v in figures.items()}
-  real = features.accuracy
+  real = accuracies.percent_correct
 
   def accuracy(logits, labels):
     assert 0 <= real(logits, labels) <= 100
     return figures[{20: "top1", 12: "val_top1"}[len(labels)]].pop(0)
 
-  monkeypatch.setattr(features, "accuracy", accuracy)
+  monkeypatch.setattr(accuracies, "percent_correct", accuracy)
   if stop:
     held_out.max_steps = stop
     assert finetune.run(held_out, tmp_path)["top1"] == 99.0

@@ -29,7 +29,7 @@ from vit_ssl_jax import models
 from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.report import tables
-from vit_ssl_jax.train import finetune, loop, optimizers, pretrain
+from vit_ssl_jax.train import finetune, loop, pretrain
 
 SETTING = "--config."
 STEPS_PER_EPOCH = 100  # of the schedules; the step takes as long with any
@@ -133,27 +133,14 @@ def stage(config, mesh=None):
     mesh: over which the state is sharded; None is one device.
   """
   if config.stage == "pretrain":
-    model = models.from_config(config, num_classes=0)
-    head = models.ProjectionHead(**config.head, dtype=model.dtype)
-    schedules = pretrain.make_schedules(config, STEPS_PER_EPOCH)
-    optimizer = pretrain.make_optimizer(config, schedules, STEPS_PER_EPOCH)
-    step = pretrain.make_train_step(
-      config, model, head, optimizer, schedules, mesh
-    )
-    key = loop.init_key(config)
-    init = functools.partial(pretrain.init_state, model, head, optimizer, key)
-    return init, step
-  model = models.from_config(config, num_classes=CLASSES)
-  rates = finetune.make_schedule(config, STEPS_PER_EPOCH)
-  optimizer = optimizers.finetune(rates, config.optim.weight_decay)
-  init = functools.partial(
-    finetune.init_state,
-    model,
-    optimizer,
-    loop.init_key(config),
-    config.drloc.enabled,
+    module, parts = pretrain, pretrain.make(config, STEPS_PER_EPOCH, mesh)
+  else:
+    module = finetune
+    parts = finetune.make(config, CLASSES, STEPS_PER_EPOCH, mesh)
+  key = loop.init_key(config)
+  return functools.partial(module.init_state, parts, key), module.make_step(
+    parts
   )
-  return init, finetune.make_train_step(config, model, optimizer, rates, mesh)
 
 
 def random_batch(config):

@@ -125,18 +125,24 @@ def progress_bar(total, unit, *, initial=0, label=None, disable=False):
 def stop_signals():
   """Yields an Event that SIGINT and SIGTERM set, for an orderly stop.
 
-  A second signal stops at once.
+  A second signal stops at once. Of several processes JAX itself hears SIGTERM
+  and tells all (`hosts.reached_preemption`), so that SIGINT is passed on as
+  SIGTERM, and the Event is never set.
   """
+  from vit_ssl_jax.parallel import hosts
+
   stopping = threading.Event()
+  alone = hosts.alone()
+  numbers = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
 
   def handle(number, _):
-    stopping.set()
     signal.signal(number, old[number])
+    if alone:
+      stopping.set()
+    else:
+      signal.raise_signal(signal.SIGTERM)
 
-  old = {
-    number: signal.signal(number, handle)
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
+  old = {number: signal.signal(number, handle) for number in numbers}
   try:
     yield stopping
   finally:

@@ -33,7 +33,7 @@ import tempfile
 import jax
 from flax import traverse_util
 
-from vit_ssl_jax import files, interop, models
+from vit_ssl_jax import evaluate, files, interop, models
 from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
 from vit_ssl_jax.interop import (
   metadata as provenance,
@@ -46,7 +46,6 @@ from vit_ssl_jax.interop import (
 )
 from vit_ssl_jax.report import card
 from vit_ssl_jax.run import checkpoints, recipes
-from vit_ssl_jax.train import finetune
 
 # What the name of a file ends with.
 SUFFIXES = {
@@ -253,7 +252,7 @@ def write_orbax(out, model, params, about):
 
 def write_stablehlo(out, model, params, about):
   """Writes a compiled program."""
-  logits = finetune.make_predict(model, about["mean"], about["std"])
+  logits = evaluate.make_predict(model, about["mean"], about["std"])
 
   def predict(params, images):
     # Elsewhere than on a CPU, products of float32 are rounded by default.

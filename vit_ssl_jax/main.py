@@ -10,7 +10,7 @@
                                 of your own
   --config.KEY=VALUE            changes one of the recipe's values
   --workdir=FOLDER              the run's folder; the same command given again
-                                goes on from its last checkpoint
+                                resumes from its last checkpoint
   --distributed                 this is one of several processes, on one or on
                                 many hosts, that train together: each is given
                                 the same command and sees the same workdir.

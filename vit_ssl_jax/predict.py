@@ -24,17 +24,18 @@ predicted, and the exit status is 1.
 
 import json
 import os
+import pathlib
 import signal
 import stat
 import sys
 
 import numpy as np
+import scipy.special
 
 from vit_ssl_jax import cli, evaluate
 from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
 from vit_ssl_jax.data import folder, pixels
 from vit_ssl_jax.evaluate.classifier import add_classifier, read_classifier
-from vit_ssl_jax.parallel import mesh as sharding
 
 
 def main(argv=None):
@@ -48,12 +49,12 @@ def main(argv=None):
   with reporting_errors():
     set_up()
     try:
-      whole = predict_all(args)
+      broken = predict_all(args)
     except BrokenPipeError:
-      # Who reads has seen enough. Else Python would complain at its end.
+      # The reader has seen enough; without this Python would complain at exit.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(128 + signal.SIGPIPE)
-  if not whole:
+  if broken:
     sys.exit(1)
 
 
@@ -66,20 +67,13 @@ def parse(argv):
   parser.add_argument(
     "images", nargs="+", metavar="IMAGE", help="images, and folders of images"
   )
-  add_classifier(parser)
+  add_classifier(parser, batch_size=256)
   parser.add_argument(
     "--top",
     type=int,
     default=5,
     metavar="K",
     help="classes of each image, at most; %(default)s if left out",
-  )
-  parser.add_argument(
-    "--batch_size",
-    type=int,
-    default=256,
-    metavar="B",
-    help="images at a time; %(default)s if left out",
   )
   parser.add_argument(
     "--json", action="store_true", help="print a line of JSON for each image"
@@ -92,32 +86,28 @@ def predict_all(args):
   """Checks everything, then prints image by image.
 
   Returns:
-    Whether all images could be read.
+    How many images could not be read.
   """
-  check(args)
+  if args.top < 1:
+    raise UserError(f"--top={args.top} has to be at least 1")
   files = [file for path in args.images for file in images_at(path)]
-  run = read_classifier(args)
-  print_line = json_line if args.json else make_text_line(files, run.classes)
-  broken = 0
-  with pixels.progress_bar(len(files), "predicting", shows_bar()) as bar:
-    for file, probabilities, why in predictions(run, files, args.batch_size):
-      best = likeliest(probabilities, run.classes, args.top)
+  classifier = read_classifier(args)
+  classes, broken = classifier.classes, 0
+  text_line = make_text_line(files, classes)
+  with cli.progress_bar(len(files), "image", disable=not shows_bar()) as bar:
+    for file, shares, why in predictions(classifier, files, args.batch_size):
       if why:
         broken += 1
         cli.say(f"{file}: {why}")
-      if args.json or not why:
-        print(print_line(file, best, why), flush=True)
+      best = [] if why else likeliest(shares, classes, args.top)
+      if args.json:
+        print(json_line(file, best, why), flush=True)
+      elif not why:
+        print(text_line(file, best), flush=True)
       bar.update()
   if broken:
     cli.say(f"{broken:,} of {len(files):,} images could not be read")
-  return not broken
-
-
-def check(args):
-  """Raises a UserError where the options make no sense."""
-  for key in ("top", "batch_size"):
-    if getattr(args, key) < 1:
-      raise UserError(f"--{key}={getattr(args, key)} has to be at least 1")
+  return broken
 
 
 def images_at(path):
@@ -142,29 +132,28 @@ def images_at(path):
   return [os.path.join(path, name) for name in names]
 
 
-def predictions(run, files, batch_size=256):
+def predictions(classifier, files, batch_size=256):
   """Decodes and predicts batch by batch, so that memory does not grow.
 
   Args:
-    run: a `classifiers.Classifier`.
-    files: N images, as `pixels.decode` takes them.
+    classifier: a `Classifier`.
+    files: paths of N images.
     batch_size: how many at a time; with fewer images their number.
 
   Yields:
     (file, probabilities (C,) float64, "") for each image in order; for one
     that is broken (file, None, why).
   """
-  shape = min(batch_size, len(files))  # of which all batches are
-  placed = sharding.batch_sharding(run.mesh)
-  size, resize = run.config.model.image_size, run.config.resize
+  size, resize = (classifier.data[key] for key in ("image_size", "resize"))
+  shape = min(batch_size, len(files))  # all batches have it
   for start in range(0, len(files), batch_size):
     batch = files[start : start + batch_size]
     images, broken = decode(batch, size, resize)
-    unknown = np.zeros(len(batch), int)
-    outputs = evaluate.extract(run.predict, images, unknown, shape, placed)
-    outputs = outputs.astype(np.float64)
-    if not run.gives_probabilities:
-      outputs = softmax(outputs)
+    outputs = evaluate.extract(
+      classifier.predict, images, shape, classifier.sharding
+    ).astype(np.float64)
+    if not classifier.gives_probabilities:
+      outputs = scipy.special.softmax(outputs, axis=-1)
     for row, file in enumerate(batch):
       why = broken.get(row, "")
       yield file, None if why else outputs[row], why
@@ -172,31 +161,24 @@ def predictions(run, files, batch_size=256):
 
 def decode(files, size, resize):
   """Images, (N, S, S, 3) uint8, and a dict of row -> why it is broken."""
-  images = np.zeros((len(files), size, size, 3), np.uint8)
-  try:
-    _, broken = pixels.decode_all(
-      images, files, resize, label="", progress=False
-    )
-  except UserError:  # a file cannot be read; the others can
-    broken = {}
+  images, unreadable = np.zeros((len(files), size, size, 3), np.uint8), {}
+
+  def contents():
     for row, file in enumerate(files):
       try:
-        images[row] = pixels.decode(file, size, resize)
-      except (pixels.BrokenImageError, UserError) as error:
-        broken[row] = str(error).removeprefix(f"{file} ").rstrip(".")
-  return images, broken
+        yield pathlib.Path(file).read_bytes()
+      except OSError as error:
+        unreadable[row] = f"cannot be read: {error.strerror}"
+        yield b""
 
-
-def softmax(logits):
-  """(B, C) -> (B, C)."""
-  powers = np.exp(logits - logits.max(-1, keepdims=True))
-  return powers / powers.sum(-1, keepdims=True)
+  _, broken = pixels.decode_all(
+    images, contents(), resize, label="", progress=False
+  )
+  return images, broken | unreadable
 
 
 def likeliest(probabilities, classes, top):
-  """At most `top` pairs of a class and its probability; of None, none."""
-  if probabilities is None:
-    return []
+  """At most `top` pairs of a class and its probability."""
   order = np.argsort(-probabilities, kind="stable")[:top]
   return [(classes[i], float(probabilities[i])) for i in order]
 
@@ -212,16 +194,16 @@ def json_line(file, best, why):
 
 
 def make_text_line(files, classes):
-  """Makes (file, pairs of a class and its probability, why) -> a line.
+  """Makes (file, pairs of a class and its probability) -> a line.
 
   The lines for `files` are aligned, whichever of `classes` they show.
   """
   width = max(map(len, files))
-  shown = {name: " ".join(name.split()) for name in classes}  # on one line
-  name_width = max(map(len, shown.values()))
+  titles = {name: " ".join(name.split()) for name in classes}  # on one line
+  longest = max(map(len, titles.values()))
 
-  def line(file, best, _):
-    cells = [f"{shown[name]:{name_width}} {100 * p:5.1f} %" for name, p in best]
+  def line(file, best):
+    cells = [f"{titles[x]:{longest}} {100 * p:5.1f} %" for x, p in best]
     return "  ".join([file.ljust(width), *cells])
 
   return line

@@ -1,26 +1,6 @@
 """Sets of labelled images as arrays, and the batches drawn from them.
 
-Importing this package imports no TensorFlow, and neither does an `npz:` set or
-a TFDS set that was decoded before.
+`registry` says what there is, `load` reads one set, `batches` draws from it and
+`inputs` does both for a config. `registry` imports no JAX, and only what has to
+be read by TFDS or streamed imports TensorFlow.
 """
-
-from vit_ssl_jax.data.batches import (
-  Source,
-  make_source,
-  order,
-  padded_batches,
-  steps_per_epoch,
-)
-from vit_ssl_jax.data.cache import in_turn
-from vit_ssl_jax.data.load import Dataset, load
-
-__all__ = [
-  "Dataset",
-  "Source",
-  "in_turn",
-  "load",
-  "make_source",
-  "order",
-  "padded_batches",
-  "steps_per_epoch",
-]

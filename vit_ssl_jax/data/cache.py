@@ -3,39 +3,51 @@
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from absl import logging
 
 from vit_ssl_jax import files
 from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.data import pixels
+
+# Part of the cache's key: raise it when reading or decoding changes.
+FORMAT = 4
+ABANDONED = 3600  # seconds since a file was written to
+# Where a container's or a job's limit stands, version 2 and 1.
+LIMITS = (
+  "/sys/fs/cgroup/memory.max",
+  "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """N images before they are decoded."""
+
+  count: int
+  files: Iterable[pixels.Stored]
+  # (N,); may grow while `files` is read.
+  labels: Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-  """Images of one size, what they show, and those that could not be read."""
+  """N images of one size, what they show, and which could not be read."""
 
   # (N, S, S, 3) uint8; from the cache a read-only np.memmap, of which nothing
   # is in memory until it is looked at.
   images: np.ndarray
   labels: np.ndarray  # (N,) int32; -1 where the image could not be read
   fingerprints: np.ndarray  # (N,) uint64, of `pixels.decode_all`
-  broken: dict[str, str]  # the file's name -> why not
-
-
-# Fills (N, S, S, 3) uint8 in; returns labels, fingerprints and what is broken.
-Fill = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, dict[str, str]]]
-# Where a container's or a job's limit stands, version 2 and 1.
-LIMITS = (
-  "/sys/fs/cgroup/memory.max",
-  "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)
+  broken: dict[int, str]  # row -> why
 
 
 def directory(*parts: str) -> pathlib.Path:
@@ -64,50 +76,77 @@ def in_turn():
     yield
 
 
-def decoded(stem: str, shape: tuple[int, ...], fill: Fill) -> Decoded:
-  """Images from the cache, or decoded into it by `fill`.
+def decoded(
+  name: str,
+  key: tuple,
+  size: int,
+  resize: str,
+  find: Callable[[], Stored],
+  progress: bool = False,
+) -> Decoded:
+  """Images from the cache, or decoded into it.
 
-  They are written to the file as they are decoded, so that they never have to
-  fit in memory. `stem` must name everything that they depend on. A cache that
-  cannot be read or written costs time, memory and a warning, nothing else.
+  They are written to the cache as they are decoded, so that they never have to
+  fit in memory. A cache that cannot be read or written costs time, memory and a
+  warning, nothing else.
+
+  Args:
+    name: how the files of the cache and the progress bar begin.
+    key: all that the images depend on but `size` and `resize`; has a `repr`.
+    size: S.
+    resize: one of `pixels.RESIZES`.
+    find: called where the cache does not have them.
+    progress: whether to draw a progress bar.
 
   Raises:
-    UserError: there is room for the images neither in the cache nor in memory.
+    UserError: of `find` and `pixels.decode_all`, or there is room for the
+      images neither in the cache nor in memory.
   """
-  if found := find(stem):
+  content = repr((FORMAT, key, size, resize)).encode()
+  stem = f"{name}-{size}-{hashlib.sha256(content).hexdigest()[:16]}"
+  path = directory("decoded") / f"{stem}.npy"
+  if found := read(path):
     return found
-  folder = directory("decoded")
-  images, rest = _paths(stem)
+  stored = find()
+
+  def fill(out):
+    marks, broken = pixels.decode_all(
+      out, stored.files, resize, label=f"decoding {name}", progress=progress
+    )
+    labels = np.array(stored.labels, np.int32)
+    labels[list(broken)] = -1
+    return Decoded(out, labels, marks, broken)
+
+  shape = (stored.count, size, size, 3)
   try:
-    file = _reserve(folder, shape)
+    temporary = reserve(path.parent, shape)
   except OSError as error:
-    return _in_memory(folder, shape, fill, error)
-  with file:  # the lock that says that it is being written
-    try:
-      out = np.lib.format.open_memmap(file.name, "r+")
-      labels, fingerprints, broken = fill(out)
-      out.flush()
-      del out
-      os.replace(file.name, images)
-    except BaseException:
-      pathlib.Path(file.name).unlink(missing_ok=True)
-      raise
-  content = {
-    "labels": labels.tolist(),
-    "fingerprints": fingerprints.tolist(),
-    "broken": broken,
-  }
-  try:  # last: without it the images are decoded again
-    files.write(rest, json.dumps(content))
-  except OSError as error:
-    logging.warning("The decoded images are not cached (%s).", error)
-  return Decoded(np.load(images, mmap_mode="r"), labels, fingerprints, broken)
+    check_memory(shape, error)
+    return fill(np.empty(shape, np.uint8))
+  try:
+    out = np.lib.format.open_memmap(temporary, "r+")
+    found = fill(out)
+    out.flush()
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+  write_rest(path, found)
+  return dataclasses.replace(found, images=np.load(path, mmap_mode="r"))
 
 
-def find(stem: str) -> Decoded | None:
-  """The images that `decoded` has put into the cache, if it has."""
+def read(path: pathlib.Path) -> Decoded | None:
+  """The images of a file, with what stands beside it; None where it is not."""
   try:
-    return _read(*_paths(stem))
+    content = json.loads(path.with_suffix(".json").read_text())
+    found = Decoded(
+      images=np.load(path, mmap_mode="r"),
+      labels=np.array(content["labels"], np.int32),
+      fingerprints=np.array(content["fingerprints"], np.uint64),
+      broken={int(row): why for row, why in content["broken"].items()},
+    )
+    if len(found.images) != len(found.labels):
+      raise ValueError(f"{path} has another number of labels")
+    return found
   except FileNotFoundError:
     return None
   except (OSError, ValueError, KeyError, EOFError) as error:
@@ -115,57 +154,47 @@ def find(stem: str) -> Decoded | None:
     return None
 
 
-def _paths(stem: str) -> tuple[pathlib.Path, pathlib.Path]:
-  folder = directory("decoded")
-  return folder / f"{stem}.npy", folder / f"{stem}.json"
-
-
-def _read(images: pathlib.Path, rest: pathlib.Path) -> Decoded:
-  content = json.loads(rest.read_text())
-  found = Decoded(
-    images=np.load(images, mmap_mode="r"),
-    labels=np.array(content["labels"], np.int32),
-    fingerprints=np.array(content["fingerprints"], np.uint64),
-    broken=content["broken"],
-  )
-  if len(found.images) != len(found.labels):
-    raise ValueError(f"{images} and {rest} do not belong together")
-  return found
-
-
-def _reserve(folder: pathlib.Path, shape: tuple[int, ...]):
-  """Makes a file for the images, open and locked, under a name of its own."""
-  folder.mkdir(parents=True, exist_ok=True)
-  for old in folder.glob("*.tmp"):
-    with contextlib.suppress(OSError), old.open("rb") as left:
-      fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      if time.time() - old.stat().st_mtime > 60:
-        old.unlink()  # nobody holds it: its process was killed
-  # The caller closes it, and with that its lock.
-  file = tempfile.NamedTemporaryFile(  # noqa: SIM115
-    dir=folder, suffix=".tmp", delete=False
-  )
+def write_rest(path: pathlib.Path, found: Decoded) -> None:
+  """Writes what stands beside the images; without it they do not count."""
+  content = {
+    "labels": found.labels.tolist(),
+    "fingerprints": found.fingerprints.tolist(),
+    "broken": found.broken,
+  }
   try:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    np.lib.format.open_memmap(file.name, "w+", np.uint8, shape)
+    files.write(path.with_suffix(".json"), json.dumps(content))
+  except OSError as error:
+    logging.warning("The decoded images are not cached (%s).", error)
+
+
+def reserve(folder: pathlib.Path, shape: tuple[int, ...]) -> pathlib.Path:
+  """Makes a file for the images, under a name of its own."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for left in folder.glob("*.tmp"):  # by a process that was killed
+    with contextlib.suppress(OSError):
+      if time.time() - left.stat().st_mtime > ABANDONED:
+        left.unlink()
+  handle, name = tempfile.mkstemp(".tmp", dir=folder)
+  try:
+    np.lib.format.open_memmap(name, "w+", np.uint8, shape)
     # Else a full disk kills the process when it writes to the mapped file.
     if hasattr(os, "posix_fallocate"):
-      os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+      os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
   except OSError:
-    file.close()
-    os.unlink(file.name)
+    os.unlink(name)
     raise
-  return file
+  finally:
+    os.close(handle)
+  return pathlib.Path(name)
 
 
-def _in_memory(folder, shape, fill, error) -> Decoded:
+def check_memory(shape: tuple[int, ...], error: OSError) -> None:
+  """Warns, or raises UserError where the images do not fit in memory either."""
   size = int(np.prod(shape))
   if size > 0.8 * memory():
     raise UserError(
       f"the decoded images take {size / 1e9:.1f} GB, which fit neither in"
-      f" memory nor in the cache, {folder} ({error.strerror}): XDG_CACHE_HOME"
-      " chooses another place for it"
+      f" memory nor in the cache, {directory('decoded')} ({error.strerror}):"
+      " XDG_CACHE_HOME chooses another place for it"
     )
   logging.warning("The decoded images are not cached (%s).", error)
-  images = np.empty(shape, np.uint8)
-  return Decoded(images, *fill(images))

@@ -1,7 +1,6 @@
 """A user's own folder of images, one folder for each class. No TensorFlow."""
 
 import dataclasses
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ import numpy as np
 
 from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import cache, rows
-from vit_ssl_jax.data.pixels import decode_all
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 # What the folder of a part may be called, in any case.
@@ -23,15 +21,13 @@ PARTS = {
 NOT_OURS = ("__MACOSX", "@eaDir")
 # The stream of random numbers that holds out test images.
 TEST = 3
-# Part of the cache's key: raise it when listing or decoding changes.
-CACHE_FORMAT = 2
 # An image's path below its part, "CLASS/.../NAME"; its bytes and time in ns.
 File = tuple[str, int, int]
 
 
 def read(
   path: str,
-  image_size: int,
+  size: int,
   *,
   resize: str,
   test_fraction: float,
@@ -45,71 +41,63 @@ def read(
   the order of their paths, the same on every machine; hidden files and those
   that are no images by their names are ignored. What is decoded is cached.
 
-  Args:
-    path: the folder.
-    image_size: S.
-    resize: one of `pixels.RESIZES`.
-    test_fraction: the share of every class, in (0, 1), that is held out as
-      the test part if there is only `CLASS/**`.
-    skip_broken_images: leave out images that cannot be decoded.
-    seed: which images are held out.
-    progress: whether to draw progress bars.
+  Args are those of `load.load`; `seed` fixes which images are held out.
 
   Returns:
     parts: "train", "test" and maybe "val" -> images and labels, of which -1
-      is a row that does not belong to this part.
+      is a row that does not belong to this part; `broken` by the file's name.
     classes: their names, sorted.
 
   Raises:
     UserError: the folder is not laid out so, or has images that are broken.
   """
-  places, listed, classes = _layout(path)
-  form = (image_size, resize)
-  parts = {}
-  for part, place in places.items():
-    parts[part] = _decoded(
-      path, place, listed[part], classes, form, skip_broken_images, progress
-    )
+  places, listed, classes = layout(path)
+  parts = {
+    part: decoded(path, place, listed[part], classes, size, resize, progress)
+    for part, place in places.items()
+  }
+  if not skip_broken_images:
+    check_broken(path, parts)
   if "all" in parts:
-    parts = _hold_out(parts["all"], test_fraction, seed)
-  _check_left(path, parts, classes)
+    parts = hold_out(parts["all"], test_fraction, seed)
+  check_left(path, parts, classes)
   return parts, classes
 
 
-def _layout(root: str):
+def layout(root: str):
   """Part -> its folder's name; part -> its images; the names of the classes."""
   if os.path.isfile(root):
     raise UserError(f"{root} is a file; it must be a folder of images.")
   if not os.path.isdir(root):
     raise UserError(f'There is no folder "{root}".')
   try:
-    places = _places(root)
+    places = find_places(root)
     listed = {
       part: sorted(walk(os.path.join(root, place)))
       for part, place in places.items()
     }
-    return places, listed, _classes(root, places, listed)
+    return places, listed, find_classes(root, places, listed)
   except OSError as error:
     file, why = error.filename, error.strerror
     raise UserError(f"{file} cannot be read: {why}.") from error
 
 
-def _places(root: str) -> dict[str, str]:
+def find_places(root: str) -> dict[str, str]:
   """Part -> its folder below root; "all" -> "" if there are only classes."""
-  found, folders = {}, _folders(root)
+  found, folders = {}, subfolders(root)
   for part, names in PARTS.items():
     fit = [folder for folder in folders if folder.lower() in names]
     if len(fit) > 1:
-      raise UserError(f"{root} has {_some(fit)}; it must have one of them.")
+      raise UserError(f"{root} has {some(fit)}; it must have one of them.")
     if fit:
       found[part] = fit[0]
   # Classes may well be called "valid" and "invalid", or "train" and "car".
   train = found.get("train")
-  with_classes = train and _folders(os.path.join(root, train))
+  with_classes = train and subfolders(os.path.join(root, train))
   if not with_classes and (not found or len(found) < len(folders)):
     return {"all": ""}
   if "train" not in found:
-    raise UserError(f"{root} has {_some(folders)} but no train folder.")
+    raise UserError(f"{root} has {some(folders)} but no train folder.")
   if "test" not in found and "val" not in found:
     raise UserError(
       f"{root} has {found['train']} but no test or val folder: add one, or"
@@ -120,12 +108,12 @@ def _places(root: str) -> dict[str, str]:
   return found
 
 
-def _folders(root: str) -> list[str]:
+def subfolders(root: str) -> list[str]:
   with os.scandir(root) as entries:
-    return sorted(e.name for e in entries if not _hidden(e) and e.is_dir())
+    return sorted(e.name for e in entries if not hidden(e) and e.is_dir())
 
 
-def _hidden(entry: os.DirEntry) -> bool:
+def hidden(entry: os.DirEntry) -> bool:
   return entry.name.startswith(".") or entry.name in NOT_OURS
 
 
@@ -137,7 +125,7 @@ def walk(folder: str, prefix="", above=frozenset()) -> Iterator[File]:
     return
   with os.scandir(folder) as entries:
     for entry in entries:
-      if _hidden(entry):
+      if hidden(entry):
         continue
       path = prefix + entry.name
       if entry.is_dir():
@@ -147,7 +135,7 @@ def walk(folder: str, prefix="", above=frozenset()) -> Iterator[File]:
         yield path, stat.st_size, stat.st_mtime_ns
 
 
-def _classes(
+def find_classes(
   root: str, places: dict[str, str], listed: dict[str, list[File]]
 ) -> tuple[str, ...]:
   """The names of the classes; and drops images outside of class folders."""
@@ -164,15 +152,15 @@ def _classes(
       )
   first = next(iter(places))  # train, or all
   where = os.path.join(root, places[first])
-  if empty := [name for name in _folders(where) if name not in found[first]]:
+  if empty := [name for name in subfolders(where) if name not in found[first]]:
     raise UserError(
-      f"{where} has no images in {_some(empty)}; each class must have some."
+      f"{where} has no images in {some(empty)}; each class must have some."
     )
   for part in found:
     if new := sorted(found[part] - found[first]):
       raise UserError(
         f"{root} has classes in {places[part]} that {places[first]} lacks:"
-        f" {_some(new)}."
+        f" {some(new)}."
       )
   classes = tuple(sorted(found[first]))
   if len(classes) < 2:
@@ -182,37 +170,30 @@ def _classes(
   return classes
 
 
-def _decoded(root, place, files, classes, form, skip, progress):
-  """One part's images, from the cache or decoded; `form` is (S, resize)."""
+def decoded(root, place, files, classes, size, resize, progress):
+  """One part's images, from the cache or decoded."""
   folder = os.path.join(root, place)
-  index = {name: label for label, name in enumerate(classes)}
-  key = (CACHE_FORMAT, os.path.realpath(folder), form, classes, files)
-  digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
   name = os.path.basename(os.path.realpath(root))
   plain = re.sub(r"[^\w.-]+", "_", f"{name}-{place}", flags=re.ASCII)[:60]
-  stem = f"folder-{plain.strip('-')}-{form[0]}-{digest}"
+  index = {name: label for label, name in enumerate(classes)}
 
-  def fill(out):
-    fingerprints, why = decode_all(
-      out,
-      (os.path.join(folder, file) for file, *_ in files),
-      form[1],
-      label=f"decoding {name} {place}".strip(),
-      progress=progress,
+  def find():
+    return cache.Stored(
+      count=len(files),
+      files=(os.path.join(folder, file) for file, *_ in files),
+      labels=[index[file.partition("/")[0]] for file, *_ in files],
     )
-    broken = {os.path.join(place, files[i][0]): why[i] for i in sorted(why)}
-    _check_broken(root, broken, skip)
-    labels = [index[file.partition("/")[0]] for file, *_ in files]
-    labels = np.array(labels, np.int32)
-    labels[list(why)] = -1
-    return labels, fingerprints, broken
 
-  found = cache.decoded(stem, (len(files), form[0], form[0], 3), fill)
-  _check_broken(root, found.broken, skip)
-  return found
+  key = (os.path.realpath(folder), classes, files)
+  name = f"folder-{plain.strip('-')}"
+  found = cache.decoded(name, key, size, resize, find, progress)
+  broken = {
+    os.path.join(place, files[row][0]): why for row, why in found.broken.items()
+  }
+  return dataclasses.replace(found, broken=broken)
 
 
-def _hold_out(found: cache.Decoded, fraction: float, seed: int):
+def hold_out(found: cache.Decoded, fraction: float, seed: int):
   """Part -> the same images, with the labels of its own rows.
 
   Which are held out depends on the files' paths, and so on nothing of how they
@@ -229,26 +210,30 @@ def _hold_out(found: cache.Decoded, fraction: float, seed: int):
   return {k: dataclasses.replace(found, labels=v) for k, v in kept.items()}
 
 
-def _check_broken(root: str, broken: dict[str, str], skip: bool) -> None:
-  if broken and not skip:
-    names = [f"{path} ({why})" for path, why in broken.items()]
+def check_broken(root, parts) -> None:
+  names = [
+    f"{name} ({why})"
+    for part in parts.values()
+    for name, why in part.broken.items()
+  ]
+  if names:
     raise UserError(
-      f"{root} has broken images ({len(names)}): {_some(names)};"
+      f"{root} has broken images ({len(names)}): {some(names)};"
       " skip_broken_images=True skips them."
     )
 
 
-def _check_left(root, parts, classes) -> None:
+def check_left(root, parts, classes) -> None:
   """Raises UserError if nothing is left of a class or of a part."""
   kept = set(parts["train"].labels.tolist())
   if gone := [name for i, name in enumerate(classes) if i not in kept]:
-    raise UserError(f"{root}: all training images of {_some(gone)} are broken.")
+    raise UserError(f"{root}: all training images of {some(gone)} are broken.")
   for part, found in parts.items():
     if (found.labels < 0).all():
       why = "they are broken, or there is only one of each class"
       raise UserError(f"{root} has no images for the {part} part: {why}.")
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
   more = f" and {len(names) - 10} more" if len(names) > 10 else ""
   return ", ".join(names[:10]) + more

@@ -1,7 +1,6 @@
 """A set's name to its images."""
 
 import dataclasses
-import hashlib
 import os
 
 import numpy as np
@@ -11,14 +10,12 @@ from vit_ssl_jax.data import (
   cache,
   folder,
   npz,
-  registry as facts,
+  registry,
   rows,
   statistics,
   tfds_sets,
 )
-from vit_ssl_jax.data.pixels import RESIZES
 
-NPZ, FOLDER = "npz:", "folder:"
 # Streams of random numbers, one for each way of parting a set.
 VAL, FRACTION = 1, 2
 
@@ -52,11 +49,6 @@ class Dataset:
   # Images that could not be read, and why.
   broken: dict[str, str]
 
-  @property
-  def streamer(self) -> str:
-    """What `make_source` streams this set with: "tf" or "threads"."""
-    return "threads" if self.name.startswith((NPZ, FOLDER)) else "tf"
-
 
 def load(
   name: str,
@@ -79,7 +71,7 @@ def load(
   """Loads a set by name, resized to `image_size` where it is stored otherwise.
 
   Args:
-    name: one of `facts.SETS`, `npz:/path/file.npz` or `folder:/path`.
+    name: one of `registry.SETS`, `npz:/path/file.npz` or `folder:/path`.
     image_size: S; images are resized to S×S, bicubic with antialiasing.
     data_dir: where TFDS keeps its sets; None is `$TFDS_DATA_DIR` or else
       `~/tensorflow_datasets`.
@@ -101,69 +93,55 @@ def load(
     progress: whether slow work shows a bar.
 
   Raises:
-    UserError: an argument is out of range, or the set is unknown, missing,
-      damaged or not as it should be; in one sentence.
+    UserError: the set is unknown, missing, damaged or not as it should be, or
+      does not have the parts that are asked for.
   """
-  _check(image_size, resize, test_fraction, val_fraction, data_fraction, seed)
+  known = registry.get(name)
   splits = {"train": train_split, "val": val_split, "test": test_split}
-  if name.startswith(NPZ):
-    _check_no_splits(name, splits)
-    parts, classes = npz.read(
-      _path(name), image_size, resize=resize, progress=progress
-    )
-  elif name.startswith(FOLDER):
-    _check_no_splits(name, splits)
-    parts, classes = folder.read(
-      _path(name),
-      image_size,
-      resize=resize,
-      test_fraction=test_fraction,
-      skip_broken_images=skip_broken_images,
-      seed=seed,
-      progress=progress,
-    )
+  how = {"resize": resize, "progress": progress}
+  path = os.path.expanduser(name.partition(":")[2])
+  if known is not registry.OWN:
+    how |= {"data_dir": data_dir}
+    parts, classes = tfds_sets.read(name, image_size, splits, **how)
   else:
-    parts, classes = tfds_sets.read(
-      name,
-      image_size,
-      splits,
-      resize=resize,
-      data_dir=data_dir,
-      progress=progress,
-    )
-  parts = {k: _take(part, part.labels >= 0) for k, part in parts.items()}
-  if not (mean and std):
-    known = facts.SETS.get(name)
-    if known and known.mean:
-      found = known.mean, known.std
+    check_no_splits(name, splits)
+    if name.startswith(registry.NPZ):
+      parts, classes = npz.read(path, image_size, **how)
     else:
-      found = _statistics(parts["train"].images, progress)
-    mean, std = mean or found[0], std or found[1]
-  parts, whole = _parted(name, parts, val_fraction, data_fraction, seed)
+      how |= {"test_fraction": test_fraction, "seed": seed}
+      how |= {"skip_broken_images": skip_broken_images}
+      parts, classes = folder.read(path, image_size, **how)
+  parts = {k: take(part, part.labels >= 0) for k, part in parts.items()}
+  found = known.mean, known.std
+  if not (mean and std) and not known.mean:
+    found = statistics.cached(parts["train"].images, progress=progress)
+  parts, whole = parted(name, parts, val_fraction, data_fraction, seed)
   arrays = {
     f"{part}_{field}": getattr(found, field)
     for part, found in parts.items()
     for field in ("images", "labels", "fingerprints")
   }
-  broken = {}
-  for part in parts.values():
-    broken |= part.broken
   return Dataset(
     name=name,
     classes=classes,
-    mean=tuple(mean),
-    std=tuple(std),
+    mean=tuple(mean or found[0]),
+    std=tuple(std or found[1]),
     whole_train_size=whole,
-    broken=broken,
+    broken={k: v for part in parts.values() for k, v in part.broken.items()},
     **arrays,
   )
 
 
-def _path(name):
-  return os.path.expanduser(name.partition(":")[2])
+def check_no_splits(name: str, splits: dict[str, str]) -> None:
+  for part, split in splits.items():
+    if split not in ("", part):
+      raise UserError(
+        f'{part}_split is "{split}", but {name} has no splits of TFDS: leave'
+        f" {part}_split empty."
+      )
 
 
-def _take(part: cache.Decoded, mask: np.ndarray) -> cache.Decoded:
+def take(part: cache.Decoded, mask: np.ndarray) -> cache.Decoded:
   """The rows where the mask, (N,) bool, is True."""
   return cache.Decoded(
     rows.select(part.images, np.flatnonzero(mask)),
@@ -173,7 +151,13 @@ def _take(part: cache.Decoded, mask: np.ndarray) -> cache.Decoded:
   )
 
 
-def _parted(name, parts, val_fraction, data_fraction, seed):
+def parted(
+  name: str,
+  parts: dict[str, cache.Decoded],
+  val_fraction: float,
+  data_fraction: float,
+  seed: int,
+) -> tuple[dict[str, cache.Decoded], int]:
   """Holds out the validation images, then keeps a share of the others.
 
   Returns:
@@ -192,55 +176,14 @@ def _parted(name, parts, val_fraction, data_fraction, seed):
       out = rows.held_out(
         train.labels, train.fingerprints, val_fraction, seed, VAL
       )
-    parts = parts | {"val": _take(train, out), "train": _take(train, ~out)}
-  train = parts["train"]
-  if data_fraction < 1:
-    kept = np.zeros(len(train.labels), bool)
-    kept[
-      rows.stratified(
-        train.labels, train.fingerprints, data_fraction, seed, FRACTION
-      )
-    ] = True
-    parts = parts | {"train": _take(train, kept)}
-  return parts, len(train.labels)
-
-
-def _check(image_size, resize, test_fraction, val_fraction, fraction, seed):
-  if not 0 < fraction <= 1:
-    raise UserError(
-      f"data_fraction is {fraction}; it must be more than 0 and at most 1."
+    parts = parts | {"val": take(train, out), "train": take(train, ~out)}
+    train = parts["train"]
+  if data_fraction == 1:
+    return parts, len(train.labels)
+  kept = np.zeros(len(train.labels), bool)
+  kept[
+    rows.stratified(
+      train.labels, train.fingerprints, data_fraction, seed, FRACTION
     )
-  if not 0 <= val_fraction < 1:
-    raise UserError(
-      f"val_fraction is {val_fraction}; it must be at least 0 and less than 1."
-    )
-  if not 0 < test_fraction < 1:
-    raise UserError(
-      f"test_fraction is {test_fraction}; it must be between 0 and 1."
-    )
-  if image_size < 1:
-    raise UserError(f"image_size is {image_size}; it must be at least 1.")
-  if resize not in RESIZES:
-    raise UserError(f'resize is "{resize}"; it must be {" or ".join(RESIZES)}.')
-  if seed < 0:
-    raise UserError(f"seed is {seed}; it must be at least 0.")
-
-
-def _check_no_splits(name, splits):
-  for part, split in splits.items():
-    if split not in ("", part):
-      raise UserError(
-        f'{part}_split is "{split}", but {name} has no splits of TFDS: leave'
-        f" {part}_split empty."
-      )
-
-
-def _statistics(images, progress):
-  """Mean and standard deviation, kept in the cache beside the images."""
-  chosen = images.index.tobytes() if isinstance(images, rows.Rows) else b""
-  file = getattr(getattr(images, "array", images), "filename", None)
-  if file is None:  # they could not be cached either
-    return statistics.of_channels(images, progress=progress)
-  source = (str(file), os.stat(file).st_mtime_ns, images.shape)
-  digest = hashlib.sha256(repr(source).encode() + chosen).hexdigest()[:16]
-  return statistics.cached(images, digest, progress=progress)
+  ] = True
+  return parts | {"train": take(train, kept)}, len(train.labels)

@@ -1,6 +1,5 @@
 """One .npz file as a data set, laid out as in MedMNIST. No TensorFlow."""
 
-import hashlib
 import os
 import zipfile
 
@@ -8,13 +7,10 @@ import numpy as np
 
 from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import cache
-from vit_ssl_jax.data.pixels import decode_all
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 VAL_KEYS = ("val_images", "val_labels")
 MAX_CLASSES = 100_000  # more are not classes but something else
-# Part of the cache's key: raise it when reading or decoding changes.
-CACHE_FORMAT = 1
 
 
 def read(
@@ -23,13 +19,7 @@ def read(
   """Reads the arrays of `KEYS` and, if there are any, `VAL_KEYS`.
 
   Images are (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, labels (N,) or
-  (N, 1) integers; other arrays are ignored. Square images are cached.
-
-  Args:
-    path: of the file.
-    image_size: S.
-    resize: one of `pixels.RESIZES`.
-    progress: whether to draw progress bars.
+  (N, 1) integers; other arrays are ignored. Arguments are those of `load.load`.
 
   Returns:
     "train", "test" and, where the file has it, "val"; and the classes' names,
@@ -41,11 +31,17 @@ def read(
   try:
     with open(path, "rb") as file:
       stat = os.fstat(file.fileno())
-      archive = _open(path, file)
-      key = (CACHE_FORMAT, os.path.realpath(path), stat.st_size)
-      key += (stat.st_mtime_ns, image_size, resize)
+      key = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+      archive = open_archive(path, file)
       parts = {
-        part: _part(path, archive, part, key, progress)
+        part: cache.decoded(
+          f"npz-{part}",
+          (*key, part),
+          image_size,
+          resize,
+          lambda part=part: read_part(path, archive, part),
+          progress,
+        )
         for part in ("train", "val", "test")
         if part != "val" or VAL_KEYS[0] in archive.files
       }
@@ -68,7 +64,8 @@ def read(
   return parts, tuple(str(i) for i in range(max(trained) + 1))
 
 
-def _open(path: str, file) -> np.lib.npyio.NpzFile:
+def open_archive(path: str, file) -> np.lib.npyio.NpzFile:
+  """The archive, after checking which arrays it has."""
   try:
     archive = np.load(file, allow_pickle=False)
   except (ValueError, EOFError, zipfile.BadZipFile):
@@ -86,64 +83,40 @@ def _open(path: str, file) -> np.lib.npyio.NpzFile:
   return archive
 
 
-def _part(path, archive, part, key, progress) -> cache.Decoded:
-  """One part's images, from the cache or from the file."""
-  *_, image_size, resize = key
-  digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-  stem = f"npz-{part}-{image_size}-{digest}"
-  if found := cache.find(stem):
-    return found
-  images, labels = (
-    _array(path, archive, f"{part}_{kind}") for kind in ("images", "labels")
-  )
-  _check_images(path, f"{part}_images", images)
-  labels = _labels(path, f"{part}_labels", labels)
+def read_part(path: str, archive, part: str) -> cache.Stored:
+  """One part's images and labels, checked."""
+  found = []
+  for key in (f"{part}_images", f"{part}_labels"):
+    try:
+      found.append(archive[key])
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+      raise UserError(f"{path}: {key} cannot be read ({error}).") from error
+  images, labels = found
+  grey = images.ndim == 3
+  colour = images.ndim == 4 and images.shape[-1] in (1, 3)
+  if images.dtype != np.uint8 or not (grey or colour) or not images.size:
+    raise UserError(
+      f"{path}: {part}_images is {images.dtype} of shape {images.shape}; it"
+      " must be uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), not"
+      " empty."
+    )
+  flat = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
+  if not np.issubdtype(labels.dtype, np.integer) or not flat:
+    raise UserError(
+      f"{path}: {part}_labels is {labels.dtype} of shape {labels.shape}; it"
+      " must be integers of shape (N,) or (N, 1)."
+    )
+  labels = labels.reshape(-1)
+  if labels.size and (labels.min() < 0 or labels.max() >= MAX_CLASSES):
+    raise UserError(
+      f"{path}: {part}_labels runs from {labels.min()} to {labels.max()};"
+      f" labels are class indices from 0 to at most {MAX_CLASSES - 1}."
+    )
   if len(images) != len(labels):
     raise UserError(
       f"{path} has {len(images)} {part}_images but {len(labels)} "
       f"{part}_labels; there must be one label per image."
     )
-  if images.shape[-1] == 1 and images.ndim == 4:
+  if colour and images.shape[-1] == 1:
     images = images[..., 0]
-
-  def fill(out):
-    label = f"reading {os.path.basename(path)} {part}"
-    fingerprints, _ = decode_all(
-      out, images, resize, label=label, progress=progress
-    )
-    return labels, fingerprints, {}
-
-  return cache.decoded(stem, (len(images), image_size, image_size, 3), fill)
-
-
-def _array(path: str, archive, key: str) -> np.ndarray:
-  try:
-    return archive[key]
-  except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-    raise UserError(f"{path}: {key} cannot be read ({error}).") from error
-
-
-def _check_images(path: str, key: str, images: np.ndarray) -> None:
-  grey = images.ndim == 3
-  colour = images.ndim == 4 and images.shape[-1] in (1, 3)
-  if images.dtype != np.uint8 or not (grey or colour) or not images.size:
-    raise UserError(
-      f"{path}: {key} is {images.dtype} of shape {images.shape}; it must be "
-      "uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), not empty."
-    )
-
-
-def _labels(path: str, key: str, labels: np.ndarray) -> np.ndarray:
-  flat = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
-  if not np.issubdtype(labels.dtype, np.integer) or not flat:
-    raise UserError(
-      f"{path}: {key} is {labels.dtype} of shape {labels.shape}; it must be "
-      "integers of shape (N,) or (N, 1)."
-    )
-  labels = labels.reshape(-1)
-  if labels.size and (labels.min() < 0 or labels.max() >= MAX_CLASSES):
-    raise UserError(
-      f"{path}: {key} runs from {labels.min()} to {labels.max()}; labels are "
-      f"class indices from 0 to at most {MAX_CLASSES - 1}."
-    )
-  return labels.astype(np.int32)
+  return cache.Stored(len(images), images, labels)

@@ -1,6 +1,5 @@
 """Stored images to the one form that the rest works on: square RGB bytes."""
 
-import collections
 import concurrent.futures
 import contextlib
 import hashlib
@@ -17,7 +16,6 @@ import tqdm
 # WebP registers itself, as Pillow's commonest formats do anyway; else its first
 # image would make every thread import all of Pillow's plugins.
 from PIL import (
-  ExifTags,
   Image,
   ImageOps,
   UnidentifiedImageError,
@@ -34,17 +32,7 @@ Stored = str | os.PathLike | bytes | np.ndarray
 
 MOST_THREADS = 16  # more would wait for each other to hold Python's lock
 CHUNK = 8  # images that a thread takes at a time
-CHUNKS_AHEAD = 3  # read ahead of the slowest, per thread
-# What turns an image upright, by its EXIF orientation.
-TURNS = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
+BATCH = 64  # images that are read ahead, per thread
 
 
 class BrokenImageError(ValueError):
@@ -63,8 +51,8 @@ def decode(file: Stored, size: int, resize: str) -> np.ndarray:
     BrokenImageError: it is none of `FORMATS`, or damaged.
     UserError: the file cannot be read.
   """
-  with _quiet():
-    return _decode(file, size, resize)[0]
+  with quiet():
+    return decode_stored(file, size, resize)[0]
 
 
 def decode_all(
@@ -72,8 +60,8 @@ def decode_all(
   files: Iterable[Stored],
   resize: str,
   *,
-  label: str,
-  progress: bool,
+  label: str = "",
+  progress: bool = False,
 ) -> tuple[np.ndarray, dict[int, str]]:
   """Decodes N images into out, (N, S, S, 3) uint8, in threads.
 
@@ -93,49 +81,47 @@ def decode_all(
     UserError: a file cannot be read.
     ValueError: there are more or fewer images than rows.
   """
-  files, broken, done = iter(files), {}, 0
+  files, broken, start = iter(files), {}, 0
   fingerprints = np.zeros(len(out), np.uint64)
-  threads = min(_cores(), MOST_THREADS)
-  pool = concurrent.futures.ThreadPoolExecutor(threads)
-  with progress_bar(len(out), label, progress) as bar, _quiet():
-    try:
-      waiting = collections.deque()
-      for start in itertools.count(step=CHUNK):
-        chunk = list(itertools.islice(files, CHUNK))
-        if chunk:
-          waiting.append(
-            pool.submit(_decode_chunk, out, fingerprints, start, chunk, resize)
-          )
-        while waiting and (not chunk or len(waiting) > CHUNKS_AHEAD * threads):
-          count, found = waiting.popleft().result()
-          broken |= found
-          done += count
-          bar.update(count)
-        if not chunk:
-          break
-    finally:
-      pool.shutdown(cancel_futures=True)
-  if done != len(out):
-    raise ValueError(f"{done} images for {len(out)} rows")
+
+  def decode_chunk(rows):
+    found = {}
+    for row in rows:
+      try:
+        out[row], fingerprints[row] = decode_stored(
+          batch[row - start], out.shape[1], resize
+        )
+      except BrokenImageError as error:
+        out[row], found[row] = 0, str(error)
+    return found
+
+  threads = min(cores(), MOST_THREADS)
+  with (
+    concurrent.futures.ThreadPoolExecutor(threads) as pool,
+    progress_bar(len(out), label, progress) as bar,
+    quiet(),
+  ):
+    while batch := list(itertools.islice(files, BATCH * threads)):
+      stop = start + len(batch)
+      if stop > len(out):
+        raise ValueError(f"more images than {len(out)} rows")
+      rows = range(start, stop)
+      chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
+      for found in pool.map(decode_chunk, chunks):
+        broken |= found
+      bar.update(len(rows))
+      start = stop
+  if start != len(out):
+    raise ValueError(f"{start} images for {len(out)} rows")
   return fingerprints, broken
 
 
-def square_rgb(
-  images: np.ndarray, image_size: int, *, resize: str, progress: bool = False
-) -> np.ndarray:
-  """(N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8 -> (N, S, S, 3) uint8.
-
-  Images of another size are resized as `decode` does; grey is repeated over
-  the three channels.
-  """
-  if images.shape[-1] == 1 and images.ndim == 4:
-    images = images[..., 0]
-  if images.shape[1:3] == (image_size, image_size):
-    if images.ndim == 3:
-      images = np.repeat(images[..., None], 3, axis=-1)
-    return np.ascontiguousarray(images)
-  out = np.empty((len(images), image_size, image_size, 3), np.uint8)
-  decode_all(out, images, resize, label="resizing", progress=progress)
+def resized(images: np.ndarray, size: int, resize: str) -> np.ndarray:
+  """(N, H, W, 3) uint8 -> (N, S, S, 3) uint8, as `decode` does it."""
+  if images.shape[1:3] == (size, size):
+    return images
+  out = np.empty((len(images), size, size, 3), np.uint8)
+  decode_all(out, images, resize)
   return out
 
 
@@ -153,7 +139,7 @@ def progress_bar(total: int, label: str, progress: bool) -> tqdm.tqdm:
   )
 
 
-def _cores() -> int:
+def cores() -> int:
   """How many processor cores this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
@@ -161,7 +147,7 @@ def _cores() -> int:
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
   """Hides Pillow's warnings: of odd EXIF, large images and the like.
 
   What hinders decoding is an error. This changes the filters of all threads,
@@ -172,32 +158,20 @@ def _quiet():
     yield
 
 
-def _decode_chunk(
-  out, fingerprints, start, chunk, resize
-) -> tuple[int, dict[int, str]]:
-  broken = {}
-  for row, file in enumerate(chunk, start):
-    if row >= len(out):
-      raise ValueError(f"more images than {len(out)} rows")
-    try:
-      out[row], fingerprints[row] = _decode(file, out.shape[1], resize)
-    except BrokenImageError as error:
-      out[row], broken[row] = 0, str(error)
-  return len(chunk), broken
-
-
-def _decode(file: Stored, size: int, resize: str) -> tuple[np.ndarray, int]:
-  data = _read(file)
+def decode_stored(
+  file: Stored, size: int, resize: str
+) -> tuple[np.ndarray, int]:
+  data = read(file)
   try:
     if isinstance(data, np.ndarray):
       image = Image.fromarray(data)
     else:
-      image = _upright(data)
-    image = _rgb(image)
+      image = upright(data)
+    image = rgb(image)
     stored = np.asarray(image)
     if image.size == (size, size):
-      return stored, _fingerprint(stored)
-    return np.asarray(_square(image, size, resize)), _fingerprint(stored)
+      return stored, fingerprint(stored)
+    return np.asarray(square(image, size, resize)), fingerprint(stored)
   except (BrokenImageError, MemoryError):
     raise
   except Exception as error:  # Pillow raises whatever its parsers stumble over
@@ -205,7 +179,7 @@ def _decode(file: Stored, size: int, resize: str) -> tuple[np.ndarray, int]:
     raise BrokenImageError(why or type(error).__name__) from error
 
 
-def _read(file: Stored) -> bytes | np.ndarray:
+def read(file: Stored) -> bytes | np.ndarray:
   if isinstance(file, bytes | np.ndarray):
     return file
   try:
@@ -215,7 +189,7 @@ def _read(file: Stored) -> bytes | np.ndarray:
     raise UserError(f"{file} cannot be read: {error.strerror}.") from error
 
 
-def _upright(data: bytes) -> Image.Image:
+def upright(data: bytes) -> Image.Image:
   """Decodes an image and turns it as its EXIF orientation says."""
   if not data:
     raise BrokenImageError("empty")
@@ -225,15 +199,12 @@ def _upright(data: bytes) -> Image.Image:
     known = "JPEG, PNG, WebP, BMP or GIF"
     raise BrokenImageError(f"no {known} image") from None
   image.load()
-  try:
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
-  except Exception:  # damaged EXIF; the pixels are whole
-    orientation = None
-  turn = TURNS.get(orientation)
-  return image if turn is None else image.transpose(turn)
+  with contextlib.suppress(Exception):  # damaged EXIF; the pixels are whole
+    ImageOps.exif_transpose(image, in_place=True)
+  return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
   if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
     deep = np.asarray(image).clip(0, 65535).astype(np.int32)
     image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
@@ -244,14 +215,14 @@ def _rgb(image: Image.Image) -> Image.Image:
   return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _fingerprint(image: np.ndarray) -> int:
+def fingerprint(image: np.ndarray) -> int:
   """(H, W, 3) uint8 -> 64 bits that stand for its size and its bytes."""
   digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=8)
   digest.update(np.ascontiguousarray(image))
   return int.from_bytes(digest.digest(), "little")
 
 
-def _square(image: Image.Image, size: int, resize: str) -> Image.Image:
+def square(image: Image.Image, size: int, resize: str) -> Image.Image:
   if resize == "crop":
     return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
   return image.resize((size, size), Image.Resampling.BICUBIC)

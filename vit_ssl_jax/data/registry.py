@@ -1,67 +1,182 @@
-"""What is known of each set that TFDS keeps."""
+"""Every data set by its name: one entry is all that a set of TFDS needs.
+
+The configs, the loaders, the evaluation's suites and the table in docs/data.md
+read it. It imports no JAX and no TensorFlow.
+"""
 
 import dataclasses
+import difflib
 
-DIGITS = "digits"
+from vit_ssl_jax.cli import UserError
+
+# How the names of one's own images begin.
+NPZ, FOLDER = "npz:", "folder:"
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
-  """One of the sets that TFDS keeps.
+class DataSet:
+  """What is known of a set.
 
   Attributes:
-    tfds_name: the builder's name.
-    host: where TFDS's own builder downloads from; "" for those of
-      `data.builders`.
+    tfds_name: of the TFDS builder; "" for images of one's own.
+    image_size: to which images are resized, in pixels.
+    patch_size: of ViT and CaiT at that size, in pixels.
+    classes, train_images, test_images: how many there are; 0 is unknown.
+    source: where it comes from, in one sentence.
+    autoaugment: the AutoAugment policy, as the paper's code chooses it; "" is
+      none.
+    resize: how images become square: "crop" resizes the shorter side and takes
+      the middle, "squash" resizes both sides.
     train_split, test_split: what the paper trains and tests on.
     mean, std: of the training images' channels in [0, 1], as the paper's code
-      gives them; () where it does not, and they are computed.
+      gives them; () where they are computed.
+    host: where TFDS's own builder downloads from; "" for those of
+      `data.builders`.
   """
 
   tfds_name: str
-  host: str = ""
+  image_size: int
+  patch_size: int
+  classes: int
+  train_images: int
+  test_images: int
+  source: str
+  autoaugment: str
+  resize: str = "crop"
   train_split: str = "train"
   test_split: str = "test"
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
+  host: str = ""
 
 
 SETS = {
-  "cifar10": Facts(
+  "cifar10": DataSet(
     "cifar10",
-    host="https://www.cs.toronto.edu",
+    image_size=32,
+    patch_size=4,
+    classes=10,
+    train_images=50_000,
+    test_images=10_000,
+    source="TFDS downloads it.",
+    autoaugment="cifar",
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
-  ),
-  "cifar100": Facts(
-    "cifar100",
     host="https://www.cs.toronto.edu",
+  ),
+  "cifar100": DataSet(
+    "cifar100",
+    image_size=32,
+    patch_size=4,
+    classes=100,
+    train_images=50_000,
+    test_images=10_000,
+    source="TFDS downloads it.",
+    autoaugment="cifar",
     mean=(0.5070, 0.4865, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
+    host="https://www.cs.toronto.edu",
   ),
-  "cinic10": Facts(
+  "cinic10": DataSet(
     "cinic10",
+    image_size=32,
+    patch_size=4,
+    classes=10,
+    train_images=90_000,
+    test_images=90_000,
+    source="`CINIC-10.tar.gz`, downloaded or put there.",
+    autoaugment="imagenet",
     test_split="validation",
     mean=(0.47889522, 0.47227842, 0.43047404),
     std=(0.24205776, 0.23828046, 0.25874835),
   ),
-  "svhn": Facts(
+  "svhn": DataSet(
     "svhn_cropped",
-    host="http://ufldl.stanford.edu",
+    image_size=32,
+    patch_size=4,
+    classes=10,
+    train_images=73_257,
+    test_images=26_032,
+    source="TFDS downloads it (`svhn_cropped`, without `extra`).",
+    autoaugment="svhn",
     mean=(0.4377, 0.4438, 0.4728),
     std=(0.1980, 0.2010, 0.1970),
+    host="http://ufldl.stanford.edu",
   ),
-  "tiny_imagenet": Facts(
+  "tiny_imagenet": DataSet(
     "tiny_imagenet",
+    image_size=64,
+    patch_size=8,
+    classes=200,
+    train_images=100_000,
+    test_images=10_000,
+    source="`tiny-imagenet-200.zip`, downloaded or put there.",
+    autoaugment="imagenet",
     test_split="validation",
     mean=(0.4802, 0.4481, 0.3975),
     std=(0.2770, 0.2691, 0.2821),
   ),
-  "aircraft": Facts(
+  "aircraft": DataSet(
     "fgvc_aircraft",
+    image_size=224,
+    patch_size=16,
+    classes=100,
+    train_images=6_667,
+    test_images=3_333,
+    source="`fgvc-aircraft-2013b.tar.gz`, downloaded or put there.",
+    autoaugment="imagenet",
+    resize="squash",  # an aircraft fills a wide image
     train_split="train+validation",
   ),
-  "cars": Facts("stanford_cars"),
-  # Measured on the training images at 16 pixels.
-  DIGITS: Facts("digits", mean=(0.3053,) * 3, std=(0.3530,) * 3),
+  "cars": DataSet(
+    "stanford_cars",
+    image_size=224,
+    patch_size=16,
+    classes=196,
+    train_images=8_144,
+    test_images=8_041,
+    source="put there: `cars_train.tgz`, `cars_test.tgz`, `car_devkit.tgz` and"
+    " `cars_test_annos_withlabels.mat`, or `car_ims.tgz` and `cars_annos.mat`.",
+    autoaugment="imagenet",
+    resize="squash",  # and so does a car
+  ),
+  "digits": DataSet(
+    "digits",
+    image_size=16,
+    patch_size=4,
+    classes=10,
+    train_images=1_437,
+    test_images=360,
+    source="scikit-learn has it.",
+    autoaugment="",
+    mean=(0.3053,) * 3,  # measured at 16 pixels
+    std=(0.3530,) * 3,
+  ),
 }
+# Images of one's own start from Tiny-ImageNet's recipe.
+OWN = DataSet(
+  "",
+  image_size=64,
+  patch_size=8,
+  classes=0,
+  train_images=0,
+  test_images=0,
+  source="your own images.",
+  autoaugment="imagenet",
+)
+
+
+def get(name: str) -> DataSet:
+  """The set of that name; `OWN` for npz:/path/file.npz and folder:/path.
+
+  Raises:
+    UserError: there is none.
+  """
+  if name.startswith((NPZ, FOLDER)):
+    return OWN
+  if name in SETS:
+    return SETS[name]
+  known = ", ".join([*SETS, "npz:/path/file.npz", "folder:/path"])
+  near = difflib.get_close_matches(name, SETS, n=1)
+  hint = f' (did you mean "{near[0]}"?)' if near else ""
+  raise UserError(f'There is no data set "{name}"{hint}; there are {known}.')

@@ -1,5 +1,6 @@
 """Mean and standard deviation of a set's channels, computed once."""
 
+import hashlib
 import json
 import os
 
@@ -7,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from vit_ssl_jax import files
-from vit_ssl_jax.data import cache
+from vit_ssl_jax.data import cache, rows
 from vit_ssl_jax.data.pixels import progress_bar
 
 CHUNK = 2**24  # bytes of images at a time
@@ -40,14 +41,14 @@ def of_channels(
   return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def cached(images, digest: str, *, progress: bool = False):
-  """`of_channels`, kept in the cache.
-
-  Args:
-    images: (N, S, S, 3) uint8.
-    digest: stands for everything that they depend on.
-    progress: whether a bar is shown.
-  """
+def cached(images, *, progress: bool = False):
+  """`of_channels`, kept in the cache where the images are kept there."""
+  chosen = images.index.tobytes() if isinstance(images, rows.Rows) else b""
+  file = getattr(getattr(images, "array", images), "filename", None)
+  if file is None:
+    return of_channels(images, progress=progress)
+  source = repr((str(file), os.stat(file).st_mtime_ns, images.shape)).encode()
+  digest = hashlib.sha256(source + chosen).hexdigest()[:16]
   path = cache.directory("statistics") / f"{digest}.json"
   try:
     mean, std = json.loads(path.read_text())
@@ -56,7 +57,7 @@ def cached(images, digest: str, *, progress: bool = False):
     pass
   found = of_channels(images, progress=progress)
   try:
-    os.makedirs(path.parent, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, json.dumps(found))
   except OSError:
     pass  # the next start computes it again

@@ -1,8 +1,6 @@
 """Sets that tensorflow-datasets keeps, decoded once and cached as arrays."""
 
 import contextlib
-import difflib
-import hashlib
 import json
 import os
 import re
@@ -10,18 +8,14 @@ import sys
 import urllib.error
 import urllib.request
 
-import numpy as np
 from etils import epath
 
 from vit_ssl_jax import cli
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.data import cache
-from vit_ssl_jax.data.pixels import decode_all
-from vit_ssl_jax.data.registry import DIGITS, SETS
+from vit_ssl_jax.data import cache, registry
 
 READ_BATCH = 64
-# Part of the cache's key: raise it when decoding changes.
-CACHE_FORMAT = 3
+TIMEOUT = 10  # seconds for a server to answer
 
 
 def read(
@@ -35,46 +29,35 @@ def read(
 ) -> tuple[dict[str, cache.Decoded], tuple[str, ...]]:
   """Reads a set's parts, preparing the set if need be.
 
-  TensorFlow is imported only for what the cache does not hold yet.
+  TensorFlow is imported only for what the cache does not hold yet. Arguments
+  are those of `load.load`.
 
   Args:
-    name: one of `SETS`.
+    name: one of `registry.SETS`.
     image_size: S.
     splits: the splits in TFDS's notation of "train", "val" and "test"; "" is
       the set's own, or none.
-    resize: one of `pixels.RESIZES`.
-    data_dir: where TFDS keeps its sets.
-    progress: whether slow work shows a bar.
 
   Returns:
     The parts, and the names of the classes.
 
   Raises:
-    UserError: the name is unknown, the set is neither there nor to be had, its
-      files are damaged, or it has no such split.
+    UserError: the set is neither there nor to be had, its files are damaged, or
+      it has no such split.
   """
-  check_name(name)
+  known = registry.SETS[name]
   root = data_root(data_dir)
-  folder = _find(name, root) or _prepare(name, root, progress)
-  own = {"train": SETS[name].train_split, "test": SETS[name].test_split}
-  chosen = {part: split or own.get(part) for part, split in splits.items()}
-  parts = {}
-  for part, split in chosen.items():
-    if split:
-      parts[part] = _read_split(
-        name, folder, split, image_size, resize, progress
-      )
-  return parts, _classes(folder)
-
-
-def check_name(name: str) -> None:
-  """Raises UserError unless `name` is one of `SETS`."""
-  if name in SETS:
-    return
-  known = ", ".join([*SETS, "npz:/path/file.npz", "folder:/path"])
-  near = difflib.get_close_matches(name, SETS, n=1)
-  hint = f' (did you mean "{near[0]}"?)' if near else ""
-  raise UserError(f'There is no data set "{name}"{hint}; there are {known}.')
+  folder = prepared(name, root) or prepare(name, root, progress)
+  chosen = splits | {
+    "train": splits["train"] or known.train_split,
+    "test": splits["test"] or known.test_split,
+  }
+  parts = {
+    part: read_split(name, folder, split, image_size, resize, progress)
+    for part, split in chosen.items()
+    if split
+  }
+  return parts, class_names(folder)
 
 
 def data_root(data_dir: str | None) -> epath.Path:
@@ -86,13 +69,11 @@ def data_root(data_dir: str | None) -> epath.Path:
   return epath.Path(chosen)
 
 
-def _find(name: str, root: epath.Path) -> epath.Path | None:
+def prepared(name: str, root: epath.Path) -> epath.Path | None:
   """The set's prepared directory, root/NAME/VERSION; the newest if several."""
-  roots = [root]
-  if name == DIGITS:
-    roots.append(epath.Path(cache.directory("tfds")))
-  for place in roots:
-    folder = place / SETS[name].tfds_name
+  places = [root, own_root()] if name == "digits" else [root]
+  for place in places:
+    folder = place / registry.SETS[name].tfds_name
     found = [
       child
       for child in (folder.iterdir() if folder.is_dir() else ())
@@ -104,7 +85,12 @@ def _find(name: str, root: epath.Path) -> epath.Path | None:
   return None
 
 
-def _classes(folder: epath.Path) -> tuple[str, ...]:
+def own_root() -> epath.Path:
+  """Where digits, which need no source, are put if nothing else will do."""
+  return epath.Path(cache.directory("tfds"))
+
+
+def class_names(folder: epath.Path) -> tuple[str, ...]:
   names = folder / "label.labels.txt"
   if names.exists():
     return tuple(names.read_text().split("\n")[:-1])
@@ -114,42 +100,45 @@ def _classes(folder: epath.Path) -> tuple[str, ...]:
   return tuple(str(i) for i in range(int(label["numClasses"])))
 
 
-def _prepare(name: str, root: epath.Path, progress: bool) -> epath.Path:
+def prepare(name: str, root: epath.Path, progress: bool) -> epath.Path:
   """Generates or downloads the set into `root`; returns its directory."""
-  if name == DIGITS:
-    if not _writable(root):
-      root = epath.Path(cache.directory("tfds"))
-  elif not _writable(root):
-    raise _unprepared(name, root, "the directory is read-only")
-  elif SETS[name].host:
-    _check_download(name, root)
+  known = registry.SETS[name]
+  if not writable(root):
+    if name != "digits":
+      raise unprepared(name, root, "the directory is read-only")
+    root = own_root()
+  if known.host:
+    try:
+      check_answers(known.host)
+    except OSError as error:
+      raise unprepared(name, root, getattr(error, "reason", error)) from error
   tensorflow()
   import tensorflow_datasets as tfds
 
-  if not SETS[name].host:
-    from vit_ssl_jax.data import builders as builders
+  if not known.host:
+    import vit_ssl_jax.data.builders  # noqa: F401
 
   if progress:
     cli.say(f"preparing {name} in {root}")
   if not (progress and sys.stderr.isatty()):
     tfds.disable_progress_bar()
   try:
-    tfds.builder(SETS[name].tfds_name, data_dir=root).download_and_prepare()
+    tfds.builder(known.tfds_name, data_dir=root).download_and_prepare()
   except Exception as error:
     # Another process may have prepared it meanwhile.
-    if found := _find(name, root):
+    if found := prepared(name, root):
       return found
-    made = ["downloads/extracted", "downloads", SETS[name].tfds_name, ""]
-    for folder in made:  # that are empty, and that TFDS has made
+    # TFDS has made these; nothing is to be left but what it has downloaded.
+    for folder in ("downloads/extracted", "downloads", known.tfds_name, ""):
       with contextlib.suppress(OSError):
         (root / folder).rmdir()
     if isinstance(error, UserError):
       raise
-    raise _unprepared(name, root, error) from error
-  return _find(name, root)
+    raise unprepared(name, root, error) from error
+  return prepared(name, root)
 
 
-def _writable(root: epath.Path) -> bool:
+def writable(root: epath.Path) -> bool:
   """Whether `root`, or the directory it would be made in, lets us write."""
   if "://" in os.fspath(root):
     return True
@@ -159,95 +148,92 @@ def _writable(root: epath.Path) -> bool:
   return bool(root.stat().mode & 0o222) and os.access(root, os.W_OK)
 
 
-def _check_download(name: str, root: epath.Path) -> None:
-  # TFDS itself would retry for minutes without a network.
+def check_answers(url: str) -> None:
+  """Raises OSError where no server answers: TFDS would retry for minutes."""
+  request = urllib.request.Request(url, method="HEAD")
   try:
-    request = urllib.request.Request(SETS[name].host, method="HEAD")
-    urllib.request.urlopen(request, timeout=10).close()
-  except urllib.error.HTTPError:
-    pass  # somebody answered
-  except OSError as error:
-    raise _unprepared(name, root, getattr(error, "reason", error)) from error
+    urllib.request.urlopen(request, timeout=TIMEOUT).close()
+  except urllib.error.HTTPError as error:
+    error.close()
+    if error.code >= 500:  # others may be to the method alone
+      raise
 
 
-def _unprepared(name: str, root: epath.Path, why) -> UserError:
+def unprepared(name: str, root: epath.Path, why) -> UserError:
   why = " ".join(str(why).split()).rstrip(".")[:200]
   advice = "set TFDS_DATA_DIR or --config.data_dir to a directory that "
-  if not SETS[name].host:
-    advice += "can be written."
+  if registry.SETS[name].host:
+    tfds_name = registry.SETS[name].tfds_name
+    advice += f"holds it, made with `tfds build {tfds_name}"
+    advice += " --data_dir=DIRECTORY` where there is a network."
   else:
-    command = f"tfds build {SETS[name].tfds_name} --data_dir=DIRECTORY"
-    advice += f"holds it, made with `{command}` where there is a network."
+    advice += "can be written."
   return UserError(
     f'The data set "{name}" is not in {root} and could not be prepared there '
     f"({why}): {advice}"
   )
 
 
-def _read_split(name, folder, split, image_size, resize, progress):
+def read_split(name, folder, split, image_size, resize, progress):
   """A split's `cache.Decoded`, in the stored order."""
-  files = ("dataset_info.json", "features.json")
-  times = [(folder / f).stat().mtime for f in files]
-  key = repr((CACHE_FORMAT, os.fspath(folder), times, split, resize))
-  digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-  stem = f"{name}-{folder.name}-{image_size}-{digest}"
-  if found := cache.find(stem):
-    return found
-  tensorflow()
-  import tensorflow_datasets as tfds
 
-  builder = tfds.builder_from_directory(folder)
-  try:
-    count = builder.info.splits[split].num_examples
-  except (KeyError, ValueError):
-    count = 0
-  if not count:
-    raise UserError(
-      f'The split "{split}" selects nothing from {name}, which has '
-      f"{', '.join(builder.info.splits)}; part of one is, e.g., train[:10%]."
-    )
+  def find():
+    tensorflow()
+    import tensorflow_datasets as tfds
 
-  def fill(images):
-    labels = []
+    builder = tfds.builder_from_directory(folder)
     try:
-      fingerprints, broken = decode_all(
-        images,
-        _stored(builder, split, labels),
-        resize,
-        label=f"decoding {name} {split}",
-        progress=progress,
-      )
-    except ValueError as error:
-      raise UserError(f"{folder} is damaged: {error}.") from error
-    if broken:
+      count = builder.info.splits[split].num_examples
+    except (KeyError, ValueError):
+      count = 0
+    if not count:
       raise UserError(
-        f"{folder} holds {len(broken)} images that cannot be read; the first:"
-        f" {next(iter(broken.values()))}."
+        f'The split "{split}" selects nothing from {name}, which has '
+        f"{', '.join(builder.info.splits)}; part of one is, e.g., train[:10%]."
       )
-    return np.array(labels, np.int32), fingerprints, {}
+    labels = []
+    files = stored_images(builder, folder, split, count, labels)
+    return cache.Stored(count, files, labels)
 
-  shape = (count, image_size, image_size, 3)
-  try:
-    return cache.decoded(stem, shape, fill)
-  except tensorflow().errors.OpError as error:
-    why = error.message.splitlines()[0].rstrip(".")
-    raise UserError(f"{folder} cannot be read: {why}.") from error
+  times = [
+    (folder / file).stat().mtime
+    for file in ("dataset_info.json", "features.json")
+  ]
+  key = (os.fspath(folder), times, split)
+  stem = f"{name}-{folder.name}"
+  found = cache.decoded(stem, key, image_size, resize, find, progress)
+  if found.broken:
+    raise UserError(
+      f"{folder} holds {len(found.broken)} images that cannot be read; the"
+      f" first: {next(iter(found.broken.values()))}."
+    )
+  return found
 
 
-def _stored(builder, split, labels):
-  """Yields the encoded images of a split; appends their labels to `labels`."""
+def stored_images(builder, folder, split, count, labels):
+  """Yields a split's encoded images; appends what they show to `labels`."""
+  tf = tensorflow()
   import tensorflow_datasets as tfds
 
   # One file after the other, so that the order is always the same.
   config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-  stored = builder.as_dataset(
-    split=split,
-    read_config=config,
-    decoders={"image": tfds.decode.SkipDecoding()},
-  )
-  for batch in stored.batch(READ_BATCH).prefetch(2).as_numpy_iterator():
-    labels.extend(batch["label"].tolist())
-    yield from batch["image"]
+  try:
+    stored = builder.as_dataset(
+      split=split,
+      read_config=config,
+      decoders={"image": tfds.decode.SkipDecoding()},
+    )
+    for batch in stored.batch(READ_BATCH).prefetch(2).as_numpy_iterator():
+      labels.extend(batch["label"].tolist())
+      yield from batch["image"]
+  except tf.errors.OpError as error:
+    why = error.message.splitlines()[0].rstrip(".")
+    raise UserError(f"{folder} cannot be read: {why}.") from error
+  if len(labels) != count:
+    raise UserError(
+      f"{folder} is damaged: it has {len(labels)} images of {split}, not"
+      f" {count}."
+    )
 
 
 def tensorflow():

@@ -1,7 +1,6 @@
-"""Exact evaluation of a model on a set's test images."""
+"""Exact evaluation: every image counts once, on any number of devices."""
 
-from vit_ssl_jax.evaluate.accuracy import accuracy
-from vit_ssl_jax.evaluate.features import extract, parts, top1
+from vit_ssl_jax.evaluate.accuracy import extract, make_predict, parts, top1
 from vit_ssl_jax.evaluate.knn import knn_accuracy
 
-__all__ = ["accuracy", "extract", "knn_accuracy", "parts", "top1"]
+__all__ = ["extract", "knn_accuracy", "make_predict", "parts", "top1"]

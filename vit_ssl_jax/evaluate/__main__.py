@@ -39,13 +39,10 @@ import os
 import numpy as np
 
 from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
-from vit_ssl_jax.data import registry as facts
-from vit_ssl_jax.data.load import FOLDER, NPZ
+from vit_ssl_jax.data import registry
 from vit_ssl_jax.evaluate import corruptions, suites
 from vit_ssl_jax.evaluate.classifier import add_classifier, read_classifier
-from vit_ssl_jax.report import tables
-
-PATHS = (NPZ, FOLDER)
+from vit_ssl_jax.report.tables import table
 
 
 def main(argv=None):
@@ -62,20 +59,13 @@ def parse(argv):
     usage="%(prog)s --workdir=B | --init_from=FILE [options]",
     description=__doc__,
   )
-  add_classifier(parser)
+  add_classifier(parser, batch_size=512)
   parser.add_argument(
     "--suite",
     default="test",
     metavar="SUITE[,SUITE...]",
     help="what to evaluate on; test if left out. Sets that TFDS keeps:"
-    f" {', '.join(facts.SETS)}",
-  )
-  parser.add_argument(
-    "--batch_size",
-    type=int,
-    default=512,
-    metavar="B",
-    help="images at a time; %(default)s if left out",
+    f" {', '.join(registry.SETS)}",
   )
   parser.add_argument(
     "--json",
@@ -87,31 +77,25 @@ def parse(argv):
 
 def run_suites(args):
   """Checks everything, then evaluates suite by suite, saving as it goes."""
-  if args.batch_size < 1:
-    raise UserError(f"--batch_size={args.batch_size} has to be at least 1")
   names = suite_names(args.suite)
-  run = read_classifier(args)
-  if run.workdir:
-    if not os.access(run.workdir, os.W_OK):
-      raise UserError(f"{run.workdir} is read-only: evaluation.json goes there")
-    suites.read_results(run.workdir)
-  data_dir = run.config.data_dir or None
-  # What is looked at fast comes first: decoding can take minutes.
+  classifier = read_classifier(args)
+  workdir, results, before = classifier.workdir, {}, {}
+  if workdir:
+    if not os.access(workdir, os.W_OK):
+      raise UserError(f"{workdir} is read-only: evaluation.json goes there")
+    before = suites.read_results(workdir)
+  # Corrupted sets are checked at once; decoding the others can take minutes.
   fast = sorted(names, key=lambda key: key not in corruptions.SETS)
-  opened = {key: suites.open_suite(names[key], run, data_dir) for key in fast}
-  top1 = suites.make_top1(run, args.batch_size)
-  size = run.config.model.image_size
-  step = {k: v for k, v in run.about.items() if k == "step"}
-  results = {}
+  opened = {key: suites.open_suite(names[key], classifier) for key in fast}
+  step = {} if classifier.step is None else {"step": classifier.step}
   try:
     for key in names:
-      figures = suites.evaluate_suite(key, opened[key], top1, size)
+      figures = suites.evaluate(key, opened[key], classifier, args.batch_size)
       results[key] = step | figures
-      if run.workdir:
-        suites.write_results(run.workdir, results)
+      if workdir:
+        suites.write_results(workdir, results)
   finally:  # what was found is shown, whatever became of the rest
     if results:
-      before = suites.read_results(run.workdir) if run.workdir else {}
       print(json.dumps(before | results) if args.json else shown(results))
 
 
@@ -124,11 +108,12 @@ def suite_names(given):
   Raises:
     UserError: a suite is unknown, or named twice.
   """
-  known, names = [*suites.OWN, *corruptions.SETS, *facts.SETS], {}
+  known, names = [*suites.OWN, *corruptions.SETS, *registry.SETS], {}
   for name in map(str.strip, given.split(",")):
     kind = name.partition(":")[0]
     corrupted = kind in corruptions.SETS
-    if not (corrupted or name in known or name.startswith(PATHS)):
+    own = name.startswith((registry.NPZ, registry.FOLDER))
+    if not (corrupted or own or name in known):
       near = difflib.get_close_matches(kind.lower(), known, 1)
       hint = f"did you mean {near[0]!r}? " if near else ""
       raise UserError(
@@ -144,22 +129,22 @@ def suite_names(given):
 
 def shown(results):
   """The results as tables, in percent."""
-  plain = [
-    (key, f"{figures['images']:,}", figures["top1"])
-    for key, figures in results.items()
-    if "corruptions" not in figures
-  ]
-  parts = [tables.table(("suite", "images", "top-1"), plain)] if plain else []
+  plain, corrupted = [], []
   for key, figures in results.items():
-    if "corruptions" in figures:
-      header = (key, "images", "mean", *map(str, corruptions.SEVERITIES))
-      rows = [
-        (name, f"{figures['images']:,}", float(np.mean(found)), *found)
-        for name, found in figures["corruptions"].items()
-      ]
-      error = f"mean error over the 15: {figures['mean_error']:.2f}"
-      parts.append(f"{tables.table(header, rows)}\n{error}")
-  return "\n\n".join(parts)
+    images = f"{figures['images']:,}"
+    if "corruptions" not in figures:
+      plain.append((key, images, figures["top1"]))
+      continue
+    header = (key, "images", "mean", *map(str, corruptions.SEVERITIES))
+    rows = [
+      (name, images, float(np.mean(found)), *found)
+      for name, found in figures["corruptions"].items()
+    ]
+    error = f"mean error over the 15: {figures['mean_error']:.2f}"
+    corrupted.append(f"{table(header, rows)}\n{error}")
+  if plain:
+    corrupted.insert(0, table(("suite", "images", "top-1"), plain))
+  return "\n\n".join(corrupted)
 
 
 if __name__ == "__main__":

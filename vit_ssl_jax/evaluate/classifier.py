@@ -8,198 +8,43 @@ import jax
 import ml_collections
 from flax import traverse_util
 
-from configs import common, finetune as recipe
-from vit_ssl_jax import cli, data, models
+from vit_ssl_jax import cli, models
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.interop import (
-  metadata as provenance,
-  pretrained,
-  programs,
-  recognise,
-)
-from vit_ssl_jax.parallel import mesh as sharding
-from vit_ssl_jax.run import schema as checks
-from vit_ssl_jax.train import finetune
+from vit_ssl_jax.data import inputs, load, registry
+from vit_ssl_jax.evaluate import accuracy
+from vit_ssl_jax.interop import metadata, pretrained, programs, recognise
+from vit_ssl_jax.parallel import mesh as meshes
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-  """What tells the classes of images.
+  """A function that classifies images, and what is known of it.
 
   Attributes:
-    path: where it is from, as it was given.
-    config: the run's, or the recipe's where nothing is known of the run: what
-      data it is for, and how they are read.
-    about: what is known of it, of `provenance.KEYS`.
-    num_classes: C.
-    predict: images (B, S, S, 3) uint8 -> (B, C) logits or probabilities.
-    mesh: the devices it runs on.
+    path: where it was read from, as the user gave it.
+    predict: images (B, S, S, 3) uint8 -> (B, C) logits, or probabilities.
+    classes: their C names in the order of the logits, which are numbers where
+      the data set has no names.
+    data: arguments of `load.load` for the set it was trained on: name,
+      image_size (S), resize, mean, std, data_dir and more.
+    sharding: how predict takes a batch.
+    step: of the checkpoint, or None.
     workdir: the run's folder, or None.
-    gives_probabilities: whether predict does, as programs do.
+    gives_probabilities: whether predict does, as exported programs do.
   """
 
   path: str
-  config: ml_collections.ConfigDict
-  about: dict
-  num_classes: int
   predict: Callable
-  mesh: jax.sharding.Mesh
+  classes: tuple[str, ...]
+  data: dict
+  sharding: jax.sharding.Sharding
+  step: int | None = None
   workdir: pathlib.Path | None = None
   gives_probabilities: bool = False
 
-  @property
-  def classes(self):
-    """The classes in the order of the logits; numbers where none are known."""
-    numbers = [str(i) for i in range(self.num_classes)]
-    return tuple(self.about.get("classes") or numbers)
 
-
-def read(path, arch="", dataset="", data_dir=""):
-  """Reads a classifier.
-
-  Args:
-    path: as of `pretrained.read`, or a program of `interop.programs`.
-    arch: vit, swin or cait; "" where the file says so itself.
-    dataset: the set it was trained on; "" where the file says so itself.
-    data_dir: where TFDS keeps its sets; "" is the run's own, or the default.
-
-  Raises:
-    UserError: it cannot be read, has no classes, or nothing is known of it.
-  """
-  if pathlib.Path(path).is_file() and programs.is_program(path):
-    return of_program(path, arch, dataset, data_dir)
-  given = pretrained.read(path)
-  if not recognise.architecture(
-    traverse_util.flatten_dict(given.arrays, sep="/")
-  ):
-    raise UserError(f"{path} holds no weights of a vit, swin or cait")
-  if not given.num_classes:
-    raise UserError(
-      f"{path} is a {given.about.get('part', 'backbone')} and knows no classes:"
-      " give what was fine-tuned (configs/finetune.py)"
-    )
-  config = config_of(path, given.about, arch, dataset, data_dir)
-  backbone = models.from_config(config, 0)
-  params, lines = pretrained.fit(given, backbone, str(path))
-  for line in lines:
-    cli.say(line)
-  about = with_statistics(path, given.about, config, given.num_classes)
-  mesh = sharding.make_mesh(1, jax.device_count())
-  model = models.from_config(config, given.num_classes)
-  params = jax.device_put(params, sharding.state_sharding(mesh, params))
-  logits = jax.jit(finetune.make_predict(model, config.mean, config.std))
-  return Classifier(
-    str(path),
-    config,
-    about,
-    given.num_classes,
-    lambda images: logits(params, images),
-    mesh,
-    given.workdir,
-  )
-
-
-def of_program(path, arch, dataset, data_dir):
-  """The classifier of a program, on one device."""
-  program = programs.read(path)
-  about = provenance.from_text(program.metadata, path)
-  classes = program.num_outputs
-  provenance.check(about, classes, path)
-  if not about.get("model", {}).get("num_classes"):
-    raise UserError(f"{path} knows no classes, or does not say so")
-  config = config_of(path, about, arch, dataset, data_dir)
-  mesh = sharding.one_device_mesh()
-  about = with_statistics(path, about, config, classes)
-  return Classifier(
-    str(path),
-    config,
-    about,
-    classes,
-    program.call,
-    mesh,
-    gives_probabilities=True,
-  )
-
-
-def config_of(path, about, arch, dataset, data_dir):
-  """The config of the run that made weights, or of the recipe.
-
-  Args:
-    path: where they are from, for messages.
-    about: what is known of them.
-    arch, dataset, data_dir: as of `read`.
-
-  Raises:
-    UserError: arch or dataset is missing, unknown, or another one than theirs.
-  """
-  known = about.get("architecture", "")
-  if arch and known and arch != known:
-    raise UserError(f"--arch={arch}: {path} is a {known}")
-  if dataset and not (
-    dataset in common.IMAGE_SIZE or dataset.startswith(common.OWN)
-  ):
-    raise UserError(
-      f"--dataset={dataset} is unknown: possible are"
-      f" {', '.join(common.IMAGE_SIZE)}, folder:/path and npz:/path/file.npz"
-    )
-  arch = arch or known
-  whole = all(about.get(key) for key in ("classes", "mean", "std"))
-  dataset = dataset or about.get("dataset", "")
-  if arch not in models.ARCHITECTURES or not (dataset or whole):
-    raise UserError(
-      f"{path} does not say what it is: give --arch (of"
-      f" {', '.join(models.ARCHITECTURES)}) and --dataset (such as cifar10)"
-    )
-  if about.get("config"):
-    # Older runs lack some keys; this is what they did.
-    older = {"resize": "squash", "split_seed": about["config"].get("seed", 0)}
-    config = ml_collections.ConfigDict(
-      recipe.get_config(arch).to_dict() | older | about["config"]
-    )
-  else:
-    config = recipe.get_config(f"{arch},{dataset or 'cifar10'}")
-    sizes = about.get("model", {})
-    config.model.update({k: v for k, v in sizes.items() if k in config.model})
-  checks.choice(config, "dtype", ["auto", "float32", "bfloat16"])
-  with config.ignore_type():  # lists, where it is from JSON
-    config.dataset = dataset
-    config.data_dir = data_dir or config.data_dir
-    for key in ("mean", "std"):
-      config[key] = about.get(key) or config[key]
-  return config
-
-
-def with_statistics(path, about, config, num_classes):
-  """What is known of a classifier, with classes from its data set.
-
-  Mean and std are put into the config, where it has none. The set is read
-  where anything lacks.
-
-  Raises:
-    UserError: the set has another number of classes.
-  """
-  if about.get("classes") and config.mean and config.std:
-    return about
-  dataset = data.load(
-    config.dataset,
-    config.model.image_size,
-    data_dir=config.data_dir or None,
-    seed=config.split_seed,
-    mean=config.mean,
-    std=config.std,
-  )
-  if len(dataset.classes) != num_classes:
-    raise UserError(
-      f"the head of {path} has {num_classes} classes, and {dataset.name}"
-      f" {len(dataset.classes)}"
-    )
-  with config.ignore_type():
-    config.update(mean=dataset.mean, std=dataset.std)
-  return about | {"classes": about.get("classes") or dataset.classes}
-
-
-def add_classifier(parser):
-  """Adds the options that name a classifier."""
+def add_classifier(parser, batch_size):
+  """Adds the options that name a classifier, and --batch_size."""
   parser.add_argument(
     "--workdir",
     default="",
@@ -215,7 +60,7 @@ def add_classifier(parser):
   parser.add_argument(
     "--arch",
     default="",
-    choices=["vit", "swin", "cait"],
+    choices=tuple(models.ARCHITECTURES),
     help="the architecture of a FILE that does not say it",
   )
   parser.add_argument(
@@ -231,14 +76,23 @@ def add_classifier(parser):
     help="where TFDS keeps its sets; if left out the run's own, or else"
     " $TFDS_DATA_DIR or its default",
   )
+  parser.add_argument(
+    "--batch_size",
+    type=int,
+    default=batch_size,
+    metavar="B",
+    help="images at a time; %(default)s if left out",
+  )
 
 
 def read_classifier(args):
-  """The `classifiers.Classifier` that the arguments name.
+  """The Classifier that the arguments of a command name.
 
   Raises:
     UserError: they name none, or what they name is none.
   """
+  if args.batch_size < 1:
+    raise UserError(f"--batch_size={args.batch_size} has to be at least 1")
   if bool(args.workdir) == bool(args.init_from):
     raise UserError("give either --workdir=B or --init_from=FILE")
   if args.workdir and (args.arch or args.dataset):
@@ -252,3 +106,145 @@ def read_classifier(args):
       f"--workdir={path} is no workdir: did you mean --init_from?"
     )
   return found
+
+
+def read(path, arch="", dataset="", data_dir=""):
+  """Reads a Classifier.
+
+  Args:
+    path: a program of `interop.programs`, or what `pretrained.read` reads.
+    arch: vit, swin or cait; "" where the file says so itself.
+    dataset: the set it was trained on; "" where the file says so itself.
+    data_dir: where TFDS keeps its sets; "" is the run's own, or the default.
+
+  Raises:
+    UserError: it cannot be read, has no classes, or nothing is known of it.
+  """
+  if pathlib.Path(path).is_file() and programs.is_program(path):
+    return of_program(path, arch, dataset, data_dir)
+  given = pretrained.read(path)
+  about, num_classes = given.about, given.num_classes
+  names = traverse_util.flatten_dict(given.arrays, sep="/")
+  if not recognise.architecture(names):
+    raise UserError(f"{path} holds no weights of a vit, swin or cait")
+  if not num_classes:
+    raise UserError(
+      f"{path} is a {about.get('part', 'backbone')} and knows no classes:"
+      " give what was fine-tuned (configs/finetune.py)"
+    )
+  arch, dataset = identify(path, about, arch, dataset)
+  backbone = build(arch, about, dataset)
+  params, lines = pretrained.fit(given, backbone, str(path))
+  for line in lines:
+    cli.say(line)
+  source = own_set(about, dataset, backbone.image_size, data_dir)
+  classes, source = complete(path, about, num_classes, source)
+  mesh = meshes.make_mesh(1, jax.device_count())
+  params = jax.device_put(params, meshes.state_sharding(mesh, params))
+  model = backbone.clone(num_classes=num_classes)
+  logits = jax.jit(accuracy.make_predict(model, source["mean"], source["std"]))
+  return Classifier(
+    str(path),
+    lambda images: logits(params, images),
+    classes,
+    source,
+    meshes.batch_sharding(mesh),
+    about.get("step"),
+    given.workdir,
+  )
+
+
+def of_program(path, arch, dataset, data_dir):
+  """The Classifier of an exported program, on one device."""
+  program = programs.read(path)
+  about = metadata.from_text(program.metadata, path)
+  metadata.check(about, program.num_outputs, path)
+  if not about.get("model", {}).get("num_classes"):
+    raise UserError(f"{path} knows no classes, or does not say so")
+  _, dataset = identify(path, about, arch, dataset)
+  source = own_set(about, dataset, program.image_size, data_dir)
+  classes, source = complete(path, about, program.num_outputs, source)
+  return Classifier(
+    str(path),
+    program.call,
+    classes,
+    source,
+    meshes.batch_sharding(meshes.one_device_mesh()),
+    about.get("step"),
+    gives_probabilities=True,
+  )
+
+
+def identify(path, about, arch, dataset):
+  """The architecture, and the set it was trained on: given, or as it says.
+
+  The set is "" where it is unknown and not needed.
+  """
+  known = about.get("architecture", "")
+  if arch and known and arch != known:
+    raise UserError(f"--arch={arch}: {path} is a {known}")
+  arch, dataset = arch or known, dataset or about.get("dataset", "")
+  enough = all(about.get(key) for key in ("classes", "mean", "std"))
+  if arch not in models.ARCHITECTURES or not (dataset or enough):
+    raise UserError(
+      f"{path} does not say what it is: give --arch (of"
+      f" {', '.join(models.ARCHITECTURES)}) and --dataset (such as cifar10)"
+    )
+  return arch, dataset
+
+
+def build(arch, about, dataset):
+  """The model of weights, without classes.
+
+  Sizes that the weights do not tell are the paper's: the architecture's
+  defaults, and the image size and patch size for such a set.
+  """
+  known = known_of(dataset)
+  patch_size = known.patch_size
+  if arch == "swin":
+    patch_size = min(patch_size // 2, 4)
+  sizes = {"image_size": known.image_size, "patch_size": patch_size}
+  sizes |= about.get("model", {}) | {"name": arch}
+  sizes.pop("num_classes", None)
+  dtype = about.get("config", {}).get("dtype", "auto")
+  config = ml_collections.ConfigDict({"model": sizes, "dtype": dtype})
+  return models.from_config(config, num_classes=0)
+
+
+def known_of(dataset):
+  """A set's entry in the registry, where "" is one of a user's own."""
+  return registry.get(dataset) if dataset else registry.OWN
+
+
+def own_set(about, dataset, image_size, data_dir):
+  """Arguments of `load.load` for the set that a classifier was trained on."""
+  config = about.get("config", {})
+  # Before there was config.resize, runs squashed.
+  resize = "squash" if config else known_of(dataset).resize
+  return {key: config[key] for key in inputs.KEYS if key in config} | {
+    "name": dataset,
+    "image_size": image_size,
+    "data_dir": data_dir or config.get("data_dir") or None,
+    "resize": config.get("resize", resize),
+    "seed": config.get("split_seed", config.get("seed", 0)),
+    "mean": about.get("mean") or (),
+    "std": about.get("std") or (),
+  }
+
+
+def complete(path, about, num_classes, source):
+  """The names of the classes, and `source` with mean and std.
+
+  The set is loaded only where one of them is unknown.
+  """
+  classes = about.get("classes")
+  if not (classes and source["mean"] and source["std"]):
+    dataset = load.load(**source)
+    if len(dataset.classes) != num_classes:
+      raise UserError(
+        f"the head of {path} has {num_classes} classes, and {dataset.name}"
+        f" {len(dataset.classes)}"
+      )
+    classes = classes or dataset.classes
+    source = source | {"mean": dataset.mean, "std": dataset.std}
+  return tuple(classes), source

@@ -5,18 +5,17 @@ test images come under 15 corruptions and 4 extra ones, each at 5 severities.
 Only what lies on the disk is read; nothing is downloaded.
 """
 
-import dataclasses
-import difflib
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+import pathlib
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import tfds_sets
-from vit_ssl_jax.data.pixels import square_rgb
+from vit_ssl_jax.data.pixels import resized
 
 # In the paper's order: noise, blur, weather, digital. The mean is over these.
 CORRUPTIONS = (
@@ -29,291 +28,227 @@ CORRUPTIONS = (
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 SEVERITIES = (1, 2, 3, 4, 5)
 IMAGES = 10_000  # of one corruption at one severity
-SHAPE = (32, 32, 3)
-# Of each set its published folder, its classes, and its archive of 2.9 GB with
-# the MD5 that Zenodo states.
+SIZE = 32  # pixels
+
+
+class Benchmark(NamedTuple):
+  """A published set."""
+
+  title: str  # of its folder
+  num_classes: int
+  url: str  # of its archive, 2.9 GB
+  md5: str  # as Zenodo states it
+  tfds_name: str = ""  # of the same set in TFDS
+
+
 SETS = {
-  "cifar10_c": (
+  "cifar10_c": Benchmark(
     "CIFAR-10-C",
     10,
     "https://zenodo.org/records/2535967/files/CIFAR-10-C.tar",
     "56bf5dcef84df0e2308c6dcbcbbd8499",
+    "cifar10_corrupted",
   ),
-  "cifar100_c": (
+  "cifar100_c": Benchmark(
     "CIFAR-100-C",
     100,
     "https://zenodo.org/records/3555552/files/CIFAR-100-C.tar",
     "11f0ed0f1191edbf9fa23466ae6021d3",
   ),
 }
-TFDS_SETS = {"cifar10_c": "cifar10_corrupted"}
 TFDS_VERSION = "1.0.0"
+# TFDS's names, where they differ.
 TFDS_NAMES = {
   "glass_blur": "frosted_glass_blur",
   "elastic_transform": "elastic",
 }
-LISTED = 24  # names in one message; the published folder has 20 or 21
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-  """A set that was found on the disk; `read` reads it."""
+class Place(NamedTuple):
+  """A set that `find` has found."""
 
   name: str  # one of SETS
-  folder: epath.Path
+  folder: epath.Path | pathlib.Path
   prepared: bool  # by TFDS; else the files are as published
   corruptions: tuple[str, ...]  # CORRUPTIONS and what there is of EXTRA
 
-  @property
-  def num_classes(self) -> int:
-    return SETS[self.name][1]
 
-
-def find(name: str, data_dir: str | None = None) -> Place:
+def find(name, data_dir=None):
   """Finds a set, in its published form or as TFDS has prepared it.
 
   Published files are all checked here, but for their pixels, so that what is
   wrong with the last of them is known before the first is read.
 
   Args:
-    name: `cifar10_c` or `cifar100_c`, which is looked for in
-      `data_dir/CIFAR-10-C`, in `data_dir/downloads/manual/CIFAR-10-C` and,
-      CIFAR-10-C only, in TFDS's `data_dir/cifar10_corrupted`; or with its
-      published folder, `cifar10_c:/path/to/CIFAR-10-C`.
+    name: one of SETS, which is looked for in `data_dir/CIFAR-10-C`, in
+      `data_dir/downloads/manual/CIFAR-10-C` and, CIFAR-10-C only, in TFDS's
+      `data_dir/cifar10_corrupted`; or with its published folder,
+      `cifar10_c:/path/to/CIFAR-10-C`.
     data_dir: where TFDS keeps its sets; None is `$TFDS_DATA_DIR` or else
       `~/tensorflow_datasets`.
 
+  Returns:
+    A Place.
+
   Raises:
-    UserError: the name is unknown, the set is not there, or it is not whole.
+    UserError: the set is not there, or it is not whole.
   """
-  kind, _, given = name.partition(":")
-  if kind not in SETS:
-    near = difflib.get_close_matches(kind.lower(), SETS, n=1)
-    hint = f' (did you mean "{near[0]}"?)' if near else ""
-    raise UserError(
-      f'There is no corrupted set "{kind}"{hint}; there are {", ".join(SETS)}.'
-    )
+  name, _, given = name.partition(":")
   if given:
-    return _published(kind, epath.Path(os.path.expanduser(given)))
-  title = SETS[kind][0]
+    return published(name, pathlib.Path(given).expanduser())
+  title, *_, tfds_name = SETS[name]
   root = tfds_sets.data_root(data_dir)
   folders = [root / title, root / "downloads" / "manual" / title]
   for folder in folders:
     if folder.is_dir():
-      return _published(kind, folder)
-  if kind in TFDS_SETS:
-    folders.append(root / TFDS_SETS[kind])
+      return published(name, folder)
+  if tfds_name:
+    folders.append(root / tfds_name)
     if folders[-1].is_dir():
-      return _prepared(kind, folders[-1])
-  raise _not_found(kind, folders)
+      return prepared(name, folders[-1])
+  raise absent(name, folders)
 
 
-def read(
-  place: Place, image_size: int
-) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
+def absent(name, folders):
+  """The UserError that says how to get a set into one of its folders."""
+  title, _, url, md5, tfds_name = SETS[name]
+  for archive in [folder.with_name(f"{title}.tar") for folder in folders]:
+    if archive.exists():
+      return UserError(
+        f"{archive} is not a folder: unpack it with `tar -xf {archive} -C"
+        f" {archive.parent}` and check that its MD5 is {md5}."
+      )
+  advice = f"unpack {url} (MD5 {md5}) in {folders[0].parent}"
+  if tfds_name:
+    advice += f", run `{tfds_build(folders[-1])}`"
+  places = " nor as ".join(map(str, folders))
+  return UserError(
+    f'The set "{name}" is not there, neither as {places}: {advice}, or name its'
+    f" folder as {name}:/path/to/{title}."
+  )
+
+
+def tfds_build(folder):
+  return f"tfds build {folder.name} --data_dir={folder.parent}"
+
+
+def read(place, image_size):
   """Reads a set, one severity of one corruption at a time.
 
-  TensorFlow is imported only for what TFDS has prepared, whose images come in
-  TFDS's order and not in that of the test set.
+  What TFDS has prepared comes in TFDS's order and not in that of the test set.
 
   Args:
-    place: of `find`.
+    place: a Place.
     image_size: S; other than 32, images are resized to S×S.
 
   Yields:
     A corruption, a severity, images (10000, S, S, 3) uint8 and labels (10000,)
-    int32.
+    integers.
 
   Raises:
     UserError: a file has changed since, or what TFDS has prepared is damaged.
   """
-  get = _decode if place.prepared else _slice
+  read_one = read_prepared if place.prepared else read_published
   for corruption, severity in itertools.product(place.corruptions, SEVERITIES):
-    images, labels = get(place, corruption, severity)
-    images = square_rgb(images, image_size, resize="squash")
+    images, labels = read_one(place, corruption, severity)
+    images = resized(images, image_size, "squash")
     yield corruption, severity, images, labels
-    del images, labels  # or they would stay while the next ones are read
 
 
-def mean_error(accuracies: Mapping[tuple[str, int], float]) -> float:
-  """The mean corruption error on CIFAR-C, in percent.
-
-  The plain mean of 100 − top-1 over `CORRUPTIONS` and severities. On CIFAR it
-  is not divided by AlexNet's errors, as ImageNet-C's is (Hendrycks et al.,
-  2020, https://arxiv.org/abs/1912.02781).
-
-  Args:
-    accuracies: (corruption, severity) -> top-1 in percent; `EXTRA` are left
-      out.
-
-  Raises:
-    ValueError: one of the 75 is missing.
-  """
-  keys = list(itertools.product(CORRUPTIONS, SEVERITIES))
-  missing = [f"{c} {s}" for c, s in keys if (c, s) not in accuracies]
-  if missing:
-    raise ValueError(
-      f"the mean corruption error needs {len(keys)} accuracies, and there is "
-      f"none of {_listed(missing)}"
-    )
-  return float(np.mean([100 - accuracies[key] for key in keys]))
-
-
-def _not_found(kind: str, folders: list[epath.Path]) -> UserError:
-  title, _, url, md5 = SETS[kind]
-  for folder in folders[:2]:
-    archive = folder.with_name(f"{title}.tar")
-    if archive.exists():
-      return _packed(kind, archive)
-  advice = f"unpack {url} (MD5 {md5}) in {folders[0].parent}"
-  if kind in TFDS_SETS:
-    build = f"tfds build {TFDS_SETS[kind]} --data_dir={folders[0].parent}"
-    advice += f", run `{build}`"
-  places = " nor as ".join(os.fspath(folder) for folder in folders)
-  return UserError(
-    f'The set "{kind}" is not there, neither as {places}: '
-    f"{advice}, or name its folder as {kind}:/path/to/{title}."
-  )
-
-
-def _packed(kind: str, archive: epath.Path) -> UserError:
-  return UserError(
-    f"{archive} is not a folder: unpack it with `tar -xf {archive} -C "
-    f"{archive.parent}` and check that its MD5 is {SETS[kind][3]}."
-  )
-
-
-def _published(kind: str, folder: epath.Path) -> Place:
-  """The folder of the archive, after checking its files."""
-  title, classes, _, _ = SETS[kind]
-  if folder.is_file() and folder.suffix == ".tar":
-    raise _packed(kind, folder)
+def published(name, folder):
+  """The Place of an unpacked archive, after checking its files."""
   try:
-    there = sorted(os.listdir(folder))
+    there = os.listdir(folder)
   except OSError as error:
     raise UserError(f"{folder} cannot be read: {error.strerror}.") from error
-  files = [f"{name}.npy" for name in ("labels", *CORRUPTIONS)]
+  files = [f"{file}.npy" for file in ("labels", *CORRUPTIONS)]
   missing = [file for file in files if file not in there]
   if missing:
     raise UserError(
-      f"{folder} is not the whole of {title}: it lacks {_listed(missing)} and "
-      f"holds {_listed(there) or 'nothing'}."
+      f"{folder} is not the whole of {SETS[name].title}: it lacks"
+      f" {', '.join(missing)}."
     )
-  extra = tuple(name for name in EXTRA if f"{name}.npy" in there)
-  place = Place(kind, folder, False, CORRUPTIONS + extra)
-  _all_labels(folder, classes)
+  extra = tuple(x for x in EXTRA if f"{x}.npy" in there)
+  place = Place(name, folder, False, CORRUPTIONS + extra)
   for corruption in place.corruptions:
-    _all_images(folder, corruption)
+    open_published(place, corruption)
   return place
 
 
-def _slice(place: Place, corruption: str, severity: int):
-  """One severity's images and labels, copied from the published files."""
-  # Mapped anew each time, so that no other severity's pages stay in memory.
+def open_published(place, corruption):
+  """All severities of a corruption, 1 first: images and labels, mapped."""
+  count, found = len(SEVERITIES) * IMAGES, []
+  paths = [place.folder / f"{file}.npy" for file in (corruption, "labels")]
+  for path in paths:
+    try:
+      found.append(np.lib.format.open_memmap(path, mode="r"))
+    except OSError as error:
+      raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+      raise UserError(
+        f"{path} is cut off or no .npy file; unpack its archive again."
+      ) from error
+  check(place, paths, found, count)
+  return found
+
+
+def read_published(place, corruption, severity):
+  """One severity's images and labels."""
   here = slice((severity - 1) * IMAGES, severity * IMAGES)
-  images = np.array(_all_images(place.folder, corruption)[here])
-  return images, _all_labels(place.folder, place.num_classes)[here]
+  # Mapped anew each time, so that no other severity's pages stay in memory.
+  return [np.array(x[here]) for x in open_published(place, corruption)]
 
 
-def _all_images(folder: epath.Path, corruption: str) -> np.ndarray:
-  """(50000, 32, 32, 3) uint8, mapped: severity 1, then 2, and so on."""
-  path = folder / f"{corruption}.npy"
-  images = _map(path)
-  _check_images(path, images, len(SEVERITIES) * IMAGES)
-  return images
+def prepared(name, folder):
+  """The Place of a set that TFDS keeps in one folder for each part."""
 
+  def lacking(corruption):
+    parts = [part(folder, corruption, severity) for severity in SEVERITIES]
+    return [
+      x.parent.name for x in parts if not (x / "dataset_info.json").exists()
+    ]
 
-def _all_labels(folder: epath.Path, classes: int) -> np.ndarray:
-  """(50000,) int32, those of the 10,000 test images for every severity."""
-  path = folder / "labels.npy"
-  labels = _map(path)
-  _check_labels(path, labels, len(SEVERITIES) * IMAGES, classes)
-  return np.array(labels, np.int32)
-
-
-def _map(path: epath.Path) -> np.ndarray:
-  try:
-    return np.lib.format.open_memmap(path, mode="r")
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-  except ValueError as error:
-    raise UserError(
-      f"{path} is cut off or no .npy file; unpack its archive again."
-    ) from error
-
-
-def _prepared(kind: str, folder: epath.Path) -> Place:
-  """TFDS's directory, one folder for each corruption and severity."""
-  lacking = {name: _lacking(folder, name) for name in CORRUPTIONS + EXTRA}
-  missing = [part for name in CORRUPTIONS for part in lacking[name]]
+  missing = [x for corruption in CORRUPTIONS for x in lacking(corruption)]
   if missing:
-    build = f"tfds build {TFDS_SETS[kind]} --data_dir={folder.parent}"
     count = len(CORRUPTIONS) * len(SEVERITIES)
     raise UserError(
-      f"{folder} holds {count - len(missing)} of the {count} parts that are "
-      f"needed and lacks {_listed(missing)}: make them with `{build}`."
+      f"{folder} holds {count - len(missing)} of the {count} parts that are"
+      f" needed and lacks {', '.join(missing)}: make them with"
+      f" `{tfds_build(folder)}`."
     )
-  extra = tuple(name for name in EXTRA if not lacking[name])
-  return Place(kind, folder, True, CORRUPTIONS + extra)
+  extra = tuple(x for x in EXTRA if not lacking(x))
+  return Place(name, folder, True, CORRUPTIONS + extra)
 
 
-def _lacking(folder: epath.Path, corruption: str) -> list[str]:
-  paths = [_config(folder, corruption, severity) for severity in SEVERITIES]
-  return [
-    path.parent.name
-    for path in paths
-    if not (path / "dataset_info.json").exists()
-  ]
-
-
-def _config(folder: epath.Path, corruption: str, severity: int) -> epath.Path:
+def part(folder, corruption, severity):
+  """Where TFDS keeps one severity of one corruption."""
   name = TFDS_NAMES.get(corruption, corruption)
   return folder / f"{name}_{severity}" / TFDS_VERSION
 
 
-def _decode(place: Place, corruption: str, severity: int):
-  """One severity's images and labels, as TFDS has stored them."""
-  tf = tfds_sets.tensorflow()
-  import tensorflow_datasets as tfds
-
-  path = _config(place.folder, corruption, severity)
-  builder = tfds.builder_from_directory(path)
-  config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-  try:
-    stored = builder.as_dataset(split="test", batch_size=-1, read_config=config)
-  except tf.errors.OpError as error:
-    why = error.message.splitlines()[0].rstrip(".")
-    raise UserError(f"{path} cannot be read: {why}.") from error
-  images, labels = stored["image"].numpy(), stored["label"].numpy()
-  _check_images(path, images, IMAGES)
-  _check_labels(path, labels, IMAGES, place.num_classes)
-  return images, labels.astype(np.int32)
+def read_prepared(place, corruption, severity):
+  """One severity's images and labels, decoded into the cache."""
+  path = part(place.folder, corruption, severity)
+  found = tfds_sets.read_split(place.name, path, "test", SIZE, "squash", False)
+  arrays = [found.images, found.labels]
+  check(place, [path, path], arrays, IMAGES)
+  return arrays
 
 
-def _check_images(path: epath.Path, images: np.ndarray, count: int) -> None:
-  if images.dtype != np.uint8 or images.shape != (count, *SHAPE):
-    raise UserError(
-      f"{path} is {images.dtype} of shape {images.shape}; it must be uint8 of "
-      f"shape {(count, *SHAPE)}."
-    )
-
-
-def _check_labels(
-  path: epath.Path, labels: np.ndarray, count: int, classes: int
-) -> None:
-  if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count,):
-    raise UserError(
-      f"{path}: labels are {labels.dtype} of shape {labels.shape}; they must "
-      f"be integers of shape {(count,)}, one for each image."
-    )
+def check(place, paths, arrays, count):
+  """Raises a UserError unless images and labels are as they should be."""
+  wanted = [(np.uint8, (count, SIZE, SIZE, 3)), (np.integer, (count,))]
+  for path, array, (kind, shape) in zip(paths, arrays, wanted, strict=True):
+    if not np.issubdtype(array.dtype, kind) or array.shape != shape:
+      raise UserError(
+        f"{path} is {array.dtype} of shape {array.shape}; it must be"
+        f" {kind.__name__} of shape {shape}."
+      )
+  num_classes = SETS[place.name].num_classes
+  low, high = arrays[1].min(), arrays[1].max()
   # All classes occur: ten of them would be CIFAR-10-C under the other's name.
-  if labels.min() != 0 or labels.max() != classes - 1:
+  if (low, high) != (0, num_classes - 1):
     raise UserError(
-      f"{path}: labels run from {labels.min()} to {labels.max()}; with "
-      f"{classes} classes they must run from 0 to {classes - 1}."
+      f"{paths[1]}: labels run from {low} to {high}; with {num_classes} classes"
+      f" they must run from 0 to {num_classes - 1}."
     )
-
-
-def _listed(names: list[str]) -> str:
-  more = len(names) - LISTED
-  return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")

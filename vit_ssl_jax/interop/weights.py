@@ -1,9 +1,11 @@
 """Reads files of weights: safetensors, npz and PyTorch's, as NumPy arrays."""
 
+import argparse
 import collections
 import dataclasses
 import json
 import pathlib
+import pickle
 import zipfile
 
 import ml_dtypes
@@ -11,27 +13,10 @@ import numpy as np
 import safetensors
 
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.interop import pickles
 
-# The types of arrays, by their names in safetensors files.
-TYPES = {
-  "BOOL": np.dtype(np.bool_),
-  "U8": np.dtype(np.uint8),
-  "I8": np.dtype(np.int8),
-  "U16": np.dtype(np.uint16),
-  "I16": np.dtype(np.int16),
-  "F16": np.dtype(np.float16),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
-  "U32": np.dtype(np.uint32),
-  "I32": np.dtype(np.int32),
-  "F32": np.dtype(np.float32),
-  "U64": np.dtype(np.uint64),
-  "I64": np.dtype(np.int64),
-  "F64": np.dtype(np.float64),
-}
 # Where a PyTorch checkpoint keeps its weights, the first that is there.
 ENTRIES = ("teacher", "student", "model_state_dict", "state_dict", "model")
-METADATA = "metadata.json"  # what `writing.pth` puts beside the pickle
+METADATA = "metadata.json"  # what `writing.pth` puts into the zip
 # Pretraining's projection head; a classifier is head.weight and head.bias.
 PROJECTION = ("head.mlp.", "head.last_layer.")
 
@@ -41,7 +26,7 @@ class Weights:
   """What `read` found in a file.
 
   Attributes:
-    arrays: name -> array, of TYPES' types; maybe read-only.
+    arrays: name -> array of numbers.
     metadata: text that the file says about itself, as `writing` has put it
       there; of a PyTorch checkpoint also the plain values beside its weights,
       such as "epoch" and "args.arch", but no paths.
@@ -76,7 +61,8 @@ def read(path):
 
   Raises:
     UserError: no such file, none of these formats, truncated or broken, no
-      arrays of weights in it, or a pickle that would execute something.
+      arrays of weights in it, a pickle that holds more than data, or a PyTorch
+      file where PyTorch is not installed.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -88,14 +74,14 @@ def read(path):
     if start[:2] == b"PK":
       with zipfile.ZipFile(path) as archive:
         names, metadata = archive.namelist(), zip_metadata(archive)
-      if any(name.endswith(pickles.PICKLE) for name in names):
-        return from_pickle(path, metadata)
+      if any(name.endswith("data.pkl") for name in names):
+        return from_torch(path, metadata)
       if any(name.endswith(".npy") for name in names):
         return from_npz(path, metadata)
     elif start[8:9] == b"{":
       return from_safetensors(path)
     elif start[:1] == b"\x80":
-      return from_pickle(path, {})
+      return from_torch(path, {})
   except UserError:
     raise
   except OSError as error:
@@ -103,7 +89,8 @@ def read(path):
       f"{path} cannot be read: {error.strerror or error}"
     ) from error
   except Exception as error:  # libraries raise many kinds for broken files
-    raise pickles.broken(path, error) from error
+    why = " ".join(str(error).split())[:200] or type(error).__name__
+    raise UserError(f"{path} is truncated or broken: {why}") from error
   begin = f"it begins with {start!r}" if start else "it is empty"
   raise UserError(f"{path} is no safetensors, npz or PyTorch file: {begin}")
 
@@ -124,36 +111,94 @@ def texts(tree, prefix=""):
   }
 
 
-def from_pickle(path, metadata):
+def torch_module():
+  """PyTorch.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  try:
+    import torch
+  except ImportError as error:
+    raise UserError(
+      "files of PyTorch need PyTorch, which is not installed: pip install"
+      " 'vit-ssl-jax[torch]'"
+    ) from error
+  return torch
+
+
+def load_torch(path):
+  """What a PyTorch file holds; only data is unpickled, nothing is called."""
+  torch = torch_module()
+  # What training scripts commonly put beside their weights.
+  safe = [argparse.Namespace, np.dtype, np.ndarray, *numpy_pickles()]
+  try:
+    with torch.serialization.safe_globals(safe):
+      return torch.load(path, map_location="cpu", weights_only=True)
+  except pickle.UnpicklingError as error:
+    found = str(error)
+    if "Unsupported" not in found and "was not an allowed" not in found:
+      raise  # it is broken
+    name = found.partition("GLOBAL ")[2].split(" ")[0]
+    raise UserError(
+      f"{path} holds {name or 'something'}, which is no data: only tensors and"
+      " plain values are read, and nothing is executed"
+    ) from error
+
+
+def numpy_pickles():
+  """What NumPy's arrays and numbers are pickled as."""
+  from numpy._core import multiarray
+
+  kinds = {type(np.dtype(x)) for x in np.sctypeDict.values()}
+  return [multiarray._reconstruct, multiarray.scalar, *kinds]
+
+
+def from_torch(path, metadata):
   """The Weights in PyTorch's file: a state dict, or a checkpoint with one."""
-  tree = pickles.read(path)
+  tree = load_torch(path)
   tree = tree if isinstance(tree, dict) else {}
-  entry = next((x for x in ENTRIES if any_array(tree.get(x))), "")
+  entry = next((x for x in ENTRIES if any_tensor(tree.get(x))), "")
   state = tree[entry] if entry else tree
   values = texts(tree)
-  if isinstance(tree.get("args"), dict):
-    values |= texts(tree["args"], "args.")
+  if isinstance(tree.get("args"), argparse.Namespace):
+    values |= texts(vars(tree["args"]), "args.")
   # Metadata may be shown: paths would tell of the user and the machine of what
   # somebody has trained.
   values = {k: x for k, x in values.items() if not set(x) & {"/", "\\"}}
-  kept = backbone(path, [x for x in state if is_weight(x, state[x])])
-  arrays = {bare: state[name] for name, bare in kept.items()}
+  arrays = {
+    name: as_numpy(x) for name, x in state.items() if isinstance(name, str)
+  }
+  kept = backbone(path, [name for name, x in arrays.items() if is_weight(x)])
   others = [str(x) for x in tree if entry and x != entry]
   place = f"{entry}." if entry else ""
   others += [f"{place}{name}" for name in state if name not in kept]
   left_out = tuple(name for name in others if name not in values)
+  arrays = {bare: arrays[name] for name, bare in kept.items()}
   return Weights(arrays, values | metadata, "pth", entry, left_out)
 
 
-def any_array(tree):
+def any_tensor(tree):
   return isinstance(tree, dict) and any(
-    isinstance(x, np.ndarray) for x in tree.values()
+    is_weight(as_numpy(x)) for x in tree.values()
   )
 
 
-def is_weight(name, x):
-  known = isinstance(x, np.ndarray) and x.dtype in TYPES.values()
-  return known and isinstance(name, str)
+def as_numpy(x):
+  """A tensor as NumPy's array; anything else as it is."""
+  torch = torch_module()
+  if not isinstance(x, torch.Tensor):
+    return x
+  if x.dtype == torch.bfloat16:
+    return x.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+  return x.detach().numpy()
+
+
+def is_weight(x):
+  """Whether something is an array of numbers."""
+  if not isinstance(x, np.ndarray):
+    return False
+  return x.dtype.kind in "biuf" or x.dtype == ml_dtypes.bfloat16
 
 
 def backbone(path, names):
@@ -199,10 +244,10 @@ def from_npz(path, metadata):
   with np.load(path, allow_pickle=False) as file:
     stored = {name: file[name] for name in file.files}
   arrays = {
-    name: x.view(ml_dtypes.bfloat16) if getattr(x, "dtype", None) == "V2" else x
+    name: x.view(ml_dtypes.bfloat16) if x.dtype == "V2" else x
     for name, x in stored.items()
   }
-  kept = {name: x for name, x in arrays.items() if is_weight(name, x)}
+  kept = {name: x for name, x in arrays.items() if is_weight(x)}
   if not kept:
     raise UserError(f"{path} holds no arrays of weights")
   left_out = tuple(name for name in arrays if name not in kept)
@@ -213,13 +258,6 @@ def from_safetensors(path):
   """The Weights of a safetensors file; what is left out is not even read."""
   with safetensors.safe_open(path, "np") as file:
     names = file.keys()
-    for name in names:
-      kind = file.get_slice(name).get_dtype()
-      if kind not in TYPES:
-        known = ", ".join(TYPES)
-        raise UserError(
-          f"{path} holds {name} of type {kind}: possible are {known}"
-        )
     kept = backbone(path, names)
     arrays = {bare: file.get_tensor(name) for name, bare in kept.items()}
     metadata = dict(sorted((file.metadata() or {}).items()))

@@ -9,18 +9,16 @@ import contextlib
 import hashlib
 import json
 import pathlib
-import pickle
 import struct
 import zipfile
 
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import save
 
 from vit_ssl_jax import files
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.interop import pickles, weights
-
-ALIGNMENT = 64  # bytes; where torch puts a storage, for those who map the file
+from vit_ssl_jax.interop import weights
 
 
 def safetensors(path, arrays, metadata=None):
@@ -31,15 +29,13 @@ def safetensors(path, arrays, metadata=None):
 
   Args:
     path: the file.
-    arrays: name -> array (anything that NumPy reads) of `weights.TYPES`' types.
+    arrays: name -> array of numbers (anything that NumPy reads).
     metadata: name -> text, or None.
 
   Raises:
     UserError: the file cannot be written, or no arrays or others.
   """
-  arrays = plain(path, arrays, weights.TYPES.values())
-  if "__metadata__" in arrays:
-    raise UserError(f"{path} cannot hold an array named __metadata__")
+  arrays = plain(path, arrays)
   metadata = (metadata or {}) | {"format": "pt"}
   data = memoryview(save(arrays, metadata))
   (size,) = struct.unpack_from("<Q", data)
@@ -58,7 +54,7 @@ def npz(path, arrays, metadata=None):
 
   Metadata, in JSON, is the zip file's comment, which other readers ignore.
   """
-  arrays = plain(path, arrays, weights.TYPES.values())
+  arrays = plain(path, arrays)
   comment = as_json(metadata)
   if len(comment) > zipfile.ZIP_MAX_COMMENT:
     raise UserError(
@@ -75,33 +71,37 @@ def npz(path, arrays, metadata=None):
 
 
 def pth(path, arrays, metadata=None):
-  """Writes a state dict that `torch.load(path)` opens, without PyTorch.
-
-  As `safetensors`, of arrays in their order and of types in
-  `pickles.STORAGES`. The layout is that of `torch.save` in torch 2.
+  """Writes a state dict by `torch.save`; the rest is as in `npz`.
 
   Metadata, in JSON, is one more file in the zip, which PyTorch ignores.
+
+  Raises:
+    UserError: as of `safetensors`, or PyTorch is not installed.
   """
-  arrays = plain(path, arrays, pickles.STORAGES.values())
-  with opened(path) as file, zipfile.ZipFile(file, "w") as archive:
-    put(archive, file, "data.pkl", state_dict(arrays))
-    put(archive, file, "byteorder", b"little")
-    for key, x in enumerate(arrays.values()):
-      put(archive, file, f"data/{key}", x.tobytes())
-    put(archive, file, "version", b"3\n")
+  torch = weights.torch_module()
+  state = {}
+  for name, x in plain(path, arrays).items():
+    if x.dtype == ml_dtypes.bfloat16:
+      state[name] = torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    else:
+      state[name] = torch.from_numpy(x)
+  with opened(path) as file:
+    torch.save(state, file)
     if metadata:
-      put(archive, file, weights.METADATA, as_json(metadata))
+      with zipfile.ZipFile(file, "a") as archive:
+        info = zipfile.ZipInfo(f"archive/{weights.METADATA}")
+        archive.writestr(info, as_json(metadata))
 
 
-def plain(path, arrays, dtypes):
-  """Arrays as NumPy's, contiguous and little-endian, of these types."""
+def plain(path, arrays):
+  """Arrays as NumPy's, contiguous, little-endian, of numbers, and writable."""
   if not arrays:
     raise UserError(f"{path} would hold no arrays")
   made = {}
   for name, x in arrays.items():
-    x = np.asarray(x, order="C")
-    x = made[name] = x.astype(x.dtype.newbyteorder("<"), copy=False)
-    if x.dtype not in dtypes:
+    x = np.array(x, order="C")
+    made[name] = x.astype(x.dtype.newbyteorder("<"), copy=False)
+    if not weights.is_weight(x):
       raise UserError(f"{path} cannot hold {name}: its type is {x.dtype}")
   return made
 
@@ -118,44 +118,12 @@ def opened(path):
   try:
     if path.is_dir():  # `placing` would put the file in place of all of it
       raise UserError(f"{path} cannot be written: it is a folder")
-    with files.placing(path) as temporary, temporary.open("wb") as file:
+    with files.placing(path) as temporary, temporary.open("w+b") as file:
       yield file
   except OSError as error:
     raise UserError(
       f"{path} cannot be written: {error.strerror or error}"
     ) from error
-
-
-def state_dict(arrays):
-  """The pickle of a dict of tensors, whose storages are named 0, 1, ..."""
-  names = {dtype: name for name, dtype in pickles.STORAGES.items()}
-  opcodes = [b"\x80\x02}("]  # protocol 2, an empty dict, its items follow
-  for key, (name, x) in enumerate(arrays.items()):
-    strides = tuple(step // x.itemsize for step in np.empty_like(x).strides)
-    opcodes += [
-      pickled(name),
-      b"ctorch._utils\n_rebuild_tensor_v2\n(",
-      b"(" + pickled("storage"),
-      b"c" + names[x.dtype].replace(".", "\n").encode() + b"\n",
-      pickled(str(key)) + pickled("cpu") + pickled(x.size) + b"tQ",
-      pickled(0) + pickled(x.shape) + pickled(strides) + pickled(False),
-      b"ccollections\nOrderedDict\n)RtR",  # its hooks: none; the call
-    ]
-  return b"".join([*opcodes, b"u."])
-
-
-def pickled(value):
-  """The opcodes of a plain value: its pickle without beginning and end."""
-  return pickle.dumps(value, protocol=2)[2:-1]
-
-
-def put(archive, file, name, data):
-  """Adds a file whose bytes begin at a multiple of ALIGNMENT."""
-  info = zipfile.ZipInfo(f"archive/{name}")
-  begin = file.tell() + 30 + len(info.filename) + 4  # the zip's own header
-  padding = -begin % ALIGNMENT
-  info.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
-  archive.writestr(info, data)
 
 
 def sha256(path):

@@ -37,8 +37,6 @@ def start(timeout=300):
   Raises:
     UserError: it cannot be told who the others are, or they cannot be reached.
   """
-  # It would take SIGTERM, by which a run is told to stop, for itself.
-  jax.config.update("jax_enable_preemption_service", False)
   address = os.environ.get("JAX_COORDINATOR_ADDRESS")
   count, index = _number(COUNT), _number(INDEX)
   named = address and None not in (count, index)
@@ -100,13 +98,18 @@ def first():
   return jax.process_index() == 0
 
 
+def alone():
+  """Whether there is one process only."""
+  return jax.process_count() == 1
+
+
 def gather(value):
   """What every process gives, a list in their order.
 
   Args:
     value: anything that JSON can hold.
   """
-  if jax.process_count() == 1:
+  if alone():
     return [value]
   content = np.frombuffer(json.dumps(value).encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(len(content)))
@@ -119,16 +122,39 @@ def gather(value):
   ]
 
 
+def agree(value, what):
+  """Raises a UserError on all processes where not all give the same.
+
+  Args:
+    value: a flat dict that JSON can hold.
+    what: what it is, for the sentence.
+  """
+  first, *others = gather(value)
+  for index, other in enumerate(others, 1):
+    for key in sorted(other.keys() | first.keys()):
+      if other.get(key) != first.get(key):
+        raise UserError(
+          f"the processes have to be given the same {what}: {key} is"
+          f" {first.get(key)!r} on process 0 and {other.get(key)!r} on"
+          f" process {index}"
+        )
+
+
 def same(value):
   """The first process's value, which JSON can hold; that of others is lost."""
   return gather(value if first() else None)[0]
 
 
-def any_of(flag):
-  """Whether a flag is set on any process."""
-  if jax.process_count() == 1:
-    return flag
-  return bool(multihost_utils.process_allgather(np.bool_(flag)).any())
+def reached_preemption(number):
+  """Whether all processes stop now, for SIGTERM has been sent to one of them.
+
+  Args:
+    number: counts the calls, which all processes make alike; they agree on the
+      number to stop at.
+  """
+  if alone():
+    return False
+  return multihost_utils.reached_preemption_sync_point(number)
 
 
 @contextlib.contextmanager
@@ -177,6 +203,6 @@ def leaving_at_once():
   except (UserError, KeyboardInterrupt):
     raise
   except Exception:
-    if jax.process_count() == 1:
+    if alone():
       raise
     _leave(1, traceback.format_exc())

@@ -1,8 +1,8 @@
 """One mesh for everything: batches over all devices, parameters as configured.
 
-The mesh has the axes "data" and "fsdp". A batch is split over both; parameters
-and optimizer state are replicated over "data" and, where fsdp is above 1, split
-over "fsdp" (fully sharded data parallelism, Zhao et al., 2023).
+The mesh has the axes "data" and "fsdp". A batch is sharded over both;
+parameters and optimizer state are replicated over "data" and, with fsdp above
+1, sharded over "fsdp" (fully sharded data parallelism, Zhao et al., 2023).
 """
 
 import jax
@@ -10,20 +10,20 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from vit_ssl_jax.cli import UserError
 
-SMALLEST = 2**12  # elements; splitting less costs more than it saves
+SMALLEST = 2**12  # elements; sharding less costs more than it saves
 
 
 def make_mesh(fsdp, batch_size, accumulate_steps=1):
   """A mesh of (devices / fsdp, fsdp) over the axes ("data", "fsdp").
 
   Args:
-    fsdp: over how many devices parameters are split.
+    fsdp: over how many devices parameters are sharded.
     batch_size: of all devices together.
-    accumulate_steps: in how many parts a batch is worked off.
+    accumulate_steps: how many micro-batches a batch has.
 
   Raises:
-    UserError: the devices do not divide the batch or its parts, or fsdp not
-      the devices.
+    UserError: the devices do not divide the batch or its micro-batches, or
+      fsdp does not divide the devices.
   """
   devices = jax.device_count()
   if fsdp < 1 or devices % fsdp:
@@ -59,10 +59,10 @@ def batch_sharding(mesh):
   return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def whole(mesh):
-  """Makes what parameters go through where a step uses them.
+def gathered(mesh):
+  """Makes what parameters go through where a step uses them (FSDP).
 
-  On a mesh with fsdp above 1 they are gathered, and their gradients summed up
+  On a mesh with fsdp above 1 they are all-gathered, and their gradients reduced
   over all devices; XLA would split the layers instead, and move the tokens of
   the whole batch between the devices.
 

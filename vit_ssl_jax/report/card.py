@@ -2,12 +2,21 @@
 
 import math
 
+# What result.json may hold, in percent.
+FIGURES = {
+  "top1": "top-1 on the test images after the last step",
+  "best_top1_on_test": "best of all epochs, chosen on the test images",
+  "top1_at_best_val": "top-1 on the test images at the best epoch by validation"
+  " images",
+  "knn": "nearest neighbours on the features, test images, last epoch",
+}
+
 
 def text(about, parameters, command, usage):
   """A model card in Markdown, with the head that the Hub reads.
 
   Args:
-    about: what is known of a model, of `provenance.KEYS`.
+    about: what is known of a model, of `interop.metadata.KEYS`.
     parameters: how many it has.
     command: the command that trained it.
     usage: Python code that opens it.
@@ -15,10 +24,8 @@ def text(about, parameters, command, usage):
   Returns:
     The text of a README.md.
   """
-  count = about["model"]["num_classes"]
-  classes = about["classes"] if count else []
-  task = "classification" if count else "feature-extraction"
   sizes = {k: v for k, v in about["model"].items() if k != "name"}
+  task = "classification" if sizes["num_classes"] else "feature-extraction"
   parts = [
     f"---\nlibrary_name: transformers\npipeline_tag: image-{task}\n"
     "tags:\n- vit-ssl-jax\n---",
@@ -30,7 +37,8 @@ def text(about, parameters, command, usage):
     "## Accuracy",
     accuracy(about),
     "## Data",
-    data(about, classes),
+    data(about),
+    *classes(about["classes"] if sizes["num_classes"] else []),
     "## Recipe",
     f"{recipe(about['config'])}:\n\n```\n{command}\n```",
     f"Sizes: {', '.join(f'{k} {v}' for k, v in sizes.items())}.",
@@ -42,17 +50,10 @@ def text(about, parameters, command, usage):
 
 def accuracy(about):
   """What was measured: figures in percent, or that there are none."""
-  names = {
-    "top1": "top-1 on the test images after the last step",
-    "best_top1_on_test": "best of all epochs, chosen on the test images",
-    "top1_at_best_val": "top-1 on the test images at the best epoch by"
-    " validation images",
-    "knn": "nearest neighbours on the features, test images, last epoch",
-  }
   result = about.get("result", {})
   rows = [
     f"| {words} | {result[key]:.2f} % |"
-    for key, words in names.items()
+    for key, words in FIGURES.items()
     if isinstance(result.get(key), float)
   ]
   if not rows:
@@ -62,38 +63,38 @@ def accuracy(about):
   return "\n".join(["| measured | |", "|---|---|", *rows])
 
 
-def data(about, classes):
-  """The set, its parts, its statistics and its classes."""
-  counts = [
-    f"{count:,} {part}" for part, count in about["images"].items() if count
-  ]
+def data(about):
+  """The set, its parts and its statistics."""
+  counts = [f"{n:,} {part}" for part, n in about["images"].items() if n]
   size = about["model"]["image_size"]
-  lines = [
+  mean, std = (
+    ", ".join(f"{x:.4f}" if math.isfinite(x) else "?" for x in about[key])
+    for key in ("mean", "std")
+  )
+  return (
     f"{about['dataset']}: {', '.join(counts) or 'unknown numbers of'} images,"
     f" RGB, resized to {size} x {size} pixels"
-    f" ({about['config'].get('resize', 'squash')}), with mean"
-    f" {rounded(about['mean'])} and standard deviation {rounded(about['std'])}"
-    " of the channels in [0, 1]."
-  ]
-  if classes:
-    few = ", ".join(" ".join(name.split()) for name in classes[:20])
-    few += ", ..." if len(classes) > 20 else ""
-    lines.append(f"{len(classes)} classes: {few}.")
-  return "\n\n".join(lines)
+    f" ({about['config'].get('resize', 'squash')}), with mean {mean} and"
+    f" standard deviation {std} of the channels in [0, 1]."
+  )
+
+
+def classes(names):
+  """How many there are, and the first ones' names; nothing where none are."""
+  few = ", ".join(" ".join(name.split()) for name in names[:20])
+  if names:
+    yield f"{len(names)} classes: {few}{', ...' if len(names) > 20 else ''}."
 
 
 def recipe(config):
   """The stage in a few words."""
-  start = "self-supervised view prediction"
-  if config["stage"] == "finetune":
-    start = "supervised training from scratch"
-    if config["init_from"]:
-      start = f"supervised fine-tuning from {config['init_from']}"
+  if config["stage"] == "pretrain":
+    stage = "Self-supervised view prediction"
+  elif config["init_from"]:
+    stage = f"Supervised fine-tuning from {config['init_from']}"
+  else:
+    stage = "Supervised training from scratch"
   return (
-    f"{start[0].upper()}{start[1:]}, {config['epochs']} epochs at batch"
-    f" {config['batch_size']}, seed {config['seed']}"
+    f"{stage}, {config['epochs']} epochs at batch {config['batch_size']}, seed"
+    f" {config['seed']}"
   )
-
-
-def rounded(numbers):
-  return ", ".join(f"{x:.4f}" if math.isfinite(x) else "?" for x in numbers)

@@ -1,6 +1,5 @@
 """Pictures of a run: curves, views of an image, attention maps."""
 
-import functools
 import math
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 from matplotlib import figure
 
 from vit_ssl_jax import models
-from vit_ssl_jax.augment import multi_crop as views
+from vit_ssl_jax.augment import multi_crop
 from vit_ssl_jax.run import metrics
 
 
@@ -26,17 +25,17 @@ def summary(path, config, params, images, pretraining, finetuning):
     finetuning: title -> workdir of a fine-tuning.
   """
   fig = figure.Figure(figsize=(12, 9), layout="constrained")
-  top, views_row, attention_row = fig.subfigures(3, height_ratios=[2, 1, 1.6])
+  top, views, attention = fig.subfigures(3, height_ratios=[2, 1, 1.6])
   left, right = top.subplots(1, 2)
   draw_pretraining(left, metrics.read(pretraining))
   draw_accuracy(right, finetuning)
-  draw_views(views_row, config, images[0])
-  draw_attention(attention_row, config, params, images)
+  draw_views(views, config, images[0])
+  draw_attention(attention, images, attention_maps(config, params, images))
   fig.savefig(path, dpi=100)
 
 
 def draw_pretraining(axes, lines):
-  """Loss by epoch, and nearest neighbours' accuracy where it was measured."""
+  """Loss by epoch, and k-NN accuracy where it was measured."""
   epochs = [line["epoch"] for line in lines]
   axes.plot(epochs, [line["loss"] for line in lines], color="tab:blue", lw=0.8)
   axes.set(title="Pretraining", xlabel="epoch")
@@ -51,15 +50,10 @@ def draw_pretraining(axes, lines):
 def draw_accuracy(axes, finetuning):
   """Top-1 on the test images over the course of each fine-tuning."""
   for title, workdir in finetuning.items():
-    lines = metrics.read(workdir)
-    end = lines[-1]["epoch"]
-    points = [(x["epoch"] / end, x["top1"]) for x in lines if "top1" in x]
-    axes.plot(
-      *zip(*points, strict=True),
-      "o-",
-      ms=4,
-      label=f"{title}: {points[-1][1]:.1f}",
-    )
+    lines = [line for line in metrics.read(workdir) if "top1" in line]
+    top1 = [line["top1"] for line in lines]
+    share = [line["epoch"] / lines[-1]["epoch"] for line in lines]
+    axes.plot(share, top1, "o-", ms=4, label=f"{title}: {top1[-1]:.1f}")
   axes.set(title="Fine-tuning", xlabel="share of the run", ylabel="top-1 (%)")
   axes.legend()
   axes.grid(alpha=0.3)
@@ -67,50 +61,37 @@ def draw_accuracy(axes, finetuning):
 
 def draw_views(fig, config, image):
   """An image beside the views that student and teacher see of it."""
-  groups = views.multi_crop(
-    jax.random.key(config.seed),
-    image[None],
-    config.views,
-    config.mean,
-    config.std,
+  key = jax.random.key(config.seed)
+  # In [0, 1] as they are where mean is 0 and std 1.
+  groups = multi_crop.multi_crop(
+    key, image[None], config.views, (0.0,) * 3, (1.0,) * 3
   )
   shown = [("the image", image / 255)]
   for name, group in zip(("global", "local"), groups, strict=True):
-    shown += [(name, restored(view[0], config)) for view in group]
+    shown += [(name, np.clip(view[0], 0, 1)) for view in group]
   fig.suptitle("Views of one image")
-  for axes, (title, view) in zip(
-    fig.subplots(1, len(shown)), shown, strict=True
-  ):
-    axes.imshow(np.clip(view, 0, 1))
+  all_axes = fig.subplots(1, len(shown))
+  for axes, (title, view) in zip(all_axes, shown, strict=True):
+    axes.imshow(view)
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
 
 
-def restored(image, config):
-  """A normalised image (H, W, 3) back in [0, 1]."""
-  return np.asarray(image) * np.array(config.std) + np.array(config.mean)
-
-
-def draw_attention(fig, config, params, images):
+def draw_attention(fig, images, maps):
   """Images above where the last block looks in them."""
-  maps = attention_maps(config, params, images)
-  who = "all patches" if config.model.name == "swin" else "class token"
-  fig.suptitle(f"Where the teacher looks ({who}, last block, all heads)")
-  for column, image, attention in zip(
-    fig.subplots(2, len(images), squeeze=False).T, images, maps, strict=True
+  fig.suptitle("Where the teacher looks (last block, all heads)")
+  columns = fig.subplots(2, len(images), squeeze=False).T
+  side = images.shape[1]
+  extent = (-0.5, side - 0.5, side - 0.5, -0.5)
+  for (above, below), image, attention in zip(
+    columns, images, maps, strict=True
   ):
-    column[0].imshow(image)
-    column[1].imshow(image.mean(-1), cmap="gray")
-    side = image.shape[0]
-    column[1].imshow(
-      attention,
-      cmap="inferno",
-      alpha=0.6,
-      interpolation="bilinear",
-      extent=(-0.5, side - 0.5, side - 0.5, -0.5),
-    )
-    for axes in column:
-      axes.set_axis_off()
+    above.imshow(image)
+    below.imshow(image.mean(-1), cmap="gray")
+    overlay = {"alpha": 0.6, "interpolation": "bilinear", "extent": extent}
+    below.imshow(attention, cmap="inferno", **overlay)
+    above.set_axis_off()
+    below.set_axis_off()
 
 
 def attention_maps(config, params, images):
@@ -128,11 +109,15 @@ def attention_maps(config, params, images):
     token keeps for itself.
   """
   model = models.from_config(config, num_classes=0)
-  x = views.evaluation_view(jnp.asarray(images), config.mean, config.std)
-  apply = functools.partial(model.apply, method="attention")
-  attention = np.asarray(jax.jit(apply)({"params": params}, x)).mean(1)
-  if config.model.name == "swin":
-    maps = attention.mean(1)
-  else:
-    maps = attention[:, 0, 1:]
-  return maps.reshape(len(images), math.isqrt(maps.shape[1]), -1)
+
+  @jax.jit
+  def attend(params, images):
+    x = multi_crop.evaluation_view(images, config.mean, config.std)
+    return model.apply({"params": params}, x, method="attention").mean(1)
+
+  attention = np.asarray(attend(params, jnp.asarray(images)))
+  tokens = attention.shape[-1]
+  side = math.isqrt(tokens)
+  alone = side**2 == tokens  # patches, without a class token
+  maps = attention.mean(1) if alone else attention[:, 0, 1:]
+  return maps.reshape(len(images), side, side)

@@ -12,17 +12,12 @@ def table(header, rows):
   Returns:
     The table as text, numbers to the right, without a last line break.
   """
-  cells = [[cell(x) for x in row] for row in rows]
-  widths = [
-    max(map(len, column)) for column in zip(header, *cells, strict=True)
-  ]
-  lines = [list(header), ["-" * width for width in widths], *cells]
+  lines = [list(header), *([cell(x) for x in row] for row in rows)]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  lines.insert(1, ["-" * width for width in widths])
   return "\n".join(
-    "  ".join(
-      text.ljust(width) if i == 0 else text.rjust(width)
-      for i, (text, width) in enumerate(zip(line, widths, strict=True))
-    )
-    for line in lines
+    "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])])
+    for first, *others in lines
   )
 
 

@@ -11,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 from vit_ssl_jax import files
 from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.parallel import hosts
+from vit_ssl_jax.run import schema
 
 FOLDER = "checkpoints"
 
@@ -119,7 +120,7 @@ def read(path):
   state, _ = read_tree(path)
   if "step" not in state:
     raise UserError(f"{path} is no checkpoint of a run: it has no step")
-  return state, files.read_json(workdir / "config.json")
+  return state, schema.read_config(workdir)
 
 
 def workdir_of(path):

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events, warnings."""
+"""What a run writes down while it trains: metrics.jsonl, TensorBoard events."""
 
 import collections
 import concurrent.futures
@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 
-from vit_ssl_jax import files
+from vit_ssl_jax import cli, files
 from vit_ssl_jax.parallel import hosts
 
 NAME = "metrics.jsonl"
@@ -27,6 +27,10 @@ def read(workdir):
   # A kill in the middle of writing leaves a last line that is cut off.
   whole = [line for line in lines if line.endswith("}")]
   return [json.loads(line) for line in whole]
+
+
+class NotFiniteError(Exception):
+  """A step's value is not finite; args are the step and the value's name."""
 
 
 class Recorder:
@@ -63,6 +67,20 @@ class Recorder:
       self.events = self.thread.submit(open_events, str(workdir))
     self.written = [self.events]
 
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    """Waits for the events; that some were not written costs no result."""
+    self.thread.shutdown()
+    if self.events is None:
+      return
+    problem = next((f.exception() for f in self.written if f.exception()), None)
+    if not self.events.exception():
+      self.events.result().close()
+    if problem:
+      cli.say(f"warning: TensorBoard events were not written: {problem}")
+
   def elapsed(self):
     """Seconds of wall time in this workdir, earlier runs' included."""
     return round(time.perf_counter() - self.begin, 3)
@@ -78,16 +96,17 @@ class Recorder:
     self.pending.append((steps, values, [dict(seconds) for _ in steps]))
 
   def complete(self, figures):
-    """Adds what evaluation has found to the last step's line."""
+    """Adds what evaluation has found to the last step's line.
+
+    Returns:
+      The figure of validation, where it is better than all before, or None.
+    """
     *_, endings = self.pending[-1]
     endings[-1] |= figures | {"seconds": self.elapsed()}
-
-  def improved(self, figures):
-    """The figure of validation, if it is better than all before, or None."""
-    name, value = next(
-      ((k, v) for k, v in figures.items() if k.startswith(VAL)), (None, None)
+    value = max(
+      (v for k, v in figures.items() if k.startswith(VAL)), default=-1
     )
-    if name is None or value <= self.best:
+    if value <= self.best:
       return None
     self.best = value
     return value
@@ -121,20 +140,6 @@ class Recorder:
       epoch = round(step / self.steps_per_epoch, 4)
       now = {name: value[i] for name, value in values.items()}
       yield {"step": step, "epoch": epoch} | now | ending
-
-  def close(self):
-    """Waits for the events; what kept them from being written, or None."""
-    self.thread.shutdown()
-    if self.events is None:
-      return None
-    problem = next((f.exception() for f in self.written if f.exception()), None)
-    if not self.events.exception():
-      self.events.result().close()
-    return problem
-
-
-class NotFiniteError(Exception):
-  """A step's value is not finite; args are the step and the value's name."""
 
 
 def not_finite(line):
@@ -179,27 +184,3 @@ def best_on_val(lines, name):
     "epoch_at_best_val": best["epoch"],
     "step_at_best_val": best["step"],
   }
-
-
-def collapse(lines, outputs):
-  """Says how a teacher's outputs have collapsed, or None where they have not.
-
-  Args:
-    lines: the last steps' metrics: "loss", "teacher_entropy", "teacher_kl".
-    outputs: K, the number of outputs.
-
-  Returns:
-    "uniform" where loss and entropy are at ln K in every line, so that the
-    targets say nothing; "one-hot" where the entropy is at 0 and no target
-    differs from the batch's mean; else None.
-  """
-  top = math.log(outputs)
-
-  def near(name, value):
-    return all(abs(line[name] - value) < 1e-3 * top for line in lines)
-
-  if near("loss", top) and near("teacher_entropy", top):
-    return "uniform"
-  if near("teacher_entropy", 0) and near("teacher_kl", 0):
-    return "one-hot"
-  return None

@@ -1,9 +1,11 @@
-"""A run's folder: its config, whose run it is, and its result."""
+"""A run's folder: its config, the data set it is trained on, and its result."""
 
 import hashlib
 import json
 import os
 import pathlib
+import shlex
+import sys
 import time
 import uuid
 from importlib import metadata
@@ -14,10 +16,10 @@ import numpy as np
 from vit_ssl_jax import files
 from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.parallel import hosts
-from vit_ssl_jax.run import checkpoints, metrics
+from vit_ssl_jax.run import checkpoints, metrics, schema
 
-# What may differ between the runs that share a workdir: it changes how far a
-# run goes and what is said on the way, and not what a step computes.
+# What may change when a run resumes: it decides how far the run goes and how
+# fast, and not what a step computes.
 MAY_CHANGE = (
   "max_steps",
   "log_every_steps",
@@ -32,52 +34,46 @@ MAY_CHANGE = (
   "mesh.fsdp",
   "accumulate_steps",
   "remat",
-  "model.fused_attention",
   "steps_per_dispatch",
 )
-
-
 # How long a process waits for the first one's file to show itself, in seconds.
 PATIENCE = 10
 
 
-def check(config, workdir):
-  """Checks that a workdir is new, or belongs to this config's run.
+def command(workdir):
+  """The command that a run was started with, or ""."""
+  path = pathlib.Path(workdir, "command.txt")
+  return path.read_text().strip() if path.is_file() else ""
+
+
+def claim(config, workdir):
+  """Checks a config, and that a workdir is new or belongs to its run.
 
   Raises:
-    UserError: on every process, where the workdir holds another run, whose keys
-      the message names, or where not all processes see the same folder.
+    UserError: on every process, where a value of the config makes no sense,
+      the processes have different configs or folders, or the workdir holds
+      another run, whose keys the message names.
   """
+  own = schema.flat(json.loads(schema.dump(config)))
+  own.pop("data_dir")  # of each host
+  hosts.agree(own, "config")
+  schema.check(config)
   with hosts.together():
     check_owner(config, workdir)
   if jax.process_count() > 1:
     check_shared(workdir)
 
 
-def agree(config):
-  """Raises a UserError on all processes where not all have the same config."""
-  own = flat(json.loads(dump(config)))
-  own.pop("data_dir")  # of each host
-  found = hosts.gather(own)
-  for index, other in enumerate(found):
-    for key in sorted(other.keys() | found[0].keys()):
-      if other.get(key) != found[0].get(key):
-        raise UserError(
-          f"the processes have to be given the same config: {key} is"
-          f" {found[0].get(key)!r} on process 0 and {other.get(key)!r} on"
-          f" process {index}"
-        )
-
-
 def check_owner(config, workdir):
   """Raises a UserError where a workdir is not this config's, and not new."""
-  path = pathlib.Path(workdir, "config.json")
-  if not path.exists():
+  if not pathlib.Path(workdir, "config.json").exists():
     above = existing(workdir)
     if not (above.is_dir() and os.access(above, os.W_OK)):
       raise UserError(f"cannot write to --workdir={workdir}: see {above}")
     return
-  old, new = flat(json.loads(path.read_text())), flat(json.loads(dump(config)))
+  old = schema.flat(schema.read_config(workdir))
+  new = schema.flat(json.loads(schema.dump(config)))
+  new.pop("format")
   changed = [
     f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
     for key in sorted(old.keys() | new.keys())
@@ -137,35 +133,36 @@ def touch(file):
 
 
 def make(config, workdir, dataset):
-  """Makes a workdir, and writes into it the config and what it is trained on.
-
-  That is dataset.json, the content of `describe`.
+  """Makes a workdir: config.json, dataset.json and command.txt.
 
   Raises:
     UserError: it cannot be written to, or holds another run, or one that was
       trained on other images, or processes have read other images.
   """
-  path = pathlib.Path(workdir, "config.json")
-  about = path.with_name("dataset.json")
+  path = pathlib.Path(workdir)
   described = describe(dataset)
-  agree_on_data(described)
+  hosts.agree(schema.flat(described), "data set")
   with hosts.together():
+    about = path / "dataset.json"
     if checkpoints.any_in(workdir) and about.exists():
-      check_same(json.loads(about.read_text()), described, workdir)
+      check_same(files.read_json(about), described, workdir)
     check_owner(config, workdir)
   with hosts.together():  # after all have looked
     if not hosts.first():
       return
     try:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      files.write(path, dump(config))
+      path.mkdir(parents=True, exist_ok=True)
+      files.write(path / "config.json", schema.dump(config))
       files.write(about, json.dumps(described, indent=2) + "\n")
+      if not (path / "command.txt").exists():
+        started = shlex.join(["python", *sys.orig_argv[1:]])
+        files.write(path / "command.txt", started + "\n")
     except OSError as e:
       raise UserError(f"cannot write to --workdir={workdir}: {e}") from e
 
 
 def describe(dataset):
-  """What is to be known of a `data.Dataset` later, as a dict.
+  """What is to be known of a `load.Dataset` later, as a dict.
 
   Its name, its classes in the order of the logits, mean and standard deviation,
   and for each part the number of images and a SHA-256 over labels and images,
@@ -198,39 +195,12 @@ def check_same(old, new, workdir):
     )
 
 
-def agree_on_data(described):
-  """Raises a UserError on all processes where not all read the same data."""
-  found = hosts.gather(described)
-  for index, other in enumerate(found):
-    if word := difference(found[0], other):
-      raise UserError(
-        f"the processes have to be given the same data set: the {word} of"
-        f" {described['name']} are not the same for process 0 and {index}"
-      )
-
-
 def difference(old, new):
   """What of two data sets, as described, is not the same; or None."""
   what = {"classes": "classes", "images": "numbers of images"}
   what["sha256"] = "images or labels"
   differ = (x for key, x in what.items() if old.get(key, new[key]) != new[key])
   return next(differ, None)
-
-
-def dump(config):
-  """A config as JSON."""
-  return json.dumps(config.to_dict(), indent=2) + "\n"
-
-
-def flat(tree, prefix=""):
-  """A nested dict as {"a.b": value}."""
-  out = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      out |= flat(value, f"{prefix}{key}.")
-    else:
-      out[prefix + key] = value
-  return out
 
 
 def finished(workdir, step):
@@ -256,22 +226,16 @@ def write_result(workdir, state, summarize, figures):
   result = None
   if hosts.first():
     lines = metrics.read(workdir)
-    result = final(lines, digest, summarize(lines) | figures)
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    result = {
+      **summarize(lines),
+      **figures,
+      **{key: lines[-1][key] for key in ("step", "epoch", "loss")},
+      "state_sha256": digest,
+      "devices": [str(d.device_kind) for d in jax.devices()],
+      "platform": jax.default_backend(),
+      "versions": {name: metadata.version(name) for name in packages},
+    }
     text = json.dumps(result, indent=2) + "\n"
     files.write(pathlib.Path(workdir, "result.json"), text)
   return hosts.same(result)
-
-
-def final(lines, digest, figures):
-  """The content of result.json, of lines of metrics and a state's SHA-256."""
-  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-  return {
-    **figures,
-    "step": lines[-1]["step"],
-    "epoch": lines[-1]["epoch"],
-    "loss": lines[-1]["loss"],
-    "state_sha256": digest,
-    "devices": [str(d.device_kind) for d in jax.devices()],
-    "platform": jax.default_backend(),
-    "versions": {name: metadata.version(name) for name in packages},
-  }

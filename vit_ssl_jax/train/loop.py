@@ -4,16 +4,41 @@ import contextlib
 import dataclasses
 import itertools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_ssl_jax import cli, models
-from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.parallel import hosts, mesh as sharding
+from vit_ssl_jax import cli
+from vit_ssl_jax.data import inputs
+from vit_ssl_jax.parallel import hosts, mesh as meshes
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """All that the loop is given of a stage.
+
+  Attributes:
+    init: () -> the state of step 0, a dataclass of arrays.
+    step: a pure function (state, batch) -> (state, metrics).
+    evaluate: (state, due) -> dict of figures in percent. It is due every
+      config.evaluate_every_epochs and at the end of the schedule, and its
+      figures go into the step's line; where a run stops early it is not, and
+      they go into result.json alone.
+    summarize: (all lines of metrics) -> dict of final figures.
+    parameters: how many the network has that the stage is for.
+    warn: (the recent lines) -> a sentence for the user, or None.
+  """
+
+  init: Callable[[], Any]
+  step: Callable[[Any, dict], tuple[Any, dict]]
+  evaluate: Callable[[Any, bool], dict]
+  summarize: Callable[[list], dict]
+  parameters: int
+  warn: Callable[[list], str | None] = lambda lines: None
 
 
 def init_key(config):
@@ -26,122 +51,81 @@ def step_key(config):
   return jax.random.split(jax.random.key(config.seed))[1]
 
 
-def run(
-  config,
-  workdir,
-  *,
-  mesh,
-  model,
-  init_state,
-  train_step,
-  source,
-  evaluate,
-  summarize,
-  warn=lambda lines: None,
-):
+def run(config, workdir, make_stage):
   """Trains from the newest checkpoint, or from the start, to the end.
 
   Args:
-    config: the run's ConfigDict.
-    workdir: the run's folder, as `workdirs.make` makes it.
-    mesh: a mesh of `sharding.make_mesh`.
-    model: the network, to say how large it is.
-    init_state: () -> the state of step 0, a dataclass of arrays.
-    train_step: a pure function (state, batch) -> (state, metrics).
-    source: the training batches, a `data.Source`.
-    evaluate: (state, due) -> dict of numbers; called every
-      config.evaluate_every_epochs and at the end of the schedule, when it is
-      due and the numbers go into the step's line, and also where a run stops
-      early, when it is not and they go into result.json alone.
-    summarize: (all lines of metrics) -> dict of final figures.
-    warn: (the recent lines) -> a sentence for the user, or None.
+    config: the run's ConfigDict, which `workdir.claim` has accepted.
+    workdir: the run's folder.
+    make_stage: (config, dataset, steps_per_epoch, mesh) -> `Stage`.
 
   Returns:
     The content of result.json.
 
   Raises:
-    UserError: a value of a step was not finite.
+    UserError: something does not fit, or a value of a step was not finite.
     KeyboardInterrupt: the run was told to stop; it has saved a checkpoint.
   """
-  parameters = models.count(model)
-  cli.say(
-    f"{config.model.name}: {parameters:,} parameters in {model.dtype.name} on"
-    f" {mesh.size} x {jax.devices()[0].device_kind}"
+  mesh = meshes.make_mesh(
+    config.mesh.fsdp, config.batch_size, config.accumulate_steps
   )
-  per_epoch = source.steps_per_epoch
-  total = config.epochs * per_epoch
-  stop = min(total, config.max_steps or total)
-  # TensorBoard's writer needs TensorFlow, which an npz run does without.
-  events = config.tensorboard and not config.dataset.startswith("npz:")
-  with contextlib.ExitStack() as stack:
-    saver = stack.enter_context(
-      checkpoints.manager(
-        workdir, config.keep_last, config.keep_every_epochs * per_epoch
-      )
-    )
+  config, dataset, source = inputs.open_data(config, mesh)
+  stage = make_stage(config, dataset, source.steps_per_epoch, mesh)
+  workdirs.make(config, workdir, dataset)
+  plan = Plan(config, source.steps_per_epoch)
+  keep_every_steps = config.keep_every_epochs * plan.per_epoch
+  with checkpoints.manager(
+    workdir, config.keep_last, keep_every_steps
+  ) as saver:
     start = checkpoints.agreed_step(saver)
-    if start >= stop and (
-      result := hosts.same(workdirs.finished(workdir, start))
-    ):
-      cli.say(f"finished already, at step {start} of {total}")
+    done = workdirs.finished(workdir, start) if start >= plan.stop else None
+    if result := hosts.same(done):
+      cli.say(f"finished already, at step {start} of {plan.total}")
       return result
-    state, shardings = first_state(saver, mesh, init_state)
-    if start:
-      cli.say(f"going on from step {start} of {total}")
-    recorder = metrics.Recorder(workdir, start, per_epoch, events)
-    stack.callback(close, recorder)
-    stopping = stack.enter_context(cli.stop_signals())
-    bar = stack.enter_context(
-      cli.progress_bar(
-        stop * config.batch_size,
-        "image",
-        initial=start * config.batch_size,
-        disable=not hosts.first(),
-      )
+    state, shardings = first_state(saver, mesh, stage.init)
+    cli.say(
+      f"{config.model.name}, {stage.parameters:,} parameters, on {mesh.size} x"
+      f" {jax.devices()[0].device_kind}"
+      + (f": resuming from step {start} of {plan.total}" if start else "")
     )
-    at_once = steps_per_dispatch(config, source)
-    steps = Steps(config, per_epoch, start, stop, total, at_once)
-    clock = Clock()
-    try:
-      state = train(
-        steps, state, compiled(train_step, source, shardings, at_once), source,
-        evaluate, warn, recorder, saver, bar, clock, stopping,
-      )  # fmt: skip
-    except metrics.NotFiniteError as e:
-      raise not_finite(e, workdir, saver) from e
-    figures = {}
-    reached = recorder.recent[-1]["step"]
-    if not (steps.evaluates(max(start, stop)) or reached < stop):
-      figures = hosts.same(evaluate(state, False))
-    seconds = recorder.elapsed()
-  if reached < stop:
-    raise KeyboardInterrupt(
-      f"stopped at step {reached} of {total} with a checkpoint: the same"
-      " command goes on from there"
-    )
-  return workdirs.write_result(
-    workdir,
-    state,
-    summarize,
-    {
-      **figures,
-      "parameters": parameters,
-      "images_per_second": clock.rate(config.batch_size),
-      "seconds": seconds,
-    },
-  )
+    dispatch, most = make_dispatch(config, source, stage.step, shardings)
+    with training(workdir, plan, stage, saver, start) as loop:
+      try:
+        state, reached = loop.train(
+          state, start, source.items(start), dispatch, most
+        )
+      except metrics.NotFiniteError as e:
+        raise not_finite(e, workdir, saver) from e
+      if reached < plan.stop:
+        raise KeyboardInterrupt(
+          f"stopped at step {reached} of {plan.total} with a checkpoint: the"
+          " same command resumes from there"
+        )
+      figures = loop.final_figures(state, reached)
+  return workdirs.write_result(workdir, state, stage.summarize, figures)
 
 
 @dataclasses.dataclass(frozen=True)
-class Steps:
-  """What is done when."""
+class Plan:
+  """What is due after which step.
+
+  Attributes:
+    config: the run's config.
+    per_epoch: steps an epoch.
+  """
 
   config: Any
   per_epoch: int
-  start: int
-  stop: int
-  total: int
-  at_once: int
+
+  @property
+  def total(self):
+    """Steps of the schedule."""
+    return self.config.epochs * self.per_epoch
+
+  @property
+  def stop(self):
+    """The last step of this run."""
+    return min(self.total, self.config.max_steps or self.total)
 
   def logs(self, step):
     return step % self.config.log_every_steps == 0 or step == self.stop
@@ -151,93 +135,159 @@ class Steps:
     return step % every == 0 or step == self.total
 
   def saves(self, step):
-    kept = self.config.keep_every_epochs * self.per_epoch
-    return (
-      step % self.config.checkpoint_every_steps == 0
-      or (kept and step % kept == 0)
-      or step == self.stop
-    )
+    keep = self.config.keep_every_epochs * self.per_epoch
+    every = self.config.checkpoint_every_steps
+    due = step % every == 0 or (keep and step % keep == 0)
+    return due or step == self.stop
 
-  def together(self):
-    """The ranges of at most `at_once` steps of which only the last one has
-    something to be done after it."""
-    first = self.start + 1
+  def dispatches(self, start, most):
+    """Ranges of at most `most` steps, with something due after the last alone.
+
+    Args:
+      start: how many steps are done.
+      most: steps per dispatch.
+    """
+    first = start + 1
     while first <= self.stop:
-      step = first
-      while step - first + 1 < self.at_once and not (
-        self.logs(step) or self.evaluates(step) or self.saves(step)
+      last = first
+      while last - first + 1 < most and not (
+        self.logs(last) or self.evaluates(last) or self.saves(last)
       ):
-        step += 1
-      yield range(first, step + 1)
-      first = step + 1
+        last += 1
+      yield range(first, last + 1)
+      first = last + 1
 
 
-def train(
-  steps, state, step_fn, source, evaluate, warn, recorder, saver, bar, clock,
-  stopping,
-):  # fmt: skip
-  """Makes the steps from steps.start to steps.stop; the state they end with.
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """The loop over dispatches, and what it keeps open."""
 
-  It ends earlier, with a checkpoint, where `stopping` is set on any process.
-  """
-  items = source.items(steps.start)
-  for made in steps.together():
-    step = made[-1]
-    state, values = step_fn(state, source.arrays, items, len(made))
-    recorder.add(made, values)
-    better = None  # the validation figure, where it is the best so far
-    bar.update(len(made) * steps.config.batch_size)
-    if made[0] == steps.start + 1:  # it was compiled now
-      jax.block_until_ready(state)
-      clock.restart()
-      bar.unpause()
-    else:
-      clock.steps += len(made)
-    if steps.logs(step):
-      recorder.flush(keep_last=True)
-      show(bar, recorder, warn)
-    if steps.evaluates(step):
-      jax.block_until_ready(state)
-      clock.pause()
-      figures = hosts.same(evaluate(state, True))
-      recorder.complete(figures)
-      better = recorder.improved(figures)
-      for name, value in figures.items():
-        cli.say(f"epoch {step / steps.per_epoch:.4g}: {name} {value:.2f} %")
-      clock.restart()
-    # Several processes have to stop at the same step, and ask each other now
-    # and then; one alone stops at once.
-    stops = stopping.is_set()
-    if jax.process_count() > 1:
-      stops = steps.logs(step) and hosts.any_of(stops)
-    if steps.saves(step) or better is not None or stops:
-      recorder.flush()
-      checkpoints.save(saver, step, state, better)
-    if stops:
-      break
-  jax.block_until_ready(state)
-  clock.pause()
-  return state
+  plan: Plan
+  stage: Stage
+  saver: Any
+  recorder: metrics.Recorder
+  bar: Any
+  clock: "Clock"
+  stopping: Any
+
+  def train(self, state, start, items, dispatch, most):
+    """Makes the steps after `start`; the last state and its step.
+
+    It ends early, with a checkpoint, where any process is told to stop.
+    """
+    reached = start
+    for number, steps in enumerate(self.plan.dispatches(start, most), 1):
+      state, values = dispatch(state, items, len(steps))
+      self.recorder.add(steps, values)
+      self.bar.update(len(steps) * self.plan.config.batch_size)
+      if number == 1:  # it was compiled now
+        jax.block_until_ready(state)
+        self.clock.restart()
+        self.bar.unpause()
+      else:
+        self.clock.steps += len(steps)
+      stops = self.stopping.is_set() or hosts.reached_preemption(number)
+      reached = steps[-1]
+      self.after(reached, state, stops)
+      if stops:
+        break
+    jax.block_until_ready(state)
+    self.clock.pause()
+    return state, reached
+
+  def after(self, step, state, stops):
+    """Does what is due after a step, and saves where it was the last one."""
+    best = None  # the validation figure, where it is the best so far
+    if self.plan.logs(step):
+      self.recorder.flush(keep_last=True)
+      self.show()
+    if self.plan.evaluates(step):
+      best = self.evaluate(step, state)
+    if self.plan.saves(step) or best is not None or stops:
+      self.recorder.flush()
+      checkpoints.save(self.saver, step, state, best)
+
+  def evaluate(self, step, state):
+    """Evaluates; the validation figure, where it is the best so far."""
+    jax.block_until_ready(state)
+    self.clock.pause()
+    figures = hosts.same(self.stage.evaluate(state, True))
+    best = self.recorder.complete(figures)
+    for name, value in figures.items():
+      cli.say(f"epoch {step / self.plan.per_epoch:.4g}: {name} {value:.2f} %")
+    self.clock.restart()
+    return best
+
+  def final_figures(self, state, reached):
+    """Figures for result.json, beside those of the lines of metrics."""
+    figures = {}
+    if not self.plan.evaluates(reached):
+      figures = hosts.same(self.stage.evaluate(state, False))
+    return figures | {
+      "parameters": self.stage.parameters,
+      "images_per_second": self.clock.rate(self.plan.config.batch_size),
+      "seconds": self.recorder.elapsed(),
+    }
+
+  def show(self):
+    """Brings the bar's loss up to date; says once what there is to warn of."""
+    lines = self.recorder.recent
+    if not lines:
+      return
+    self.bar.set_postfix({"loss": f"{lines[-1]['loss']:.4g}"}, refresh=False)
+    warning = self.stage.warn(lines)
+    if warning and warning != self.recorder.warned:
+      cli.say(f"warning: step {lines[-1]['step']}: {warning}")
+    self.recorder.warned = warning
 
 
-def close(recorder):
-  """Closes a recorder; that events could not be written costs no result."""
-  if problem := recorder.close():
-    cli.say(f"warning: TensorBoard events were not written: {problem}")
+@contextlib.contextmanager
+def training(workdir, plan, stage, saver, start):
+  """Yields a `Loop` that begins after step `start`."""
+  config = plan.config
+  # TensorBoard's writer needs TensorFlow, which a run on an npz does without.
+  events = config.tensorboard and not config.dataset.startswith("npz:")
+  bar = cli.progress_bar(
+    plan.stop * config.batch_size,
+    "img",
+    initial=start * config.batch_size,
+    disable=not hosts.first(),
+  )
+  with (
+    metrics.Recorder(workdir, start, plan.per_epoch, events) as recorder,
+    cli.stop_signals() as stopping,
+    bar,
+  ):
+    yield Loop(plan, stage, saver, recorder, bar, Clock(), stopping)
 
 
-def first_state(saver, mesh, init_state):
+def first_state(saver, mesh, init):
   """The newest checkpoint's state, or a fresh one, and its shardings."""
-  shape = jax.eval_shape(init_state)
-  shardings = sharding.state_sharding(mesh, shape)
+  shape = jax.eval_shape(init)
+  shardings = meshes.state_sharding(mesh, shape)
   if not checkpoints.latest_step(saver):
-    return sharding.place(init_state(), shardings), shardings
+    return meshes.place(init(), shardings), shardings
   placed = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shape,
     shardings,
   )
   return checkpoints.restore(saver, placed), shardings
+
+
+def not_finite(error, workdir, saver):
+  """The UserError for a step whose value was not finite."""
+  step, name = error.args
+  saved = checkpoints.latest_step(saver)
+  last = (
+    f"the last good checkpoint is {workdir}/{checkpoints.FOLDER}/{saved}"
+    if saved
+    else "there is no checkpoint before it"
+  )
+  return cli.UserError(
+    f"stopped: {name} is not finite at step {step}; {last}; a lower"
+    " optim.learning_rate or dtype=float32 may help"
+  )
 
 
 def steps_per_dispatch(config, source):
@@ -252,23 +302,24 @@ def steps_per_dispatch(config, source):
   return config.steps_per_dispatch or (1 if on_cpu else 10)
 
 
-def compiled(train_step, source, shardings, at_once):
+def make_dispatch(config, source, step, shardings):
   """Makes what fetches batches and makes a step of each, as one program.
 
   Args:
-    train_step: as in `run`.
-    source: the training batches.
+    config: the run's config.
+    source: the training batches, a `batches.Source`.
+    step: of a `Stage`.
     shardings: of the state.
-    at_once: the most steps that one call makes.
 
   Returns:
-    (state, source.arrays, iterator of items, count) -> (state, metrics), with
-    metrics of shape (at_once,), of which the first `count` hold, or scalars
-    where at_once is 1; the state is donated.
+    (state, iterator of the source's items, count) -> (state, metrics), and the
+    most steps that one call makes. The state is donated. Metrics are scalars
+    where that is 1, else (most,), of which the first `count` hold.
   """
+  most = steps_per_dispatch(config, source)
 
   def one(state, arrays, item):
-    return train_step(state, source.fetch(arrays, item))
+    return step(state, source.fetch(arrays, item))
 
   def several(state, arrays, items, count):
     def body(i, carry):
@@ -277,26 +328,24 @@ def compiled(train_step, source, shardings, at_once):
       return state, jax.tree.map(lambda k, x: k.at[i].set(x), kept, values)
 
     _, shape = jax.eval_shape(one, state, arrays, items[0])
-    kept = jax.tree.map(lambda x: jnp.zeros(at_once, x.dtype), shape)
+    kept = jax.tree.map(lambda x: jnp.zeros(most, x.dtype), shape)
     return jax.lax.fori_loop(0, count, body, (state, kept))
 
-  def jit(function):
-    return jax.jit(function, donate_argnums=0, out_shardings=(shardings, None))
+  program = jax.jit(
+    one if most == 1 else several,
+    donate_argnums=0,
+    out_shardings=(shardings, None),
+  )
 
-  if at_once == 1:
-    step = jit(one)
-
-    return lambda state, arrays, items, _: step(state, arrays, next(items))
-
-  steps = jit(several)
-
-  def call_several(state, arrays, items, count):
+  def dispatch(state, items, count):
+    if most == 1:
+      return program(state, source.arrays, next(items))
     # The count is an argument, so that one program does for all.
     taken = list(itertools.islice(items, count))
-    taken += taken[:1] * (at_once - count)
-    return steps(state, arrays, np.stack(taken), count)
+    taken += taken[:1] * (most - count)
+    return program(state, source.arrays, np.stack(taken), count)
 
-  return call_several
+  return dispatch, most
 
 
 class Clock:
@@ -320,34 +369,7 @@ class Clock:
     self.since = None
 
   def rate(self, batch_size):
-    """Images a second, or None where there were none."""
+    """Throughput in images a second, or None where there were no steps."""
     if not (self.steps and self.seconds):
       return None
     return self.steps * batch_size / self.seconds
-
-
-def show(bar, recorder, warn):
-  """Brings the bar's loss up to date; says once what there is to warn of."""
-  if not recorder.recent:
-    return
-  last = recorder.recent[-1]
-  bar.set_postfix({"loss": f"{last['loss']:.4g}"}, refresh=False)
-  warning = warn(recorder.recent)
-  if warning and warning != recorder.warned:
-    cli.say(f"warning: step {last['step']}: {warning}")
-  recorder.warned = warning
-
-
-def not_finite(error, workdir, saver):
-  """The UserError for a step whose value was not finite."""
-  step, name = error.args
-  saved = checkpoints.latest_step(saver)
-  last = (
-    f"the last good checkpoint is {workdir}/{checkpoints.FOLDER}/{saved}"
-    if saved
-    else "there is no checkpoint before it"
-  )
-  return UserError(
-    f"stopped: {name} is not finite at step {step}; {last}; a lower"
-    " optim.learning_rate or dtype=float32 may help"
-  )

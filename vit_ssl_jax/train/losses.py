@@ -1,11 +1,13 @@
 """Losses of both stages. Logits and probabilities are float32."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
 
 
-def centered_probabilities(logits, center, temperature):
+def centered_targets(logits, center, temperature):
   """Teacher targets by centring and sharpening (Caron et al., 2021, eq. 1, 4).
 
   Args:
@@ -20,7 +22,7 @@ def centered_probabilities(logits, center, temperature):
   return jax.nn.softmax((logits - center) / temperature)
 
 
-def sinkhorn_probabilities(logits, temperature, iterations=3):
+def sinkhorn_targets(logits, temperature, iterations=3):
   """Teacher targets by Sinkhorn-Knopp (Caron et al., 2020, section 3.1).
 
   Every output ends with nearly the same share of the batch, so that the
@@ -43,8 +45,8 @@ def sinkhorn_probabilities(logits, temperature, iterations=3):
   return jnp.exp(scores)
 
 
-def view_prediction(student_logits, teacher_probabilities, temperature):
-  """Cross-entropy of a student's views against a teacher's other views.
+def dino(student_logits, teacher_probabilities, temperature):
+  """DINO loss: cross-entropy of a student's views against a teacher's.
 
   The mean over all pairs of one of the teacher's G global views and one of the
   student's V views that is not the same view (Caron et al., 2021, eq. 3; the
@@ -81,7 +83,7 @@ def update_center(center, teacher_logits, momentum):
   return center * momentum + mean * (1 - momentum)
 
 
-def spread(probabilities):
+def entropy_and_divergence(probabilities):
   """How far the teacher's targets are from collapse.
 
   Args:
@@ -100,6 +102,30 @@ def spread(probabilities):
   return entropy, of_mean - entropy
 
 
+def collapse(lines, outputs):
+  """Says how a teacher's outputs have collapsed, or None where they have not.
+
+  Args:
+    lines: the last steps' metrics: "loss", "teacher_entropy", "teacher_kl".
+    outputs: K, the number of outputs.
+
+  Returns:
+    "uniform" where loss and entropy are at ln K in every line, so that the
+    targets say nothing; "one-hot" where the entropy is at 0 and no target
+    differs from the batch's mean; else None.
+  """
+  top = math.log(outputs)
+
+  def near(name, value):
+    return all(abs(line[name] - value) < 1e-3 * top for line in lines)
+
+  if near("loss", top) and near("teacher_entropy", top):
+    return "uniform"
+  if near("teacher_entropy", 0) and near("teacher_kl", 0):
+    return "one-hot"
+  return None
+
+
 def classification(logits, targets, smoothing):
   """Cross-entropy with label smoothing (Szegedy et al., 2016, section 7).
 
@@ -115,11 +141,55 @@ def classification(logits, targets, smoothing):
   return jnp.mean(optax.softmax_cross_entropy(logits, targets))
 
 
-def dense_relative_localization(offsets, first, second, grid):
-  """How wrongly the distance of two tokens is told (Liu et al., 2021).
+def dense_relative_localization(predict, grid, keys, pairs):
+  """Dense relative localisation (Liu et al., 2021, arXiv 2106.03746).
 
-  The distance is the absolute one along either axis, as a share of the grid,
-  and the error is the mean over both axes (arXiv 2106.03746).
+  Args:
+    predict: a `models.OffsetHead` with its parameters: two tokens, one behind
+      the other, (B, M, 2 · D) -> (B, M, 2).
+    grid: (B, h, w, D) tokens.
+    keys: (B,) PRNG keys, one for each image.
+    pairs: M, how many random pairs of tokens of each image.
+
+  Returns:
+    `offset_error` of the predictions, a scalar.
+  """
+  B, h, w, D = grid.shape
+  first, second = jax.vmap(
+    lambda key: sample_pairs(key, pairs, (h, w)), out_axes=1
+  )(keys)
+  tokens = grid.reshape(B, h * w, D)
+
+  def at(place):
+    # A product, for its gradient adds up in the same order every time.
+    chosen = jax.nn.one_hot(place[..., 0] * w + place[..., 1], h * w)
+    return jnp.einsum(
+      "bmn,bnd->bmd", chosen, tokens, precision=jax.lax.Precision.HIGHEST
+    )
+
+  offsets = predict(jnp.concatenate([at(first), at(second)], -1))
+  return offset_error(offsets, first, second, (h, w))
+
+
+def sample_pairs(key, pairs, grid):
+  """Positions of random pairs of an image's tokens.
+
+  Args:
+    key: PRNG key.
+    pairs: M, how many.
+    grid: (h, w) the number of rows and of columns.
+
+  Returns:
+    (2, M, 2) rows and columns, independent and uniform.
+  """
+  ends = jnp.asarray(grid)[None, None]
+  return jax.random.randint(key, (2, pairs, 2), 0, ends)
+
+
+def offset_error(offsets, first, second, grid):
+  """The mean absolute error of predicted distances of tokens.
+
+  Distances are absolute, by rows and by columns, as shares of the grid.
 
   Args:
     offsets: (B, M, 2) predicted distances of M pairs, by rows and by columns.
@@ -127,7 +197,7 @@ def dense_relative_localization(offsets, first, second, grid):
     grid: (h, w) the number of rows and of columns.
 
   Returns:
-    The mean absolute error, a scalar.
+    A scalar.
   """
   sides = jnp.asarray(grid, jnp.float32)[None, None]
   return jnp.mean(jnp.abs(offsets - jnp.abs(first - second) / sides))

@@ -92,7 +92,7 @@ def is_matrix(params):
 
 def stacked_axes(path):
   """How many leading axes of a parameter run over a scan's blocks."""
-  return int(any(name.startswith("blocks") for name in names(path)))
+  return int("blocks" in names(path))
 
 
 def names(path):

@@ -1,28 +1,25 @@
 """Stage 1: self-supervised view prediction on the small set itself.
 
-A student predicts, from one view of an image, what a momentum teacher makes
-of another (the paper, section 3.1; DINO, Caron et al., 2021).
+A student predicts, from one view of an image, the output of an EMA teacher for
+another view (the paper, section 3.1; DINO, Caron et al., 2021).
 """
 
+import dataclasses
+import functools
 import math
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 from vit_ssl_jax import evaluate, models
-from vit_ssl_jax.augment import multi_crop as views
-from vit_ssl_jax.parallel import mesh as sharding
-from vit_ssl_jax.run import metrics, schema as checks, workdir as workdirs
-from vit_ssl_jax.train import (
-  accumulation,
-  inputs,
-  loop,
-  losses,
-  optimizers,
-  schedules,
-)
+from vit_ssl_jax.augment import multi_crop
+from vit_ssl_jax.parallel import mesh as meshes
+from vit_ssl_jax.run import metrics, workdir as workdirs
+from vit_ssl_jax.train import gradients, loop, losses, optimizers, schedules
 
 
 @flax.struct.dataclass
@@ -32,7 +29,7 @@ class PretrainState:
   Attributes:
     step: () int32, steps done.
     student: {"backbone": ..., "head": ...}, float32.
-    teacher: the same tree, the student's moving average.
+    teacher: the same tree, the student's exponential moving average.
     opt_state: the optimizer's state.
     center: (K,) float32, running mean of the teacher's outputs.
   """
@@ -44,8 +41,47 @@ class PretrainState:
   center: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+  """What a step is made with; it holds no arrays of the state.
+
+  Attributes:
+    config: the run's config.
+    model: the backbone of student and teacher.
+    head: their `models.ProjectionHead`.
+    schedules: of `make_schedules`.
+    optimizer: an optax transformation.
+    mesh: over which the state is sharded; None is one device.
+  """
+
+  config: ml_collections.ConfigDict
+  model: Any
+  head: models.ProjectionHead
+  schedules: dict
+  optimizer: optax.GradientTransformation
+  mesh: jax.sharding.Mesh | None = None
+
+
+def make(config, steps_per_epoch, mesh=None):
+  """The `Pretraining` of a config.
+
+  Raises:
+    UserError: as of `models.build` and the schedules.
+  """
+  model = models.from_config(config, num_classes=0)
+  head = models.ProjectionHead(**config.head, dtype=model.dtype)
+  tables = make_schedules(config, steps_per_epoch)
+  optimizer = optimizers.pretrain(
+    tables["learning_rate"],
+    tables["weight_decay"],
+    clip=config.optim.clip_per_tensor,
+    frozen_steps=config.optim.freeze_last_layer_epochs * steps_per_epoch,
+  )
+  return Pretraining(config, model, head, tables, optimizer, mesh)
+
+
 def make_schedules(config, steps_per_epoch):
-  """Tables of learning rate, weight decay, momentum and temperature by step.
+  """Learning rate, weight decay, momentum and temperature, each (steps,).
 
   The learning rate in the config is for a batch of 256 and is scaled with the
   batch (Goyal et al., 2017).
@@ -69,251 +105,227 @@ def make_schedules(config, steps_per_epoch):
   }
 
 
-def make_optimizer(config, tables, steps_per_epoch):
-  return optimizers.pretrain(
-    tables["learning_rate"],
-    tables["weight_decay"],
-    clip=config.optim.clip_per_tensor,
-    frozen_steps=config.optim.freeze_last_layer_epochs * steps_per_epoch,
-  )
-
-
-def init_state(model, head, optimizer, key):
+def init_state(parts, key):
   """A student, a teacher with the same weights, a centre at zero."""
   backbone_key, head_key = jax.random.split(key)
-  features = jnp.zeros((1, model.num_features))
+  features = jnp.zeros((1, parts.model.num_features))
   student = {
-    "backbone": models.init(model, backbone_key),
-    "head": head.init(head_key, features)["params"],
+    "backbone": models.init(parts.model, backbone_key),
+    "head": parts.head.init(head_key, features)["params"],
   }
   return PretrainState(
     step=jnp.zeros((), jnp.int32),
     student=student,
     teacher=jax.tree.map(jnp.copy, student),
-    opt_state=optimizer.init(student),
-    center=jnp.zeros(head.out_dim),
+    opt_state=parts.optimizer.init(student),
+    center=jnp.zeros(parts.head.out_dim),
   )
 
 
-def project(model, head, params, batch):
+def project(model, head, params, views):
   """Outputs of the projection head for views of several sizes.
 
   Args:
     model, head: the flax modules.
     params: {"backbone", "head"}.
-    batch: of `views_with_masks`, or a part of one.
+    views: of `with_drop_path`: for each size images (B, V, S, S, 3) and drop
+      path masks (B, V, depth, 2), or None.
 
   Returns:
-    (B, sum of V_i, K) float32.
+    (B, sum of V, K) float32.
   """
-  features = model.apply(
-    {"params": params["backbone"]},
-    *batch,
-    method="features_of_views",
+  features = []
+  for images, masks in views:
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (images, masks))
+    found = model.apply(
+      {"params": params["backbone"]}, flat[0], masks=flat[1], method="features"
+    )
+    features.append(found.reshape(*images.shape[:2], -1))
+  return head.apply(
+    {"params": params["head"]}, jnp.concatenate(features, axis=1)
   )
-  return head.apply({"params": params["head"]}, features)
 
 
-def views_with_masks(model, groups, train, key):
-  """What `project` takes, with the batch as the outer axis of everything.
-
-  Args:
-    model: the flax module.
-    groups: arrays (V_i, B, S_i, S_i, 3), one for each size.
-    train: whether drop path is active.
-    key: PRNG key for drop path.
-
-  Returns:
-    Arrays (B, V_i, S_i, S_i, 3), and (B, depth, 2, sum of V_i) or None.
-  """
-  count = sum(len(images) for images in groups)
-  masks = models.drop_path(model, key, (groups[0].shape[1], count), train)
-  return [images.swapaxes(0, 1) for images in groups], masks
-
-
-def make_update(config, model, head, optimizer, tables, mesh=None):
-  """Makes the part of a step that comes after augmentation.
+def with_drop_path(model, groups, key):
+  """Views with their drop path masks; the batch is the first axis of all.
 
   Args:
-    config: the run's config.
-    model, head: the flax modules.
-    optimizer: of `make_optimizer`.
-    tables: of `make_schedules`.
-    mesh: over which the state is sharded; None is one device.
+    model: the backbone.
+    groups: arrays (V, B, S, S, 3), one for each size.
+    key: PRNG key, or None for no drop path.
 
   Returns:
-    A pure function (state, global_views (2, B, S, S, 3), local_views
-    (V, B, s, s, 3), key) -> (state, metrics), the views being normalised.
+    A list of (images (B, V, S, S, 3), masks (B, V, depth, 2) or None).
   """
-  t = config.teacher
-  whole = sharding.whole(mesh)
+  views = []
+  for i, images in enumerate(groups):
+    images, masks = images.swapaxes(0, 1), None
+    if key is not None:
+      group_key = jax.random.fold_in(key, i)
+      masks = models.drop_path(model, group_key, images.shape[:2])
+    views.append((images, masks))
+  return views
 
-  def update(state, global_views, local_views, key):
-    student_key, teacher_key = jax.random.split(key)
-    now = {
-      name: jnp.asarray(table, jnp.float32)[state.step]
-      for name, table in tables.items()
-    }
-    parts = config.accumulate_steps
-    gathered = whole(state.teacher)
-    teacher_logits = accumulation.outputs(
-      lambda batch: project(model, head, gathered, batch),
-      views_with_masks(model, [global_views], t.drop_path, teacher_key),
-      parts,
-    ).swapaxes(0, 1)
-    if t.centering == "sinkhorn":
-      targets = losses.sinkhorn_probabilities(
-        teacher_logits, now["temperature"]
-      )
-    else:
-      targets = losses.centered_probabilities(
-        teacher_logits, state.center, now["temperature"]
-      )
 
-    def loss_fn(student, batch):
-      batch, targets = batch
-      logits = project(model, head, whole(student), batch).swapaxes(0, 1)
-      loss = losses.view_prediction(
-        logits, targets.swapaxes(0, 1), config.student_temperature
-      )
-      return loss, ()
+def update(parts, state, global_views, local_views, key):
+  """The part of a step that comes after augmentation.
 
-    groups = [global_views, local_views] if len(local_views) else [global_views]
-    batch = views_with_masks(model, groups, True, student_key)
-    (loss, _), gradients = accumulation.gradients(
-      loss_fn, state.student, (batch, targets.swapaxes(0, 1)), parts
+  Args:
+    parts: the `Pretraining`.
+    state: a `PretrainState`.
+    global_views: (2, B, S, S, 3), normalised.
+    local_views: (V, B, s, s, 3), normalised; V may be 0.
+    key: PRNG key of drop path.
+
+  Returns:
+    The new state, and a dict of scalars.
+  """
+  config, t = parts.config, parts.config.teacher
+  now = {
+    name: jnp.asarray(table, jnp.float32)[state.step]
+    for name, table in parts.schedules.items()
+  }
+  student_key, teacher_key = jax.random.split(key)
+  gathered = meshes.gathered(parts.mesh)
+  outputs = functools.partial(project, parts.model, parts.head)
+
+  # (B, 2, K): the teacher sees global views alone.
+  teacher_logits = gradients.concatenated(outputs, config.accumulate_steps)(
+    gathered(state.teacher),
+    with_drop_path(
+      parts.model, [global_views], teacher_key if t.drop_path else None
+    ),
+  )
+  if t.centering == "sinkhorn":
+    targets = losses.sinkhorn_targets(teacher_logits, now["temperature"])
+  else:
+    targets = losses.centered_targets(
+      teacher_logits, state.center, now["temperature"]
     )
-    updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.student
-    )
-    student = optax.apply_updates(state.student, updates)
-    m = now["momentum"]
-    teacher = jax.tree.map(
-      lambda old, new: old * m + new * (1 - m), state.teacher, student
-    )
-    entropy, divergence = losses.spread(targets)
-    new_state = PretrainState(
-      step=state.step + 1,
-      student=student,
-      teacher=teacher,
-      opt_state=opt_state,
-      center=losses.update_center(
-        state.center, teacher_logits, t.center_momentum
-      ),
-    )
-    return new_state, {
-      "loss": loss,
-      "teacher_entropy": entropy,
-      "teacher_kl": divergence,
-      "gradient_norm": optax.tree.norm(gradients),
-      **now,
-    }
 
-  return update
+  def loss_fn(student, batch):
+    views, targets = batch
+    logits = outputs(gathered(student), views)
+    return losses.dino(
+      logits.swapaxes(0, 1), targets.swapaxes(0, 1), config.student_temperature
+    ), {}
+
+  groups = [global_views, local_views] if len(local_views) else [global_views]
+  views = with_drop_path(parts.model, groups, student_key)
+  (loss, _), grads = gradients.averaged(loss_fn, config.accumulate_steps)(
+    state.student, (views, targets)
+  )
+  updates, opt_state = parts.optimizer.update(
+    grads, state.opt_state, state.student
+  )
+  student = optax.apply_updates(state.student, updates)
+  entropy, divergence = losses.entropy_and_divergence(targets)
+  new_state = PretrainState(
+    step=state.step + 1,
+    student=student,
+    teacher=optax.incremental_update(
+      student, state.teacher, 1 - now["momentum"]
+    ),
+    opt_state=opt_state,
+    center=losses.update_center(
+      state.center, teacher_logits, t.center_momentum
+    ),
+  )
+  return new_state, {
+    "loss": loss,
+    "teacher_entropy": entropy,
+    "teacher_kl": divergence,
+    "gradient_norm": optax.tree.norm(grads),
+    **now,
+  }
 
 
-def make_train_step(config, model, head, optimizer, tables, mesh=None):
-  """Makes stage 1's step; the arguments are those of `make_update`.
+def make_step(parts):
+  """Makes stage 1's step.
 
   Returns:
     A pure function (state, {"image": (B, H, W, 3) uint8}) -> (state, metrics);
     what is random in it comes from config.seed and state.step alone.
   """
-  update = make_update(config, model, head, optimizer, tables, mesh)
+  config = parts.config
   root = loop.step_key(config)
 
-  def train_step(state, batch):
+  def step(state, batch):
     view_key, drop_key = jax.random.split(jax.random.fold_in(root, state.step))
-    global_views, local_views = views.multi_crop(
+    global_views, local_views = multi_crop.multi_crop(
       view_key, batch["image"], config.views, config.mean, config.std
     )
-    return update(state, global_views, local_views, drop_key)
+    return update(parts, state, global_views, local_views, drop_key)
 
-  return train_step
-
-
-def check(config):
-  """Raises a UserError where a config's value makes no sense."""
-  checks.common(config)
-  checks.choice(config, "teacher.centering", ["mean", "sinkhorn"])
-  checks.interval(config, "views.global_scale")
-  checks.interval(config, "views.local_scale")
-  for key in ("views.global_size", "views.local_size"):
-    checks.multiple(config, key, "model.patch_size")
-  checks.not_negative(config, "views.local_views")
-  checks.length(config, "views.color_jitter", 4)
-  checks.length(config, "views.blur_probability", 3)
+  return step
 
 
-def run(config, workdir):
-  """Pretrains a student and its teacher in `workdir`, or goes on with it.
-
-  Returns:
-    The content of result.json: `knn`, the accuracy of nearest neighbours on
-    the teacher's features in percent of all test images, and, with validation
-    images, `metrics.best_on_val`'s, beside the figures of every run.
-
-  Raises:
-    UserError: something given does not fit; the message says what.
-  """
-  workdirs.agree(config)
-  model = models.from_config(config, num_classes=0)
-  check(config)
-  workdirs.check(config, workdir)
-  mesh = sharding.make_mesh(
-    config.mesh.fsdp, config.batch_size, config.accumulate_steps
-  )
-  head = models.ProjectionHead(**config.head, dtype=model.dtype)
-  config, dataset, source = inputs.open_data(config, mesh)
-  workdirs.make(config, workdir, dataset)
-  tables = make_schedules(config, source.steps_per_epoch)
-  optimizer = make_optimizer(config, tables, source.steps_per_epoch)
+def make_evaluate(parts, dataset):
+  """Makes (state, due) -> the teacher's k-NN top-1 in percent, where due."""
+  config, mesh = parts.config, parts.mesh
 
   @jax.jit
   def features(params, images):
-    images = views.evaluation_view(images, config.mean, config.std)
-    return model.apply({"params": params}, images, method="features")
+    images = multi_crop.evaluation_view(images, config.mean, config.std)
+    return parts.model.apply({"params": params}, images, method="features")
 
   def evaluate_state(state, due):
     if not due:
       return {}
     backbone = state.teacher["backbone"]
 
-    def extract(images, labels):
+    def extract(images):
       return evaluate.extract(
         lambda images: features(backbone, images),
         images,
-        labels,
         config.evaluate_batch_size,
-        sharding.batch_sharding(mesh),
+        meshes.batch_sharding(mesh),
       )
 
-    train = extract(dataset.train_images, dataset.train_labels)
+    train = extract(dataset.train_images)
     return {
       f"{prefix}knn": evaluate.knn_accuracy(
         train,
         dataset.train_labels,
-        extract(images, labels),
+        extract(images),
         labels,
         len(dataset.classes),
       )
       for prefix, images, labels in evaluate.parts(dataset)
     }
 
-  return loop.run(
-    config,
-    workdir,
-    mesh=mesh,
-    model=model,
-    init_state=jax.jit(
-      lambda: init_state(model, head, optimizer, loop.init_key(config))
-    ),
-    train_step=make_train_step(config, model, head, optimizer, tables, mesh),
-    source=source,
-    evaluate=evaluate_state,
+  return evaluate_state
+
+
+def make_stage(config, dataset, steps_per_epoch, mesh):
+  """Stage 1 as the loop runs it."""
+  parts = make(config, steps_per_epoch, mesh)
+  return loop.Stage(
+    init=jax.jit(functools.partial(init_state, parts, loop.init_key(config))),
+    step=make_step(parts),
+    evaluate=make_evaluate(parts, dataset),
     summarize=summarize,
-    warn=lambda lines: warn_of_collapse(lines, source.steps_per_epoch, head),
+    parameters=models.count(parts.model),
+    warn=lambda lines: warn_of_collapse(
+      lines, steps_per_epoch, config.head.out_dim
+    ),
   )
+
+
+def run(config, workdir):
+  """Pretrains in `workdir`, or resumes there.
+
+  Returns:
+    The content of result.json: `knn`, the top-1 of nearest neighbours on the
+    last teacher's features in percent of all test images, and, with
+    validation images, `metrics.best_on_val`'s, beside the figures of every run.
+
+  Raises:
+    UserError: something given does not fit; the message says what.
+  """
+  workdirs.claim(config, workdir)
+  models.from_config(config, num_classes=0)  # or an error, before data is read
+  return loop.run(config, workdir, make_stage)
 
 
 def summarize(lines):
@@ -323,24 +335,24 @@ def summarize(lines):
   return last | metrics.best_on_val(lines, "knn")
 
 
-def warn_of_collapse(lines, steps_per_epoch, head):
+def warn_of_collapse(lines, steps_per_epoch, out_dim):
   """A sentence where the teacher's outputs have collapsed, with remedies."""
   if len(lines) < 50 or lines[0]["step"] < steps_per_epoch:
     return None
-  kind = metrics.collapse(lines, head.out_dim)
+  kind = losses.collapse(lines, out_dim)
   if kind == "uniform":
     return (
       "the teacher's outputs have collapsed to uniform (the loss stays at"
-      f" ln {head.out_dim} = {math.log(head.out_dim):.4f}), and nothing is"
-      " being learnt; what helps: teacher.centering=sinkhorn, lower teacher"
-      " temperatures, larger crops (views.global_scale, views.local_scale),"
-      " less colour jitter; see README, Small sets"
+      f" ln {out_dim} = {math.log(out_dim):.4f}), and nothing is being learnt;"
+      " what helps: teacher.centering=sinkhorn, lower teacher temperatures,"
+      " larger crops (views.global_scale, views.local_scale), less colour"
+      " jitter; see docs/training.md, Small sets"
     )
   if kind == "one-hot":
     return (
       "the teacher's outputs have collapsed to one (their entropy is 0), and"
       " nothing is being learnt; what helps: teacher.centering=sinkhorn, higher"
-      " teacher temperatures, a smaller optim.learning_rate; see README, Small"
-      " sets"
+      " teacher temperatures, a smaller optim.learning_rate; see"
+      " docs/training.md, Small sets"
     )
   return None

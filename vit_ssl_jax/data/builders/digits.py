@@ -1,8 +1,4 @@
-"""A TFDS builder for scikit-learn's handwritten digits; downloads nothing.
-
-Importing this module imports tensorflow_datasets and registers the builder, so
-that `tfds.load("digits")` finds it.
-"""
+"""A TFDS builder for scikit-learn's handwritten digits; downloads nothing."""
 
 import numpy as np
 import tensorflow_datasets as tfds

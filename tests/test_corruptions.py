@@ -1,6 +1,5 @@
 """CIFAR-C as published and as TFDS prepares it: what is read and refused."""
 
-import dataclasses
 import itertools
 import os
 import pathlib
@@ -86,13 +85,13 @@ def test_published_files_are_read_severity_by_severity(cifar10_c, monkeypatch):
 
   monkeypatch.setattr(tfds_sets, "tensorflow", no_tensorflow)
   place = corruptions.find(f"cifar10_c:{cifar10_c}")
-  assert (place.name, place.num_classes) == ("cifar10_c", 10)
+  assert place.name == "cifar10_c"
   assert place.corruptions == ALL
   want = itertools.product(ALL, range(5))
   for got, (name, i) in zip(corruptions.read(place, 32), want, strict=True):
     corruption, severity, images, labels = got
     assert (corruption, severity) == (name, i + 1)
-    assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+    assert (images.dtype, labels.dtype) == (np.uint8, np.uint8)
     here = slice(i * COUNT, (i + 1) * COUNT)
     np.testing.assert_array_equal(images, stored(name)[here])
     np.testing.assert_array_equal(labels, labels_of(10)[here])
@@ -143,7 +142,6 @@ def test_places_that_are_looked_at(tmp_path, monkeypatch):
   def found(*arguments):
     place = corruptions.find(*arguments)
     assert not place.prepared
-    assert place.num_classes == (10 if place.name == "cifar10_c" else 100)
     return pathlib.Path(place.folder).relative_to(tmp_path).as_posix()
 
   a = str(tmp_path / "a")
@@ -180,26 +178,12 @@ def test_an_archive_has_to_be_unpacked(tmp_path, place):
   archive = tmp_path / place / "CIFAR-100-C.tar"
   archive.parent.mkdir(parents=True, exist_ok=True)
   archive.write_bytes(b"")
-  for name in ("cifar100_c", f"cifar100_c:{archive}"):
-    said = refused(name, str(tmp_path))
-    assert f"`tar -xf {archive} -C {archive.parent}`" in said
-    assert "11f0ed0f1191edbf9fa23466ae6021d3" in said
+  said = refused("cifar100_c", str(tmp_path))
+  assert f"`tar -xf {archive} -C {archive.parent}`" in said
+  assert "11f0ed0f1191edbf9fa23466ae6021d3" in said
 
 
-@pytest.mark.parametrize(
-  ("name", "words"),
-  [
-    ("cifar10c", 'no corrupted set "cifar10c" (did you mean "cifar10_c"?)'),
-    ("CIFAR-100-C:/x", 'did you mean "cifar100_c"'),
-    ("imagenet_c", "there are cifar10_c, cifar100_c."),
-    ("", 'no corrupted set ""; there are'),
-  ],
-)
-def test_names_that_are_not_sets(name, words):
-  assert words in refused(name)
-
-
-def test_missing_files_are_named_with_what_is_there(own):
+def test_missing_files_are_named(own):
   for file in own.iterdir():
     if file.name[0] not in "fgl":
       file.unlink()
@@ -207,13 +191,7 @@ def test_missing_files_are_named_with_what_is_there(own):
   assert (
     f"{own} is not the whole of CIFAR-10-C: it lacks shot_noise.npy" in said
   )
-  assert "jpeg_compression.npy and holds fog.npy, frost.npy, gauss" in said
-  for file in own.iterdir():
-    file.unlink()
-  assert "holds nothing" in refused(f"cifar10_c:{own}")
-  for i in range(30):
-    (own / f"{i:02}.txt").touch()
-  assert refused(f"cifar10_c:{own}").endswith("23.txt and 6 more.")
+  assert said.endswith("pixelate.npy, jpeg_compression.npy.")
 
 
 @pytest.mark.parametrize(
@@ -227,9 +205,9 @@ def test_missing_files_are_named_with_what_is_there(own):
     ("fog", b"\x93NUMPY\x01\x00v\x00{'descr'", ["is cut off or no .npy"]),
     ("fog", b"<html>" * 99, ["is cut off or no .npy"]),
     ("fog", np.array([{}] * 100), ["is cut off or no .npy"]),
-    ("labels", labels_of(10)[:COUNT], ["(20,)", "(100,), one for each"]),
-    ("labels", labels_of(10)[:, None], ["(100, 1)", "integers"]),
-    ("labels", labels_of(10) / 1.0, ["float64", "integers"]),
+    ("labels", labels_of(10)[:COUNT], ["(20,)", "integer of shape (100,)"]),
+    ("labels", labels_of(10)[:, None], ["(100, 1)", "must be integer"]),
+    ("labels", labels_of(10) / 1.0, ["float64", "must be integer"]),
     ("labels", labels_of(10) + 1, ["from 1 to 10;", "from 0 to 9."]),
     ("labels", labels_of(10) - 10 * (labels_of(10) == 0), ["from -10 to 9;"]),
     ("labels", labels_of(100), ["from 0 to 99;", "10 classes"]),
@@ -252,24 +230,6 @@ def test_cut_files_are_found_before_any_is_read(own):
 def test_cifar10_c_is_not_cifar100_c(own):
   said = refused(f"cifar100_c:{own}")
   assert "labels run from 0 to 9; with 100 classes they must" in said
-
-
-def test_mean_error_is_over_the_75():
-  accuracies = {
-    (name, severity): 90.0 - ALL.index(name) - severity
-    for name in corruptions.CORRUPTIONS
-    for severity in range(1, 6)
-  }
-  assert corruptions.mean_error(accuracies) == pytest.approx(10 + 7 + 3)
-  extra = {("saturate", severity): 0.0 for severity in range(1, 6)}
-  assert corruptions.mean_error(accuracies | extra) == pytest.approx(20)
-  perfect = dict.fromkeys(accuracies, 100.0)
-  assert corruptions.mean_error(perfect) == 0
-  del accuracies["fog", 3]
-  with pytest.raises(ValueError, match=r"75 accuracies.*none of fog 3$"):
-    corruptions.mean_error(accuracies)
-  with pytest.raises(ValueError, match="and 51 more"):
-    corruptions.mean_error({})
 
 
 PREPARED = (("glass_blur", 4), ("elastic_transform", 5), ("saturate", 1))
@@ -313,8 +273,8 @@ class TestPrepared:
       return sorted(zip(flat.tolist(), labels.tolist(), strict=True))
 
     for name, severity in PREPARED:
-      images, labels = corruptions._decode(place, name, severity)
-      assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+      images, labels = corruptions.read_prepared(place, name, severity)
+      assert images.dtype == np.uint8
       here = slice((severity - 1) * COUNT, severity * COUNT)
       want = rows(stored(name)[here], labels_of(10)[here])
       assert rows(images, labels) == want
@@ -366,8 +326,8 @@ class TestPrepared:
       next(corruptions.read(place, 32))
     monkeypatch.setattr(corruptions, "IMAGES", COUNT + 1)
     with pytest.raises(UserError, match=r"\(20, 32, .* shape \(21, 32, "):
-      corruptions._decode(place, "fog", 1)
+      corruptions.read_prepared(place, "fog", 1)
     monkeypatch.setattr(corruptions, "IMAGES", COUNT)
-    other = dataclasses.replace(place, name="cifar100_c")
+    other = place._replace(name="cifar100_c")
     with pytest.raises(UserError, match="labels run from 0 to 9; with 100"):
-      corruptions._decode(other, "fog", 1)
+      corruptions.read_prepared(other, "fog", 1)

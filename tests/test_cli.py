@@ -10,9 +10,9 @@ import pytest
 # has the system clear.
 FAULTS = """
 import resource
-from vit_ssl_jax import commands
+from vit_ssl_jax import cli
 
-commands.set_up()
+cli.set_up()
 import jax
 import jax.numpy as jnp
 

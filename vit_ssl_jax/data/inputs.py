@@ -3,11 +3,14 @@
 import contextlib
 
 import numpy as np
+from jax.sharding import Mesh
 
-from vit_ssl_jax import cli, data
+from vit_ssl_jax import cli
+from vit_ssl_jax.data import batches, cache
+from vit_ssl_jax.data.load import load as load_set
 from vit_ssl_jax.parallel import hosts
 
-# What of a config `data.load` takes under the same name.
+# What of a config `load.load` takes under the same name.
 KEYS = (
   "train_split",
   "val_split",
@@ -28,27 +31,29 @@ def open_data(config, mesh):
 
   Returns:
     The config with the mean and standard deviation that it left to the set, a
-    `data.Dataset`, and a `data.Source` of training batches.
+    `load.Dataset`, and a `batches.Source` of training batches.
 
   Raises:
-    UserError: as of `data.load` and `data.make_source`.
+    UserError: as of `load.load` and `batches.make_source`.
   """
   dataset = load(config)
   config = config.copy_and_resolve_references()
   with config.ignore_type():  # lists, where it was read from JSON
     config.update(mean=dataset.mean, std=dataset.std)
   whole = config.data_fraction_keeps == "steps"
-  source = data.make_source(
+  nbytes = dataset.train_images.nbytes
+  place = config.placement
+  if place == "auto":
+    place = placement(nbytes, config.memory_share, mesh)
+  source = batches.make_source(
     dataset.train_images,
     dataset.train_labels,
     config.batch_size,
     seed=config.seed,
-    placement=config.placement,
-    memory_share=config.memory_share,
+    placement=place,
     epoch_images=dataset.whole_train_size if whole else None,
     fingerprints=dataset.train_fingerprints,
     mesh=mesh,
-    streamer=dataset.streamer,
   )
   for line in describe(dataset, source):
     cli.say(line)
@@ -56,7 +61,7 @@ def open_data(config, mesh):
 
 
 def load(config):
-  """A config's `data.Dataset`.
+  """A config's `load.Dataset`.
 
   The first process goes first: what it prepares and decodes the others find,
   or, where they do not share its disks, do one by one on each machine.
@@ -66,8 +71,8 @@ def load(config):
       if hosts.first() != turn:
         continue
       if not turn:
-        stack.enter_context(data.in_turn())
-      dataset = data.load(
+        stack.enter_context(cache.in_turn())
+      dataset = load_set(
         config.dataset,
         config.model.image_size,
         data_dir=config.data_dir or None,
@@ -76,6 +81,23 @@ def load(config):
         **{key: config[key] for key in KEYS},
       )
   return dataset
+
+
+def placement(nbytes: int, share: float, mesh: Mesh) -> str:
+  """Where so many bytes of images are kept: device, host or disk.
+
+  It is the first of them of whose memory they take at most `share`, and the
+  same on all hosts, which may differ in memory.
+  """
+  devices = mesh.local_devices
+  stats = devices[0].memory_stats() or {}
+  # CPU devices report none and share the host's.
+  device = stats.get("bytes_limit") or cache.memory() / len(devices)
+  if nbytes <= share * device:
+    own = 0
+  else:
+    own = 1 if nbytes <= share * cache.memory() else 2
+  return ("device", "host", "disk")[max(hosts.gather(own))]
 
 
 def describe(dataset, source):

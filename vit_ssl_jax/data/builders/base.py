@@ -1,10 +1,12 @@
-"""What is in the builders' material, listed and checked.
+"""What all builders share: how images are listed, checked and stored.
 
 What is missing or wrong is a `UserError` of one sentence.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
+import tensorflow_datasets as tfds
 from etils import epath
 
 from vit_ssl_jax.cli import UserError
@@ -13,6 +15,71 @@ IMAGE_STARTS = (b"\xff\xd8", b"\x89PNG")
 
 # (path below some folder, label) of each image.
 Listed = Sequence[tuple[str, int]]
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A set of labelled image files, stored as they are.
+
+  All images are listed, and counted against what was published, before anything
+  is written. Grey images come out as RGB.
+  """
+
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
+  HOMEPAGE = ""
+  SHAPE: tuple[int | None, int | None, int] = (None, None, 3)
+  CLASSES = 0
+  PUBLISHED: ClassVar[dict[str, int]]  # images of each split
+
+  def find(
+    self, manager: tfds.download.DownloadManager
+  ) -> tuple[Sequence[str], dict[str, tuple[epath.Path, Listed]]]:
+    """The classes' names; and each split's folder and images below it."""
+    raise NotImplementedError
+
+  def read(self, path: epath.Path) -> bytes:
+    """One image as it is to be stored."""
+    return read_image(path)
+
+  def _info(self):
+    return self.dataset_info_from_configs(
+      description=self.__doc__,
+      homepage=self.HOMEPAGE,
+      features=tfds.features.FeaturesDict(
+        {
+          "image": tfds.features.Image(shape=self.SHAPE),
+          "label": tfds.features.ClassLabel(num_classes=self.CLASSES),
+        }
+      ),
+      supervised_keys=("image", "label"),
+    )
+
+  def _split_generators(self, dl_manager):
+    names, splits = self.find(dl_manager)
+    for split, (root, images) in splits.items():
+      published = self.PUBLISHED[split]
+      if len(images) != published:
+        raise UserError(
+          f"{root} has {len(images):,} images of the split {split}, but"
+          f" {published:,} were published."
+        )
+    self.info.features["label"].names = list(names)
+    return {
+      split: self._generate_examples(root, images)
+      for split, (root, images) in splits.items()
+    }
+
+  def _generate_examples(self, root, images):
+    for path, label in images:
+      yield path, {"image": self.read(root / path), "label": label}
+
+  def check_classes(self, where: epath.Path, names: Iterable[str]) -> None:
+    """Raises UserError unless there are as many classes as were published."""
+    found = len({*names})
+    if found != self.CLASSES:
+      raise UserError(
+        f"{where} names {found:,} classes, but {self.CLASSES:,} were published."
+      )
 
 
 def names(folder: epath.Path, suffix: str = "") -> list[str]:
@@ -75,25 +142,6 @@ def refuse(where: epath.Path, fault: str, found: Iterable[str]) -> None:
     raise UserError(f"{where} {fault} {found[0]}{more}.")
 
 
-def check_classes(where: epath.Path, found: int, published: int) -> None:
-  """Raises UserError unless there are as many classes as were published."""
-  if found != published:
-    raise UserError(
-      f"{where} names {found:,} classes, but {published:,} were published."
-    )
-
-
-def check_count(
-  where: epath.Path, split: str, found: int, published: int
-) -> None:
-  """Raises UserError unless a split has as many images as were published."""
-  if found != published:
-    raise UserError(
-      f"{where} has {found:,} images of the split {split}, but {published:,} "
-      "were published."
-    )
-
-
 def read_image(path: epath.Path) -> bytes:
   """A JPEG or PNG file as it is; UserError if it is neither, or missing."""
   try:
@@ -103,9 +151,3 @@ def read_image(path: epath.Path) -> bytes:
   if not data.startswith(IMAGE_STARTS):
     raise UserError(f"{path} is neither a JPEG nor a PNG image.")
   return data
-
-
-def examples(root: epath.Path, listed: Listed) -> Iterator[tuple[str, dict]]:
-  """TFDS's examples, keyed by the path below `root`."""
-  for path, label in listed:
-    yield path, {"image": read_image(root / path), "label": label}
