@@ -5,6 +5,7 @@ one, on all labels and on 10 % of them. Leaves summary.json and summary.png.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import shutil
@@ -14,8 +15,8 @@ import ml_collections
 
 from configs import (
   common,
-  finetune as finetune_config,
-  pretrain as pretrain_config,
+  finetune as finetune_recipe,
+  pretrain as pretrain_recipe,
 )
 from vit_ssl_jax import cli, files
 from vit_ssl_jax.data import load
@@ -23,84 +24,66 @@ from vit_ssl_jax.report import pictures, tables
 from vit_ssl_jax.run import checkpoints
 from vit_ssl_jax.train import finetune, pretrain
 
-FRACTIONS = (1.0, 0.1)
-# How the time divides, to say how much is left: pretraining, then each
-# fine-tuning; measured with ViT on two cores.
-SHARES = {"pretrain": 0.75, 1.0: 0.08, 0.1: 0.04}
+FRACTIONS = (1.0, 0.1)  # of the labels
+SOURCES = ("scratch", "pretrained")
 
 
 def quickstart(out, arch, seed):
-  """Runs all of it and writes the summary; returns what summary.json holds."""
+  """Runs all of it and writes the summary; returns what summary.json holds.
+
+  What was stopped goes on; what is finished starts anew.
+  """
   begin = time.perf_counter()
   if (out / "summary.json").exists():
-    shutil.rmtree(
-      out
-    )  # a finished quickstart starts anew, a stopped one goes on
-  plan = Plan(1 + 2 * len(FRACTIONS))
-  plan.announce("pretraining without labels", SHARES["pretrain"])
-  config = pretrain_config.get_config(f"{arch},digits")
+    shutil.rmtree(out)
+  count = 1 + len(FRACTIONS) * len(SOURCES)
+  cli.say(f"[1/{count}] pretraining without labels")
+  config = pretrain_recipe.get_config(f"{arch},digits")
   config.seed = seed
-  pretrained = out / "pretrain"
-  results = [pretrain.run(config, pretrained)]
-  knn = results[0]["knn"]
-  runs, curves = [], {}
-  for fraction in FRACTIONS:
-    top1 = {}
-    for name, source in (("scratch", ""), ("pretrained", str(pretrained))):
-      title = f"{name}, {fraction:.0%} of the labels"
-      plan.announce(f"fine-tuning, {title}", SHARES[fraction])
-      workdir = out / f"finetune_{name}_{round(100 * fraction)}"
-      tuning = finetune_config.get_config(f"{arch},digits")
-      tuning.update(seed=seed, init_from=source, data_fraction=fraction)
-      tuning.split_seed = seed  # other labels for each seed
-      # A tenth of the labels gets a third of the steps, not a tenth, so that
-      # training from scratch has its chance too.
-      tuning.epochs = round(tuning.epochs / fraction**0.5)
-      tuning.evaluate_every_epochs = tuning.epochs // 8
-      results.append(finetune.run(tuning, workdir))
-      top1[f"top1_{name}"] = results[-1]["top1"]
-      curves[title] = workdir
-    runs.append({"label_fraction": fraction, **top1})
-  draw(out / "summary.png", pretrained, curves)
-  trained = sum(result["seconds"] for result in results)
-  seconds = max(time.perf_counter() - begin, trained)
-  summary = {"runs": runs, "knn": knn, "seconds": round(seconds, 1)}
+  pretrained = pretrain.run(config, out / "pretrain")
+  runs = [{"label_fraction": fraction} for fraction in FRACTIONS]
+  seconds, curves = pretrained["seconds"], {}
+  for i, (run, source) in enumerate(itertools.product(runs, SOURCES), 2):
+    fraction = run["label_fraction"]
+    title = f"{source}, {fraction:.0%} of the labels"
+    cli.say(f"[{i}/{count}] fine-tuning, {title}")
+    config = finetune_config(arch, seed, fraction)
+    if source == "pretrained":
+      config.init_from = str(out / "pretrain")
+    workdir = out / f"finetune_{source}_{round(100 * fraction)}"
+    result = finetune.run(config, workdir)
+    run[f"top1_{source}"] = result["top1"]
+    seconds += result["seconds"]
+    curves[title] = workdir
+  draw(out / "summary.png", out / "pretrain", curves)
+  # The runs' own time is more where they were stopped and went on.
+  seconds = round(max(time.perf_counter() - begin, seconds), 1)
+  summary = {"runs": runs, "knn": pretrained["knn"], "seconds": seconds}
   files.write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
   return summary
 
 
-class Plan:
-  """Says what comes next, and how long the rest will take."""
-
-  def __init__(self, count):
-    self.count, self.number, self.done = count, 0, 0.0
-    self.begin = time.perf_counter()
-    self.share = 0.0
-
-  def announce(self, title, share):
-    self.number += 1
-    self.done += self.share
-    self.share = share
-    passed = time.perf_counter() - self.begin
-    left = passed / self.done * (1 - self.done) if self.done else None
-    about = f", about {left / 60:.1f} minutes left" if left else ""
-    cli.say(f"[{self.number}/{self.count}] {title}{about}")
+def finetune_config(arch, seed, fraction):
+  """The recipe for digits, on a share of the labels."""
+  config = finetune_recipe.get_config(f"{arch},digits")
+  config.update(seed=seed, data_fraction=fraction)
+  config.split_seed = seed  # other labels for each seed
+  # A tenth of the labels gets a third of the steps, not a tenth, so that
+  # training from scratch has its chance too.
+  config.epochs = round(config.epochs / fraction**0.5)
+  config.evaluate_every_epochs = config.epochs // 8
+  return config
 
 
-def draw(path, pretrained, curves):
+def draw(path, pretraining, curves):
   """Draws the summary's picture, on one test image of each digit."""
-  state, config = checkpoints.read(pretrained)
+  state, config = checkpoints.read(pretraining)
   config = ml_collections.ConfigDict(config)
   digits = load.load("digits", config.model.image_size, progress=False)
   first = [int((digits.test_labels == label).argmax()) for label in range(10)]
-  pictures.summary(
-    path,
-    config,
-    state["teacher"]["backbone"],
-    digits.test_images[first],
-    pretrained,
-    curves,
-  )
+  images = digits.test_images[first]
+  params = state["teacher"]["backbone"]
+  pictures.summary(path, config, params, images, pretraining, curves)
 
 
 def show(summary, out):
