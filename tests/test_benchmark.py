@@ -54,7 +54,7 @@ def test_figures_and_trace_without_tensorflow(tmp_path):
   ("arguments", "words"),
   [
     (["--steps=0"], "--steps=0 has to be at least 1"),
-    (["--dataset=mnist"], "DATASET of cifar10"),
+    (["--dataset=mnist"], 'no data set "mnist"'),
     (["--batch_size=3"], "not a multiple of the 2 devices"),
     (["--arch=resnet"], "ARCH of vit"),
     (["--stage=test"], "invalid choice"),

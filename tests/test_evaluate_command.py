@@ -354,7 +354,9 @@ def test_workdirs_that_cannot_be_evaluated(own, fresh, tiny_npz, capsys):
   (own / "evaluation.json").unlink()
   config = (own / "config.json").read_text()
   (own / "config.json").write_text(config.replace('"depth": 2', '"depth": 3'))
-  assert "does not fit the model: blocks" in refused(capsys, f"--workdir={own}")
+  assert "does not fit the model: missing blocks_2.attn" in refused(
+    capsys, f"--workdir={own}"
+  )
 
 
 def test_a_workdir_that_is_read_only(trained, capsys, monkeypatch):
