@@ -149,14 +149,13 @@ def predictions(classifier, files, batch_size=256):
   for start in range(0, len(files), batch_size):
     batch = files[start : start + batch_size]
     images, broken = decode(batch, size, resize)
-    outputs = evaluate.extract(
+    logits = evaluate.extract(
       classifier.predict, images, shape, classifier.sharding
-    ).astype(np.float64)
-    if not classifier.gives_probabilities:
-      outputs = scipy.special.softmax(outputs, axis=-1)
+    )
+    shares = scipy.special.softmax(logits.astype(np.float64), axis=-1)
     for row, file in enumerate(batch):
       why = broken.get(row, "")
-      yield file, None if why else outputs[row], why
+      yield file, None if why else shares[row], why
 
 
 def decode(files, size, resize):

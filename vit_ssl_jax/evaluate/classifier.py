@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from flax import traverse_util
 
@@ -22,7 +23,7 @@ class Classifier:
 
   Attributes:
     path: where it was read from, as the user gave it.
-    predict: images (B, S, S, 3) uint8 -> (B, C) logits, or probabilities.
+    predict: images (B, S, S, 3) uint8 -> (B, C) logits.
     classes: their C names in the order of the logits, which are numbers where
       the data set has no names.
     data: arguments of `load.load` for the set it was trained on: name,
@@ -30,7 +31,6 @@ class Classifier:
     sharding: how predict takes a batch.
     step: of the checkpoint, or None.
     workdir: the run's folder, or None.
-    gives_probabilities: whether predict does, as exported programs do.
   """
 
   path: str
@@ -40,7 +40,6 @@ class Classifier:
   sharding: jax.sharding.Sharding
   step: int | None = None
   workdir: pathlib.Path | None = None
-  gives_probabilities: bool = False
 
 
 def add_classifier(parser, batch_size):
@@ -166,12 +165,12 @@ def of_program(path, arch, dataset, data_dir):
   classes, source = complete(path, about, program.num_outputs, source)
   return Classifier(
     str(path),
-    program.call,
+    # Of probabilities, of which the logarithms are as good as logits.
+    lambda images: jnp.log(program.call(images)),
     classes,
     source,
     meshes.batch_sharding(meshes.one_device_mesh()),
     about.get("step"),
-    gives_probabilities=True,
   )
 
 

@@ -6,7 +6,6 @@ Only what lies on the disk is read; nothing is downloaded.
 """
 
 import itertools
-import os
 import pathlib
 from typing import NamedTuple
 
@@ -157,18 +156,7 @@ def read(place, image_size):
 
 def published(name, folder):
   """The Place of an unpacked archive, after checking its files."""
-  try:
-    there = os.listdir(folder)
-  except OSError as error:
-    raise UserError(f"{folder} cannot be read: {error.strerror}.") from error
-  files = [f"{file}.npy" for file in ("labels", *CORRUPTIONS)]
-  missing = [file for file in files if file not in there]
-  if missing:
-    raise UserError(
-      f"{folder} is not the whole of {SETS[name].title}: it lacks"
-      f" {', '.join(missing)}."
-    )
-  extra = tuple(x for x in EXTRA if f"{x}.npy" in there)
+  extra = tuple(x for x in EXTRA if (folder / f"{x}.npy").exists())
   place = Place(name, folder, False, CORRUPTIONS + extra)
   for corruption in place.corruptions:
     open_published(place, corruption)
@@ -202,22 +190,17 @@ def read_published(place, corruption, severity):
 def prepared(name, folder):
   """The Place of a set that TFDS keeps in one folder for each part."""
 
-  def lacking(corruption):
+  def complete(corruption):
     parts = [part(folder, corruption, severity) for severity in SEVERITIES]
-    return [
-      x.parent.name for x in parts if not (x / "dataset_info.json").exists()
-    ]
+    return all((x / "dataset_info.json").exists() for x in parts)
 
-  missing = [x for corruption in CORRUPTIONS for x in lacking(corruption)]
+  missing = [x for x in CORRUPTIONS if not complete(x)]
   if missing:
-    count = len(CORRUPTIONS) * len(SEVERITIES)
     raise UserError(
-      f"{folder} holds {count - len(missing)} of the {count} parts that are"
-      f" needed and lacks {', '.join(missing)}: make them with"
-      f" `{tfds_build(folder)}`."
+      f"{folder} does not hold all severities of {', '.join(missing)}: make"
+      f" them with `{tfds_build(folder)}`."
     )
-  extra = tuple(x for x in EXTRA if not lacking(x))
-  return Place(name, folder, True, CORRUPTIONS + extra)
+  return Place(name, folder, True, CORRUPTIONS + tuple(filter(complete, EXTRA)))
 
 
 def part(folder, corruption, severity):

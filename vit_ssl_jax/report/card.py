@@ -24,6 +24,7 @@ def text(about, parameters, command, usage):
   Returns:
     The text of a README.md.
   """
+  config = about["config"]
   sizes = {k: v for k, v in about["model"].items() if k != "name"}
   task = "classification" if sizes["num_classes"] else "feature-extraction"
   parts = [
@@ -40,7 +41,8 @@ def text(about, parameters, command, usage):
     data(about),
     *classes(about["classes"] if sizes["num_classes"] else []),
     "## Recipe",
-    f"{recipe(about['config'])}:\n\n```\n{command}\n```",
+    f"{config['epochs']} epochs at batch {config['batch_size']}, seed"
+    f" {config['seed']}:\n\n```\n{command}\n```",
     f"Sizes: {', '.join(f'{k} {v}' for k, v in sizes.items())}.",
     "## Use",
     f"```python\n{usage}\n```",
@@ -84,17 +86,3 @@ def classes(names):
   few = ", ".join(" ".join(name.split()) for name in names[:20])
   if names:
     yield f"{len(names)} classes: {few}{', ...' if len(names) > 20 else ''}."
-
-
-def recipe(config):
-  """The stage in a few words."""
-  if config["stage"] == "pretrain":
-    stage = "Self-supervised view prediction"
-  elif config["init_from"]:
-    stage = f"Supervised fine-tuning from {config['init_from']}"
-  else:
-    stage = "Supervised training from scratch"
-  return (
-    f"{stage}, {config['epochs']} epochs at batch {config['batch_size']}, seed"
-    f" {config['seed']}"
-  )
