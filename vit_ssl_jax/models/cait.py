@@ -253,8 +253,11 @@ class MixHeads(nn.Module):
     init = nn.initializers.normal(0.02)
     kernel = self.param("kernel", init, (heads, heads))
     bias = self.param("bias", nn.initializers.zeros, (heads,))
-    y = kernels.mix_heads(x, kernel) + bias[None, :, None, None]
-    return y.astype(self.dtype)
+    y = jnp.einsum(
+      "bhnm,hg->bgnm", x, kernel.astype(x.dtype),
+      preferred_element_type=jnp.float32,
+    )  # fmt: skip
+    return (y + bias[None, :, None, None]).astype(self.dtype)
 
 
 class ClassAttention(nn.Module):

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.models import locality, sizes
+from vit_ssl_jax.models import kernels, locality, sizes
 
-Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.02))
-LayerNorm = functools.partial(
-  nn.LayerNorm, epsilon=1e-6, use_fast_variance=False
+Dense = functools.partial(
+  nn.Dense,
+  kernel_init=nn.initializers.normal(0.02),
+  dot_general=kernels.dense_dot_general,
 )
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6)
 
 
 def uniform_fan_in(fan_in):
