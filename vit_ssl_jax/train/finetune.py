@@ -10,6 +10,7 @@ from vit_ssl_jax.augment import (
   autoaugment as policies,
   mix,
   multi_crop as views,
+  supervised,
 )
 from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.interop import pretrained
@@ -176,7 +177,7 @@ def make_train_step(config, model, optimizer, learning_rate, mesh=None):
     view_key, mix_key, drop_key = jax.random.split(
       jax.random.fold_in(root, state.step), 3
     )
-    images = policies.finetune_views(
+    images = supervised.supervised_views(
       view_key, batch["image"], config.augment, config.mean, config.std
     )
     targets = jax.nn.one_hot(batch["label"], model.num_classes)
