@@ -1,4 +1,4 @@
-"""The views of a batch, and AutoAugment's dealing."""
+"""The views of a batch, and AutoAugment's sub-policies."""
 
 import collections
 import types
@@ -13,6 +13,7 @@ from vit_ssl_jax.augment import (
   color,
   geometry,
   multi_crop as views,
+  supervised,
 )
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -52,7 +53,7 @@ def _crop(key, images):
 
 @jax.jit
 def _finetune(key, images):
-  return policies.finetune_views(key, images, FINETUNE, MEAN, STD)
+  return supervised.supervised_views(key, images, FINETUNE, MEAN, STD)
 
 
 def _in_range(normalised):
@@ -106,33 +107,59 @@ def test_no_local_views():
   ]
 
 
-def test_views_do_what_their_draws_say():
+def test_a_view_takes_each_step_with_its_probability():
   image = jnp.asarray(_images(2)[1], jnp.float32) / 255
-  run = jax.jit(
-    lambda draws: views.view(
-      draws,
-      image,
-      VIEWS,
-      size=16,
-      scale=(1.0, 1.0),
-      blur_probability=0.5,
-      solarize_probability=0.5,
+  names = ("flip", "color_jitter", "grayscale")
+
+  @jax.jit
+  def run(key, chances):
+    settings = {
+      f"{name}_probability": chance
+      for name, chance in zip(names, chances[:3], strict=True)
+    }
+    settings["color_jitter"] = (0.0, 0.0, 0.0, 0.0)
+    settings = types.SimpleNamespace(**settings)
+    return views.view(
+      key, image, settings, 8, (0.5, 1.0), chances[3], chances[4]
     )
-  )
-  draws = np.full(views.DRAWS, 0.5, np.float32)  # ratio 1: the whole image
-  none = np.array([0.9] * 5 + [0.5], np.float32)
-  cases = {
-    0: lambda image: image[:, ::-1],
-    2: color.grayscale,
-    3: lambda image: color.gaussian_blur(image, 1.05),
-    4: lambda image: color.solarize(image, 128),
+
+  def one(place):
+    return jnp.zeros(5).at[place].set(1.0)
+
+  key = jax.random.key(0)
+  plain = run(key, jnp.zeros(5))
+  crop_key = jax.random.split(key)[0]  # of the first step
+  cropped = geometry.random_resized_crop(crop_key, image, 8, (0.5, 1.0))
+  expected = {
+    0: plain[:, ::-1],
+    1: color.hue(plain, 0.0),  # which rounds to Pillow's 8-bit HSV
+    2: color.grayscale(plain),
+    4: color.solarize(plain, 128),
   }
-  draws[28:] = none
-  np.testing.assert_allclose(run(draws), image, atol=1e-6)
-  for place, operation in cases.items():
-    draws[28:] = none
-    draws[28 + place] = 0.1
-    np.testing.assert_allclose(run(draws), operation(image), atol=1e-6)
+  np.testing.assert_allclose(plain, cropped, atol=1e-6)
+  for place, operation in expected.items():
+    np.testing.assert_allclose(run(key, one(place)), operation, atol=1e-6)
+  blurred = run(key, one(3))
+  assert (
+    jnp.abs(jnp.diff(blurred, axis=1)).mean()
+    < 0.8 * jnp.abs(jnp.diff(plain, axis=1)).mean()
+  )
+
+
+def test_a_new_step_leaves_the_numbers_of_the_others_alone():
+  key = jax.random.key(9)
+  few, more = (
+    jax.random.key_data(jax.random.split(key, count)) for count in (6, 7)
+  )
+  np.testing.assert_array_equal(few, more[:6])
+  fewer = types.SimpleNamespace(**{**vars(VIEWS), "local_views": 2})
+  images = _images(4)
+  globals_, locals_ = _crop(key, images)
+  without, two = jax.jit(
+    lambda key: views.multi_crop(key, images[:3], fewer, MEAN, STD)
+  )(key)
+  np.testing.assert_allclose(without, globals_[:, :3], atol=1e-5)
+  np.testing.assert_allclose(two, locals_[:2, :3], atol=1e-5)
 
 
 def test_evaluation_view_only_normalises():
@@ -142,13 +169,13 @@ def test_evaluation_view_only_normalises():
   np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
-def test_finetune_views_erase_with_the_raw_means():
+def test_supervised_views_erase_with_the_raw_means():
   images = np.full((256, 8, 8, 3), 200, np.uint8)
   always = types.SimpleNamespace(**vars(FINETUNE))
   always.autoaugment, always.crop_padding = "", 0
   out = np.asarray(
     jax.jit(
-      lambda key: policies.finetune_views(key, images, always, MEAN, STD)
+      lambda key: supervised.supervised_views(key, images, always, MEAN, STD)
     )(jax.random.key(0))
   )
   plain = (200 / 255 - np.array(MEAN)) / np.array(STD)
@@ -159,42 +186,26 @@ def test_finetune_views_erase_with_the_raw_means():
   assert abs(np.mean(~kept.all(axis=(1, 2))) - 0.25) < 0.09
 
 
-def test_finetune_views_shape_and_range():
+def test_supervised_views_shape_and_range():
   out = _finetune(jax.random.key(0), _images(30))
   assert out.shape == (30, 16, 16, 3)
   assert out.dtype == jnp.float32
   assert _in_range(out)  # the erased pixels too, as the means are not large
 
 
-def _marked(policy, monkeypatch):
-  """Runs the dealing with operations that add to a pixel which they were:
-  operation k adds 20^step × (k + 1)."""
+@pytest.mark.parametrize("policy", sorted(policies.POLICIES))
+def test_every_subpolicy_is_as_likely(policy, monkeypatch):
+  """Operation k adds to a pixel which it was: 20^step × (k + 1)."""
   names = list(policies.OPERATIONS)
   monkeypatch.setattr(
     policies,
     "apply_operation",
     lambda name, image, level, sign: image * 20 + names.index(name) + 1,
   )
-  count = 30
-  images = jnp.zeros((count, 1, 1, 1))
-  keys = jax.random.split(jax.random.key(7), 400)
-  draws = np.random.default_rng(8).uniform(size=(400, count, 4))
-  run = jax.jit(
-    jax.vmap(lambda key, draws: policies.deal(key, draws, images, policy))
-  )
-  marks = np.asarray(run(keys, jnp.asarray(draws, jnp.float32))).astype(int)[
-    ..., 0, 0, 0
-  ]
-  return names, marks
-
-
-@pytest.mark.parametrize(
-  ("policy", "table"),
-  [*[(policy, 64) for policy in sorted(policies.POLICIES)], ("cifar", 10)],
-)
-def test_every_image_gets_each_subpolicy_as_often(policy, table, monkeypatch):
-  monkeypatch.setattr(policies, "TABLE", table)
-  names, marks = _marked(policy, monkeypatch)
+  keys = jax.random.split(jax.random.key(7), 12000)
+  image = jnp.zeros((1, 1, 1))
+  run = jax.jit(jax.vmap(lambda key: policies.autoaugment(key, image, policy)))
+  marks = np.asarray(run(keys)).astype(int).reshape(-1)
   expected = collections.Counter()
   for (p1, first, _), (p2, second, _) in policies.POLICIES[policy]:
     a, b = names.index(first) + 1, names.index(second) + 1
@@ -202,22 +213,9 @@ def test_every_image_gets_each_subpolicy_as_often(policy, table, monkeypatch):
     expected[a] += p1 * (1 - p2) / 25
     expected[b] += (1 - p1) * p2 / 25
     expected[a * 20 + b] += p1 * p2 / 25
-  # Over all images, and for the last one alone.
-  for chosen, tolerance in ((marks.reshape(-1), 0.01), (marks[:, -1], 0.07)):
-    assert set(np.unique(chosen)) <= set(expected)
-    for mark, probability in expected.items():
-      assert abs(np.mean(chosen == mark) - probability) < tolerance
-
-
-@pytest.mark.parametrize("count", [1, 25, 26, 128])
-def test_dealing_returns_every_image_to_its_place(count, monkeypatch):
-  monkeypatch.setattr(
-    policies, "apply_operation", lambda name, image, level, sign: image
-  )
-  images = jnp.arange(count * 12.0).reshape(count, 2, 2, 3)
-  run = jax.jit(lambda key: policies.autoaugment(key, images, "cifar"))
-  out = run(jax.random.key(0))
-  np.testing.assert_array_equal(out, images)
+  assert set(np.unique(marks)) <= set(expected)
+  for mark, probability in expected.items():
+    assert abs(np.mean(marks == mark) - probability) < 0.01
 
 
 def test_an_operation_takes_level_and_sign():

@@ -9,12 +9,11 @@ from vit_ssl_jax.augment import color, geometry
 
 def test_random_crops_follow_their_distribution():
   height, width, scale = 32, 24, (0.2, 0.5)
-  draws = np.random.default_rng(0).uniform(size=(4000, 11, 2))
-  draws = jnp.asarray(draws, jnp.float32)
+  keys = jax.random.split(jax.random.key(0), 4000)
   boxes = jax.jit(
-    jax.vmap(lambda draws: geometry.crop_box(draws, height, width, scale))
-  )(draws)
-  top, left, h, w = (np.asarray(edge) for edge in boxes)
+    jax.vmap(lambda key: geometry.random_crop_box(key, height, width, scale))
+  )(keys)
+  top, left, h, w = np.asarray(boxes).T
   for edge in (top, left, h, w):
     np.testing.assert_array_equal(edge, np.round(edge))
   assert np.all((top >= 0) & (left >= 0) & (h >= 1) & (w >= 1))
@@ -29,9 +28,7 @@ def test_random_crops_follow_their_distribution():
 
 
 def test_a_crop_that_cannot_fit_takes_the_centre():
-  draws = jnp.full((11, 2), 0.5)
-  crop = jax.jit(lambda draws: geometry.crop_box(draws, 10, 40, (1.0, 1.0)))
-  box = crop(draws)
+  box = geometry.random_crop_box(jax.random.key(0), 10, 40, (1.0, 1.0))
   assert [int(edge) for edge in box] == [0, 13, 10, 13]
 
 
@@ -60,7 +57,11 @@ def test_random_erasing():
   fill = (0.5, 0.6, 0.7)
   erased = np.asarray(
     jax.jit(
-      jax.vmap(lambda key: geometry.random_erasing(key, image, 0.25, fill=fill))
+      jax.vmap(
+        lambda key: geometry.random_erasing(
+          key, image, 0.25, (0.02, 0.4), (0.3, 1 / 0.3), fill
+        )
+      )
     )(keys)
   )
   mask = erased[..., 0] > 0
@@ -76,30 +77,52 @@ def test_random_erasing():
   assert share.max() < 0.45
 
 
-def test_all_orders_of_the_colour_jitter_are_as_likely():
-  draws = np.random.default_rng(5).uniform(size=(2, 12000))
-  draws = jnp.asarray(draws, jnp.float32)
-  position, order = jax.vmap(color._order)(*draws)
-  code = np.asarray(position) * 27 + np.asarray(order) @ np.array([9, 3, 1])
-  _, counts = np.unique(code, return_counts=True)
-  assert len(counts) == 24
-  assert counts.min() > 400
-  assert counts.max() < 600
+def test_all_orders_of_the_colour_jitter_are_as_likely(monkeypatch):
+  """Operation k writes k + 1 behind the digits that the others wrote."""
+  for k, name in enumerate(("brightness", "contrast", "saturation", "hue")):
+    monkeypatch.setattr(
+      color, name, lambda image, amount, k=k: image * 10 + k + 1
+    )
+  keys = jax.random.split(jax.random.key(5), 12000)
+  image = jnp.zeros((1, 1, 3))
+  jitter = jax.jit(
+    jax.vmap(lambda key: color.color_jitter(key, image, 0.8, (0.4,) * 4))
+  )
+  digits, counts = np.unique(jitter(keys)[:, 0, 0, 0], return_counts=True)
+  assert len(digits) == 25
+  assert abs(counts[0] / 12000 - 0.2) < 0.02  # left as it was
+  assert all(sorted(str(int(digit))) == list("1234") for digit in digits[1:])
+  assert counts[1:].min() > 320
+  assert counts[1:].max() < 480
 
 
-def test_colour_jitter_applies_its_operations_in_the_drawn_order():
-  image = np.random.default_rng(6).integers(0, 256, (8, 8, 3))
+def test_colour_jitter_draws_its_amounts_from_their_ranges(monkeypatch):
+  names = ("brightness", "contrast", "saturation", "hue")
+  strengths = (0.4, 1.5, 0.2, 0.1)
+  keys = jax.random.split(jax.random.key(6), 4000)
+  image = jnp.zeros((1, 1, 4))
+  for k, name in enumerate(names):
+    monkeypatch.setattr(
+      color, name, lambda image, amount, k=k: image.at[0, 0, k].add(amount)
+    )
+  jitter = jax.jit(
+    jax.vmap(lambda key: color.color_jitter(key, image, 1.0, strengths))
+  )
+  amounts = np.asarray(jitter(keys))[:, 0, 0]
+  low, high = np.array([0.6, 0, 0.8, -0.1]), np.array([1.4, 2.5, 1.2, 0.1])
+  assert np.all((amounts >= low - 1e-6) & (amounts <= high + 1e-6))
+  np.testing.assert_allclose(
+    amounts.mean(axis=0), (low + high) / 2, atol=0.05 * (high - low).max()
+  )
+  spread = (high - low) / np.sqrt(12)
+  np.testing.assert_allclose(amounts.std(axis=0), spread, rtol=0.05)
+
+
+def test_blur_is_drawn_with_its_probability():
+  image = np.random.default_rng(8).integers(0, 256, (8, 8, 3))
   image = jnp.asarray(image, jnp.float32) / 255
-  jitter = jax.jit(lambda draws: color.jitter(draws, image, 0.4, 0.4, 0.2, 0.1))
-  # Position 1.5 / 4 puts hue after one operation; order 3.5 / 6 is (1, 2, 0).
-  ours = jitter(jnp.array([0.9, 0.2, 0.7, 0.8, 1.5 / 4, 3.5 / 6]))
-
-  @jax.jit
-  def one_by_one(image):
-    image = color.contrast(image, 0.6 + 0.2 * 0.8)
-    image = color.hue(image, 0.1 * 0.6)
-    image = color.saturation(image, 0.8 + 0.7 * 0.4)
-    return color.brightness(image, 0.6 + 0.9 * 0.8)
-
-  expected = one_by_one(image)
-  np.testing.assert_allclose(ours, expected, atol=1.01 / 255)
+  keys = jax.random.split(jax.random.key(8), 2000)
+  blur = jax.jit(jax.vmap(lambda key: color.random_blur(key, image, 0.3)))
+  changed = np.any(np.abs(blur(keys) - image[None]) > 1e-3, axis=(1, 2, 3))
+  # The smallest radii change nothing.
+  assert 0.22 < changed.mean() < 0.33

@@ -5,12 +5,18 @@ and the paper's code run: each works on the 256 levels, and rounds or truncates
 where Pillow does. Parameters may be traced.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Pillow's luma (ITU-R 601) in 65536ths. The weighted sum of three levels stays
 # below 2^24, so float32 computes it exactly.
 LUMA = (19595.0, 38470.0, 7471.0)
+BLUR_RADIUS = (0.1, 2.0)  # pixels, at every size, as in the paper's code
+# Of color_jitter's operations.
+ORDERS = tuple(itertools.permutations(range(4)))
 
 
 def to_levels(image):
@@ -90,8 +96,37 @@ def sharpness(image, factor):
 
 
 def hue(image, shift):
-  """As torchvision's `adjust_hue` on Pillow images; shift in turns, ±0.5."""
-  return to_image(_hue(to_levels(image), shift))
+  """As torchvision's `adjust_hue` on Pillow images; shift in turns, ±0.5.
+
+  Like Pillow's HSV, hue and saturation are 8-bit too.
+  """
+  levels = to_levels(image)
+  red, green, blue = levels[..., 0], levels[..., 1], levels[..., 2]
+  value = jnp.maximum(jnp.maximum(red, green), blue)
+  chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+  # The hue in 6ths of a turn is `sixths / chroma`. Whole numbers until the
+  # one division: the truncation is then the exact quotient's.
+  sixths = jnp.where(
+    red == value,
+    green - blue,
+    jnp.where(
+      green == value, blue - red + 2 * chroma, red - green + 4 * chroma
+    ),
+  )
+  sixths = jnp.where(sixths < 0, sixths + 6 * chroma, sixths)
+  angle = jnp.floor(255 * sixths / jnp.maximum(6 * chroma, 1))
+  ratio = jnp.floor(255 * chroma / jnp.maximum(value, 1)) / 255
+  angle = angle + jnp.trunc(shift * 255)
+  angle = (angle - 256 * jnp.floor(angle / 256)) * 6 / 255
+  # Each channel falls from `value` by a trapezoid of the hue.
+  drops = []
+  for offset in (5, 3, 1):
+    sector = angle + offset  # below 12: this is the cheap remainder by 6
+    sector = jnp.where(sector >= 6, sector - 6, sector)
+    drops.append(jnp.clip(jnp.minimum(sector, 4 - sector), 0, 1))
+  drop = jnp.stack(drops, axis=-1)
+  turned = value[..., None] * (1 - ratio[..., None] * drop)
+  return to_image(jnp.floor(turned + 0.5))
 
 
 def grayscale(image):
@@ -143,58 +178,53 @@ def equalize(image):
   return to_image(table.reshape(-1)[bins].reshape(image.shape) * 1.0)
 
 
-def color_jitter(key, image, brightness, contrast, saturation, hue):
-  """As torchvision's `ColorJitter`, in one of 24 equally likely orders.
+def color_jitter(key, image, probability, strengths):
+  """As torchvision's `ColorJitter`, with the given probability.
 
-  Factors are uniform in [max(0, 1 - x), 1 + x], the hue shift in ±hue turns.
+  Strengths are (brightness, contrast, saturation, hue). Factors are uniform in
+  [max(0, 1 - strength), 1 + strength], the hue's shift in ±strength turns; the
+  four run in one of 24 equally likely orders.
   """
   draws = jax.random.uniform(key, (6,))
-  return jitter(draws, image, brightness, contrast, saturation, hue)
+  *factors, shift = np.array(strengths, np.float32)
+  low = np.array([*np.maximum(0, 1 - np.array(factors)), -shift])
+  high = np.array([*(1 + np.array(factors)), shift])
+  amounts = low + draws[:4] * (high - low)
+  order = jnp.array(ORDERS)[jnp.floor(draws[4] * 24).astype(jnp.int32)]
+  operations = (brightness, contrast, saturation, hue)
+
+  def turn(i, image):
+    results = [
+      operation(image, amount)
+      for operation, amount in zip(operations, amounts, strict=True)
+    ]
+    return jnp.select([order[i] == n for n in range(4)], results)
+
+  # A loop: unrolled turns compile and run several times as long on a CPU, and
+  # so does `lax.switch` in place of the selection.
+  jittered = jax.lax.fori_loop(0, 4, turn, image)
+  return jnp.where(draws[5] < probability, jittered, image)
 
 
-def jitter(draws, image, brightness, contrast, saturation, hue):
-  """`color_jitter` as a function of its six uniform draws.
-
-  Hue costs the most, so it is computed once: the other three, in one of their
-  six orders, run before it or after it as its drawn position says.
-  """
-  bounds = jnp.array([brightness, contrast, saturation], jnp.float32)
-  low = jnp.maximum(0, 1 - bounds)
-  factors = low + draws[:3] * (1 + bounds - low)
-  shift = hue * (2 * draws[3] - 1)
-  position, order = _order(draws[4], draws[5])
-
-  def before(turn, levels):
-    return _linear(levels, order[turn], factors, turn < position)
-
-  def after(turn, levels):
-    return _linear(levels, order[turn], factors, turn >= position)
-
-  # Loops, because XLA would fuse unrolled turns into each other and compute
-  # the early ones over and over: that ran and compiled twice as long.
-  levels = jax.lax.fori_loop(0, 3, before, to_levels(image))
-  levels = _hue(levels, shift)
-  return to_image(jax.lax.fori_loop(0, 3, after, levels))
+def random_grayscale(key, image, probability):
+  """`grayscale` with the given probability."""
+  apply = jax.random.bernoulli(key, probability)
+  return jnp.where(apply, grayscale(image), image)
 
 
-def _order(first, second):
-  """Two uniform draws to hue's position (0 to 3) among the others and the
-  order (3) of brightness, contrast, saturation: each of 24 alike."""
-  orders = jnp.array(
-    [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
-  )
-  chosen = jnp.floor(second * 6) == jnp.arange(6)
-  order = jnp.sum(jnp.where(chosen[:, None], orders, 0), axis=0)
-  return jnp.floor(first * 4), order
+def random_blur(key, image, probability):
+  """`gaussian_blur` with the given probability; the radius is uniform in
+  BLUR_RADIUS."""
+  apply, radius = jax.random.uniform(key, (2,))
+  low, high = BLUR_RADIUS
+  radius = low + radius * (high - low)
+  return gaussian_blur(image, jnp.where(apply < probability, radius, 0.0))
 
 
-def _linear(levels, operation, factors, apply):
-  """Brightness, contrast or saturation (0, 1, 2), or nothing."""
-  grey = _grey(levels)
-  base = jnp.where(operation == 1, _mean_grey(grey), grey)
-  base = jnp.where(operation == 0, 0.0, base)
-  factor = jnp.sum(jnp.where(jnp.arange(3) == operation, factors, 0))
-  return _blend(base, levels, jnp.where(apply, factor, 1.0))
+def random_solarize(key, image, probability, threshold=128):
+  """`solarize` with the given probability."""
+  apply = jax.random.bernoulli(key, probability)
+  return jnp.where(apply, solarize(image, threshold), image)
 
 
 def _blend(base, levels, factor):
@@ -214,32 +244,3 @@ def _mean_grey(grey):
   grey = grey.reshape(-1)
   share = jnp.full_like(grey, 1 / grey.size)
   return jnp.floor(jnp.dot(grey, share, precision="highest") + 0.5)
-
-
-def _hue(levels, shift):
-  """Turns the hue; like Pillow's HSV, hue and saturation are 8-bit too."""
-  red, green, blue = levels[..., 0], levels[..., 1], levels[..., 2]
-  value = jnp.maximum(jnp.maximum(red, green), blue)
-  chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
-  # The hue in 6ths of a turn is `sixths / chroma`. Whole numbers until the
-  # one division: the truncation is then the exact quotient's.
-  sixths = jnp.where(
-    red == value,
-    green - blue,
-    jnp.where(
-      green == value, blue - red + 2 * chroma, red - green + 4 * chroma
-    ),
-  )
-  sixths = jnp.where(sixths < 0, sixths + 6 * chroma, sixths)
-  angle = jnp.floor(255 * sixths / jnp.maximum(6 * chroma, 1))
-  ratio = jnp.floor(255 * chroma / jnp.maximum(value, 1)) / 255
-  angle = angle + jnp.trunc(shift * 255)
-  angle = (angle - 256 * jnp.floor(angle / 256)) * 6 / 255
-  # Each channel falls from `value` by a trapezoid of the hue.
-  drops = []
-  for offset in (5, 3, 1):
-    sector = angle + offset  # below 12: this is the cheap remainder by 6
-    sector = jnp.where(sector >= 6, sector - 6, sector)
-    drops.append(jnp.clip(jnp.minimum(sector, 4 - sector), 0, 1))
-  drop = jnp.stack(drops, axis=-1)
-  return jnp.floor(value[..., None] * (1 - ratio[..., None] * drop) + 0.5)

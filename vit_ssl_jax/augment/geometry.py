@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from vit_ssl_jax.augment.color import to_image, to_levels
 
+CROP_TRIES = 10
+ASPECT = (3 / 4, 4 / 3)  # of a crop
 ERASING_TRIES = 100
 GREY = 128 / 255  # fills what an affine map uncovers, as AutoAugment has it
 
@@ -57,98 +59,91 @@ def resized_crop(image, box, size):
   return to_image(_round(levels))
 
 
-def crop_box(draws, height, width, scale, ratio=(3 / 4, 4 / 3)):
-  """A random box (top, left, height, width), whole numbers as float32, from
-  uniform draws (11, 2).
+def random_resized_crop(key, image, size, scale):
+  """torchvision's `RandomResizedCrop(size, scale, interpolation=BICUBIC)`."""
+  box = random_crop_box(key, image.shape[0], image.shape[1], scale)
+  return resized_crop(image, box, size)
+
+
+def random_crop_box(key, height, width, scale):
+  """A random box (top, left, height, width), whole numbers as float32.
 
   As torchvision's `RandomResizedCrop.get_params`: the first of ten tries
-  (share of the area uniform in `scale`, log of the aspect ratio uniform) that
-  fits, at a uniform place; else the largest central box in the ratio's range.
+  (share of the area uniform in `scale`, log of width / height uniform in
+  ASPECT) that fits, else the largest central box within ASPECT.
   """
-  area = height * width * (scale[0] + draws[:10, 0] * (scale[1] - scale[0]))
-  low, high = math.log(ratio[0]), math.log(ratio[1])
-  aspect = jnp.exp(low + draws[:10, 1] * (high - low))
-  widths = jnp.round(jnp.sqrt(area * aspect))
+  draws = jax.random.uniform(key, (CROP_TRIES + 1, 2))
+  shares, logs = draws[1:].T
+  area = height * width * (scale[0] + shares * (scale[1] - scale[0]))
+  low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
+  aspect = jnp.exp(low + logs * (high - low))
   heights = jnp.round(jnp.sqrt(area / aspect))
-  fits = (widths >= 1) & (widths <= width) & (heights >= 1)
-  fits &= heights <= height
+  widths = jnp.round(jnp.sqrt(area * aspect))
+  fits = (heights >= 1) & (heights <= height)
+  fits &= (widths >= 1) & (widths <= width)
+  box = _first_fit(draws[0], (heights, widths), fits, (height, width))
+  whole_height = min(height, round(width / ASPECT[0]))
+  whole_width = min(width, round(height * ASPECT[1]))
+  top, left = (height - whole_height) // 2, (width - whole_width) // 2
+  central = jnp.array([top, left, whole_height, whole_width], jnp.float32)
+  return jnp.where(jnp.any(fits), box, central)
+
+
+def _first_fit(place, sizes, fits, image_size):
+  """A box (top, left, height, width) of the first size that fits.
+
+  Args:
+    place: (2,) in [0, 1): how far down and to the right the box lies.
+    sizes: the tried heights and widths.
+    fits: which of them count; height and width are 0 if none does.
+    image_size: (height, width).
+  """
   first = fits & (jnp.cumsum(fits) == 1)
-  found = jnp.any(fits)
-  box_height = jnp.sum(jnp.where(first, heights, 0))
-  box_width = jnp.sum(jnp.where(first, widths, 0))
-  whole_height = min(height, round(width / ratio[0]))
-  whole_width = min(width, round(height * ratio[1]))
-  top = jnp.floor(draws[10, 0] * (height - box_height + 1))
-  left = jnp.floor(draws[10, 1] * (width - box_width + 1))
-  return (
-    jnp.where(found, top, (height - whole_height) // 2),
-    jnp.where(found, left, (width - whole_width) // 2),
-    jnp.where(found, box_height, whole_height),
-    jnp.where(found, box_width, whole_width),
-  )
-
-
-def random_resized_crop(key, image, size, scale, ratio=(3 / 4, 4 / 3)):
-  """torchvision's `RandomResizedCrop(size, scale, ratio, BICUBIC)`."""
-  draws = jax.random.uniform(key, (11, 2))
-  box = crop_box(draws, image.shape[0], image.shape[1], scale, ratio)
-  return resized_crop(image, box, size)
+  size = jnp.stack([jnp.sum(jnp.where(first, tried, 0)) for tried in sizes])
+  room = jnp.array(image_size) - size + 1
+  return jnp.concatenate([jnp.floor(place * room), size])
 
 
 def random_flip(key, image, probability):
   """Mirrors left and right with the given probability."""
-  flip = jax.random.uniform(key) < probability
+  flip = jax.random.bernoulli(key, probability)
   return jnp.where(flip, image[:, ::-1], image)
 
 
 def pad_crop(key, image, padding):
-  """torchvision's `RandomCrop(size, padding=padding)` at the image's size."""
-  return shifted_crop(jax.random.uniform(key, (2,)), image, padding)
-
-
-def shifted_crop(draws, image, padding):
-  """`pad_crop` from two uniform draws: a window of the image's size, each of
-  its (2 padding + 1)² places alike, in the image padded with zeros."""
+  """torchvision's `RandomCrop(size, padding=padding)` at the image's size: each
+  window of that size in the image padded with zeros is as likely."""
   wide = ((padding, padding), (padding, padding), (0, 0))
-  padded = jnp.pad(image, wide)
-  row, column = jnp.floor(draws * (2 * padding + 1)).astype(jnp.int32)
-  return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
+  row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+  return jax.lax.dynamic_slice(
+    jnp.pad(image, wide), (row, column, 0), image.shape
+  )
 
 
-def random_erasing(
-  key, image, probability, area=(0.02, 0.4), aspect=(0.3, 1 / 0.3), fill=0.0
-):
-  """Fills a random rectangle with `fill`, a scalar or one value per channel.
+def random_erasing(key, image, probability, area, aspect, fill):
+  """Fills a random rectangle with `fill` (3,), with the given probability.
 
-  Share of the area and height/width are uniform; as in the paper's code, the
+  Share of the area and height / width are uniform; as in the paper's code, the
   first of 100 tries counts whose sides are both below the image's, at a
   uniform place. If there is none, nothing is erased.
   """
+  height, width, _ = image.shape
   draws = jax.random.uniform(key, (ERASING_TRIES + 2, 2))
-  return erase(draws, image, probability, area, aspect, fill)
-
-
-def erase(draws, image, probability, area, aspect, fill):
-  """`random_erasing` from uniform draws (ERASING_TRIES + 2, 2)."""
-  height, width, channels = image.shape
-  tries, place, (chance, _) = draws[:-2], draws[-2], draws[-1]
-  pixels = height * width * (area[0] + tries[:, 0] * (area[1] - area[0]))
-  ratios = aspect[0] + tries[:, 1] * (aspect[1] - aspect[0])
+  shares, ratios = draws[2:].T
+  pixels = height * width * (area[0] + shares * (area[1] - area[0]))
+  ratios = aspect[0] + ratios * (aspect[1] - aspect[0])
   heights = jnp.round(jnp.sqrt(pixels * ratios))
   widths = jnp.round(jnp.sqrt(pixels / ratios))
   fits = (heights < height) & (widths < width)
-  first = fits & (jnp.cumsum(fits) == 1)
-  box_height = jnp.sum(jnp.where(first, heights, 0))
-  box_width = jnp.sum(jnp.where(first, widths, 0))
-  top = jnp.floor(place[0] * (height - box_height + 1))
-  left = jnp.floor(place[1] * (width - box_width + 1))
-  row = jnp.arange(height)[:, None, None]
-  column = jnp.arange(width)[None, :, None]
+  top, left, box_height, box_width = _first_fit(
+    draws[1], (heights, widths), fits, (height, width)
+  )
+  row, column = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
   inside = (row >= top) & (row < top + box_height)
   inside &= (column >= left) & (column < left + box_width)
-  inside &= chance < probability
-  fill = jnp.broadcast_to(jnp.asarray(fill, image.dtype), (channels,))
-  return jnp.where(inside, fill[None, None, :], image)
+  inside &= draws[0, 0] < probability
+  fill = jnp.asarray(fill, image.dtype)[None, None, :]
+  return jnp.where(inside[:, :, None], fill, image)
 
 
 def shear_x(image, magnitude):
@@ -159,21 +154,21 @@ def shear_x(image, magnitude):
   """
   height, width, _ = image.shape
   levels = to_levels(image)
-  rows = jnp.arange(height)[:, None]
-  source = (jnp.arange(width) + 0.5)[None, :] + magnitude * (rows + 0.5)
-  inside = (source >= 0) & (source < width)
-  left = jnp.floor(source - 0.5)
-  d = source - 0.5 - left
+  shift = (magnitude * (jnp.arange(height) + 0.5))[:, None]
+  whole = jnp.floor(shift)
+  d = (shift - whole)[:, :, None]
   weights = (
     d * (-1 + d * (2 - d)),
     1 + d * d * (-2 + d),
     d * (1 + d * (1 - d)),
     d * d * (-1 + d),
   )
-  total = 0.0
-  for tap, weight in enumerate(weights):
-    column = jnp.clip(left.astype(jnp.int32) + (tap - 1), 0, width - 1)
-    total += weight[:, :, None] * levels[rows, column]
+  column = whole.astype(jnp.int32) + jnp.arange(-1, width + 2)[None, :]
+  column = jnp.clip(column, 0, width - 1)
+  near = jnp.take_along_axis(levels, column[:, :, None], axis=1)
+  total = sum(weights[tap] * near[:, tap : tap + width] for tap in range(4))
+  source = (jnp.arange(width) + 0.5)[None, :] + shift
+  inside = (source >= 0) & (source < width)
   sheared = to_image(jnp.floor(jnp.clip(total, 0, 255)))
   return jnp.where(inside[:, :, None], sheared, GREY)
 

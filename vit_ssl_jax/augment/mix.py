@@ -10,32 +10,34 @@ import jax.numpy as jnp
 def mixup(images, targets, partner, lam):
   """lam × own + (1 - lam) × partner, of images and targets (Zhang et al.,
   2018)."""
-  own = jnp.full((1, *images.shape[1:3], 1), lam, images.dtype)
-  return _combine(images, targets, partner, own)
+  mixed = lam * images + (1 - lam) * images[partner]
+  return mixed, lam * targets + (1 - lam) * targets[partner]
 
 
 def cutmix(images, targets, partner, box):
   """Puts the partner's pixels into box = (r0, c0, r1, c1), rows r0:r1 and
   columns c0:c1; the targets weigh by the pixels' shares (Yun et al., 2019)."""
-  own = 1 - _box_mask(box, *images.shape[1:3])
-  return _combine(images, targets, partner, own.astype(images.dtype))
+  r0, c0, r1, c1 = box
+  row = jnp.arange(images.shape[1])[None, :, None, None]
+  column = jnp.arange(images.shape[2])[None, None, :, None]
+  inside = (row >= r0) & (row < r1) & (column >= c0) & (column < c1)
+  lam = 1 - jnp.mean(inside, dtype=jnp.float32)
+  mixed = jnp.where(inside, images[partner], images)
+  return mixed, lam * targets + (1 - lam) * targets[partner]
 
 
-def random_box(draws, height, width, lam):
-  """A box whose sides are sqrt(1 - lam) of the image's, around a uniform
-  centre (from two uniform draws), cut at the border: `rand_bbox` of the
-  paper's code."""
+def random_box(key, height, width, lam):
+  """A box (r0, c0, r1, c1) whose sides are sqrt(1 - lam) of the image's, around
+  a uniform centre, cut at the border: `rand_bbox` of the paper's code."""
   size = jnp.array([height, width])
   cut = jnp.floor(size * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
-  centre = jnp.floor(draws * size).astype(jnp.int32)
+  centre = jax.random.randint(key, (2,), 0, size)
   r0, c0 = jnp.clip(centre - cut, 0, size)
   r1, c1 = jnp.clip(centre + cut, 0, size)
   return r0, c0, r1, c1
 
 
-def random_mix(
-  key, images, targets, probability=0.5, mixup_alpha=1.0, cutmix_alpha=1.0
-):
+def random_mix(key, images, targets, probability, mixup_alpha, cutmix_alpha):
   """Mixes the whole batch with the given probability, by mixup or CutMix.
 
   Either is as likely; the alphas are those of the Beta(alpha, alpha) that lam
@@ -44,20 +46,25 @@ def random_mix(
   """
   if mixup_alpha <= 0 and cutmix_alpha <= 0:
     return images, targets
-  partner_key, mixup_key, cutmix_key, key = jax.random.split(key, 4)
-  draws = jax.random.uniform(key, (4,))
-  count, height, width, _ = images.shape
-  own = jnp.zeros((1, height, width, 1))
+  keys = jax.random.split(key, 6)
+  partner = jax.random.permutation(keys[0], images.shape[0])
+  kinds = []
   if mixup_alpha > 0:
-    own += _beta(mixup_key, mixup_alpha)
+    lam = _beta(keys[1], mixup_alpha)
+    kinds.append(mixup(images, targets, partner, lam))
   if cutmix_alpha > 0:
-    lam = _beta(cutmix_key, cutmix_alpha)
-    box = random_box(draws[:2], height, width, lam)
-    share = 0.5 if mixup_alpha > 0 else 0.0
-    own = jnp.where(draws[2] < share, own, 1 - _box_mask(box, height, width))
-  own = jnp.where(draws[3] < probability, own, 1.0).astype(images.dtype)
-  partner = jax.random.permutation(partner_key, count)
-  return _combine(images, targets, partner, own)
+    box = random_box(
+      keys[2], *images.shape[1:3], lam=_beta(keys[3], cutmix_alpha)
+    )
+    kinds.append(cutmix(images, targets, partner, box))
+  mixed = _either(jax.random.bernoulli(keys[4]), kinds[0], kinds[-1])
+  apply = jax.random.bernoulli(keys[5], probability)
+  return _either(apply, mixed, (images, targets))
+
+
+def _either(condition, yes, no):
+  """`jnp.where` of (images, targets)."""
+  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
 
 
 def _beta(key, alpha):
@@ -66,18 +73,3 @@ def _beta(key, alpha):
   if alpha == 1:
     return jax.random.uniform(key)
   return jax.random.beta(key, alpha, alpha)
-
-
-def _combine(images, targets, partner, own):
-  """Weighs pixels by own (1, H, W, 1), and targets by its mean."""
-  lam = jnp.mean(own.astype(jnp.float32))
-  images = own * images + (1 - own) * images[partner]
-  return images, lam * targets + (1 - lam) * targets[partner]
-
-
-def _box_mask(box, height, width):
-  """(1, H, W, 1), true inside box = (r0, c0, r1, c1)."""
-  r0, c0, r1, c1 = box
-  row = jnp.arange(height)[None, :, None, None]
-  column = jnp.arange(width)[None, None, :, None]
-  return (row >= r0) & (row < r1) & (column >= c0) & (column < c1)

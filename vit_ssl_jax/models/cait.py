@@ -253,10 +253,7 @@ class MixHeads(nn.Module):
     init = nn.initializers.normal(0.02)
     kernel = self.param("kernel", init, (heads, heads))
     bias = self.param("bias", nn.initializers.zeros, (heads,))
-    y = jnp.einsum(
-      "bhnm,hg->bgnm", x, kernel.astype(x.dtype),
-      preferred_element_type=jnp.float32,
-    )  # fmt: skip
+    y = jnp.einsum("bhnm,hg->bgnm", x.astype(jnp.float32), kernel)
     return (y + bias[None, :, None, None]).astype(self.dtype)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from vit_ssl_jax import cli, evaluate, models
-from vit_ssl_jax.augment import autoaugment as supervised, mix
+from vit_ssl_jax.augment import mix, supervised
 from vit_ssl_jax.evaluate.accuracy import make_predict
 from vit_ssl_jax.interop import pretrained
 from vit_ssl_jax.parallel import mesh as meshes
@@ -152,7 +152,7 @@ def make_step(parts):
     view_key, mix_key, drop_key = jax.random.split(
       jax.random.fold_in(root, state.step), 3
     )
-    images = supervised.finetune_views(
+    images = supervised.supervised_views(
       view_key, batch["image"], config.augment, config.mean, config.std
     )
     targets = jax.nn.one_hot(batch["label"], parts.model.num_classes)
