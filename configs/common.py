@@ -66,7 +66,7 @@ def model(arch, dataset):
   sizes.drop_path_rate = 0.1
   sizes.locality = ""  # or spt, lsa, spt+lsa
   if dataset == "digits":
-    sizes.update(DIGITS[arch])
+    sizes.update(DIGITS.get(arch, {}))
   return sizes
 
 
