@@ -4,9 +4,9 @@
   python -m vit_ssl_jax.benchmark --stage=finetune --config.model.depth=6 --json
   python -m vit_ssl_jax.benchmark --steps=3 --rounds=1 --trace=/tmp/trace
 
-The step is the one that training runs, by the recipe of --dataset, on random
-images that lie on the devices; augmentation is part of it, reading files is
-not. It runs in a clone of the project, because it needs configs/.
+The step is the one that training runs, with augmentation, by the recipe of
+--dataset, on random images that lie on the devices. Run it in a clone of the
+project: it needs configs/.
 
   images_per_second  of all devices together, by step_seconds
   step_seconds       the median over the rounds; rounds has each of them
@@ -21,6 +21,7 @@ import importlib
 import json
 import statistics
 import time
+import types
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ from vit_ssl_jax import models
 from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.report import tables
-from vit_ssl_jax.train import finetune, loop, pretrain
+from vit_ssl_jax.train import finetune, pretrain
 
 SETTING = "--config."
 STEPS_PER_EPOCH = 100  # of the schedules; the step takes as long with any
@@ -132,15 +133,10 @@ def stage(config, mesh=None):
     config: of either stage, with mean and std.
     mesh: over which the state is sharded; None is one device.
   """
-  if config.stage == "pretrain":
-    module, parts = pretrain, pretrain.make(config, STEPS_PER_EPOCH, mesh)
-  else:
-    module = finetune
-    parts = finetune.make(config, CLASSES, STEPS_PER_EPOCH, mesh)
-  key = loop.init_key(config)
-  return functools.partial(module.init_state, parts, key), module.make_step(
-    parts
-  )
+  module = {"pretrain": pretrain, "finetune": finetune}[config.stage]
+  dataset = types.SimpleNamespace(classes=range(CLASSES))  # not evaluated
+  made = module.make_stage(config, dataset, STEPS_PER_EPOCH, mesh)
+  return made.init, made.step
 
 
 def random_batch(config):
@@ -173,7 +169,7 @@ def measure(config, steps, rounds, trace=None):
   )
   init, step = stage(config, mesh)
   shardings = meshes.state_sharding(mesh, jax.eval_shape(init))
-  state = jax.jit(init, out_shardings=shardings)()
+  state = meshes.place(init(), shardings)
   batch = jax.device_put(random_batch(config), meshes.batch_sharding(mesh))
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
   traced = step.trace(state, batch)
@@ -195,13 +191,8 @@ def measure(config, steps, rounds, trace=None):
     for _ in range(rounds):
       state, seconds = run(state, steps)
       taken.append(seconds)
-  return describe(config, compiled, compile_seconds, taken)
-
-
-def describe(config, compiled, compile_seconds, rounds):
-  """The figures of a compiled step and of the seconds of its rounds."""
   memory = compiled.memory_analysis()
-  seconds = statistics.median(rounds)
+  seconds = statistics.median(taken)
   return {
     "arch": config.model.name,
     "stage": config.stage,
@@ -210,7 +201,7 @@ def describe(config, compiled, compile_seconds, rounds):
     "dtype": str(models.compute_dtype(config)),
     "images_per_second": config.batch_size / seconds,
     "step_seconds": seconds,
-    "rounds": rounds,
+    "rounds": taken,
     "compile_seconds": compile_seconds,
     "memory_bytes": memory.argument_size_in_bytes
     + memory.temp_size_in_bytes
