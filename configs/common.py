@@ -58,9 +58,7 @@ def model(arch, dataset):
   facts = registry.get(dataset)
   sizes = ml_collections.ConfigDict({"name": arch})
   sizes.image_size = facts.image_size
-  sizes.patch_size = facts.patch_size
-  if arch == "swin":  # it merges patches from stage to stage
-    sizes.patch_size = min(facts.patch_size // 2, 4)
+  sizes.patch_size = facts.patch_size_of(arch)
   sizes.update(MODELS[arch])
   sizes.mlp_ratio = 2.0
   sizes.drop_path_rate = 0.1

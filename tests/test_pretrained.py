@@ -377,7 +377,7 @@ def test_a_head_unlike_the_data_set(torch, make_workdir, tmp_path, tiny_npz):
 
 def test_what_is_no_model_at_all(tmp_path):
   writing.npz(tmp_path / "x.npz", {"train_images": np.zeros((2, 8, 8))})
-  with pytest.raises(UserError, match="holds no weights of a vit, swin or"):
+  with pytest.raises(UserError, match="holds no weights of any of vit, swin"):
     classifiers.read(tmp_path / "x.npz")
 
 

@@ -20,7 +20,7 @@ class DataSet:
   Attributes:
     tfds_name: of the TFDS builder; "" for images of one's own.
     image_size: to which images are resized, in pixels.
-    patch_size: of ViT and CaiT at that size, in pixels.
+    patch_size: at that size, in pixels; see `patch_size_of`.
     classes, train_images, test_images: how many there are; 0 is unknown.
     source: where it comes from, in one sentence.
     autoaugment: the AutoAugment policy, as the paper's code chooses it; "" is
@@ -48,6 +48,10 @@ class DataSet:
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
   host: str = ""
+
+  def patch_size_of(self, arch):
+    """The paper's patch size; Swin begins smaller, for it merges patches."""
+    return min(self.patch_size // 2, 4) if arch == "swin" else self.patch_size
 
 
 SETS = {

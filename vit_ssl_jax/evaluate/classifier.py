@@ -7,13 +7,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import ml_collections
-from flax import traverse_util
 
 from vit_ssl_jax import cli, models
 from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import inputs, load, registry
 from vit_ssl_jax.evaluate import accuracy
-from vit_ssl_jax.interop import metadata, pretrained, programs, recognise
+from vit_ssl_jax.interop import metadata, pretrained, programs
 from vit_ssl_jax.parallel import mesh as meshes
 
 
@@ -123,9 +122,9 @@ def read(path, arch="", dataset="", data_dir=""):
     return of_program(path, arch, dataset, data_dir)
   given = pretrained.read(path)
   about, num_classes = given.about, given.num_classes
-  names = traverse_util.flatten_dict(given.arrays, sep="/")
-  if not recognise.architecture(names):
-    raise UserError(f"{path} holds no weights of a vit, swin or cait")
+  if not given.architecture:
+    known = ", ".join(models.ARCHITECTURES)
+    raise UserError(f"{path} holds no weights of any of {known}")
   if not num_classes:
     raise UserError(
       f"{path} is a {about.get('part', 'backbone')} and knows no classes:"
@@ -199,9 +198,7 @@ def build(arch, about, dataset):
   defaults, and the image size and patch size for such a set.
   """
   known = known_of(dataset)
-  patch_size = known.patch_size
-  if arch == "swin":
-    patch_size = min(patch_size // 2, 4)
+  patch_size = known.patch_size_of(arch)
   sizes = {"image_size": known.image_size, "patch_size": patch_size}
   sizes |= about.get("model", {}) | {"name": arch}
   sizes.pop("num_classes", None)

@@ -45,6 +45,12 @@ class Pretrained:
   workdir: pathlib.Path | None = None
 
   @property
+  def architecture(self):
+    """Its name: as they say themselves, or as their names tell; or ""."""
+    names = traverse_util.flatten_dict(self.arrays, sep="/")
+    return self.about.get("architecture") or recognise.architecture(names)
+
+  @property
   def num_classes(self):
     """How many classes their head has; 0 without one."""
     head = self.arrays.get("head")
@@ -228,8 +234,7 @@ def check_sizes(given, model, what):
 
   Some sizes change no parameter's shape, and so have to be compared.
   """
-  names = traverse_util.flatten_dict(given.arrays, sep="/")
-  theirs = recognise.architecture(names)
+  theirs = given.architecture
   ours = next(k for k, v in models.ARCHITECTURES.items() if type(model) is v)
   if theirs != ours:
     raise UserError(
@@ -238,7 +243,8 @@ def check_sizes(given, model, what):
     )
   sizes = given.about.get("model", {})
   for key in ("num_heads", "locality"):
-    old, new = sizes.get(key, getattr(model, key)), getattr(model, key)
+    new = getattr(model, key, None)
+    old = sizes.get(key, new)
     if not np.array_equal(old, new):
       raise UserError(
         f"{what} was trained with model.{key}={old!r} and not {new!r}"
