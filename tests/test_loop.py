@@ -240,6 +240,19 @@ def test_workdir_of_another_run(trained, finetune_tiny):
     finetune.run(finetune_tiny, workdir)
 
 
+@pytest.mark.parametrize("text", ['{"epochs": 3}', '{"format": 1}', "[]"])
+def test_workdir_of_another_version(text, make_workdir, finetune_tiny):
+  workdir = make_workdir("pretrain", "vit", ["a", "b"])
+  (workdir / "config.json").write_text(text)
+  words = "is a run of another version of vit-ssl-jax"
+  with pytest.raises(UserError, match=words):
+    pretrain.run(finetune_tiny, workdir)
+  finetune_tiny.init_from = str(workdir)
+  with pytest.raises(UserError, match=words):
+    finetune.run(finetune_tiny, workdir.parent / "new")
+  assert not (workdir.parent / "new").exists()
+
+
 def test_finetuning_starts_from_the_teacher(
   pretrained, finetune_tiny, tmp_path
 ):

@@ -91,8 +91,8 @@ def read_config(workdir):
   if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
     raise UserError(
       f"{workdir} is a run of another version of vit-ssl-jax (config.json has"
-      f" no format {FORMAT}), which this one cannot read: use the version that"
-      " trained it, or train again"
+      f" no format {FORMAT}): export it with the version that trained it and"
+      " give init_from the file, or train again"
     )
   return config
 
