@@ -222,8 +222,9 @@ class TalkingHeadsAttention(nn.Module):
     """Tokens (B, N, D) -> (B, N, D), or the softmax (B, heads, N, N)."""
     B, N, D = x.shape
     qkv = layers.Dense(3 * D, dtype=self.dtype, name="qkv")(x)
-    qkv = qkv.reshape(B, N, 3, self.num_heads, D // self.num_heads)
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    q, k, v = (
+      y.reshape(B, N, self.num_heads, -1) for y in jnp.split(qkv, 3, -1)
+    )
     scale = q.shape[-1] ** -0.5
     if self.local:
       scale = locality.learned_scale(self, D, self.num_heads)[None, None]

@@ -1,20 +1,26 @@
 """Fast forms of standard functions, each beside its plain form.
 
-The backend that runs the program chooses. On accelerators that is the plain
-form, whose derivative XLA finds as well.
+A CPU runs the fast form, an accelerator the plain one.
 """
 
 import jax
 import jax.numpy as jnp
 
 
-def dense_dot_general(x, kernel, dimension_numbers, **options):
-  """`jax.lax.dot_general` for dense layers, with x (..., D) in two dimensions.
+def on_cpu():
+  """Whether programs are for a CPU."""
+  return jax.default_backend() == "cpu"
 
-  XLA's CPU backend has fast kernels for matrices alone: so ViT's fine-tuning
-  step takes 0.6 of the time on two cores. On accelerators it is the same.
+
+def dense_dot_general(x, kernel, dimension_numbers, **options):
+  """`jax.lax.dot_general` for dense layers: x (..., D), kernel (D, F).
+
+  On a CPU x is a matrix, for which alone XLA has fast kernels there: ViT's
+  gradient takes 0.6 of the time on two cores. By the TPU compiler the plain
+  form is 5 % faster.
   """
-  del dimension_numbers  # a dense layer's: x's last axis with kernel's first
+  if not on_cpu():
+    return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
   rows = x.reshape(-1, x.shape[-1])
   y = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
   return y.reshape(*x.shape[:-1], -1)
@@ -36,7 +42,7 @@ def attention(q, k, v, bias=None):
   Returns:
     (..., N, heads, d) in v's type; the softmax is computed in float32.
   """
-  if jax.default_backend() == "cpu":
+  if on_cpu():
     return cpu_attention(q, k, v, bias)
   return plain_attention(q, k, v, bias)
 

@@ -161,8 +161,9 @@ class WindowAttention(nn.Module):
     _, H, W, C = x.shape
     x = to_windows(x, self.window, self.shift)
     qkv = layers.Dense(3 * C, dtype=self.dtype, name="qkv")(x)
-    qkv = qkv.reshape(*x.shape[:3], 3, self.num_heads, -1)
-    q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+    q, k, v = (
+      y.reshape(*x.shape[:3], self.num_heads, -1) for y in jnp.split(qkv, 3, -1)
+    )
     scale = q.shape[-1] ** -0.5
     bias = self.position_bias()[None, None]
     if self.shift:
