@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import tfds_sets
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import corruptions
 
 COUNT = 20  # images of one corruption at one severity

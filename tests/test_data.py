@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax import data
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import registry, rows, tfds_sets
 from vit_ssl_jax.data.load import FRACTION, load
+from vit_ssl_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import batches, cache, inputs, rows
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel.mesh import mesh_of, one_device_mesh
 
 SIZE, BATCH = 22, 4

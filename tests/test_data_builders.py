@@ -22,13 +22,13 @@ from sklearn import datasets
 from tensorflow_datasets.core.download import checksums
 
 from configs import finetune
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import builders, registry, tfds_sets
 from vit_ssl_jax.data.builders.cinic10 import NAMES, Cinic10
 from vit_ssl_jax.data.builders.fgvc_aircraft import FgvcAircraft, without_banner
 from vit_ssl_jax.data.builders.stanford_cars import StanfordCars
 from vit_ssl_jax.data.builders.tiny_imagenet import TinyImagenet
 from vit_ssl_jax.data.load import load
+from vit_ssl_jax.errors import UserError
 
 NOWHERE = "http://127.0.0.1:9/file"
 WNIDS = ("n03126707", "n01443537", "n02012849")  # not in alphabetic order

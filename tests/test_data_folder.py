@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_ssl_jax.cli import UserError
-from vit_ssl_jax.data import cache, folder, pixels
+from vit_ssl_jax import files
+from vit_ssl_jax.data import folder, pixels
+from vit_ssl_jax.errors import UserError
 
 COLOURS = {"ant": (250, 0, 0), "bee": (0, 250, 0), "cat": (0, 0, 250)}
 PAIR = ("ant", "bee")
@@ -480,4 +481,4 @@ def test_the_cache_is_read_only_and_mapped(root):
     images = read(root)[0]["train"].images
     assert isinstance(images, np.memmap)
     assert not images.flags.writeable
-  assert cache.directory("decoded").is_dir()
+  assert files.cache_directory("decoded").is_dir()

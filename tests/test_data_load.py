@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax import files
 from vit_ssl_jax.data import cache, rows, statistics
 from vit_ssl_jax.data.load import load
+from vit_ssl_jax.errors import UserError
 
 
 def save(path, train=40, classes=4, val=False, **changes):
@@ -216,7 +217,7 @@ class TestCache:
   def test_survives_damage(self, suffix):
     name = f"damage{suffix[1:]}"
     self.decoded(name)
-    (path,) = cache.directory("decoded").glob(f"{name}*{suffix}")
+    (path,) = files.cache_directory("decoded").glob(f"{name}*{suffix}")
     path.write_bytes(path.read_bytes()[:-20])
     assert self.decoded(name).images[2, 0, 0, 0] == 8
     assert self.calls == 2
@@ -271,14 +272,14 @@ class TestCache:
     for process in others:
       process.join(60)
     assert [process.exitcode for process in others] == [0, 0]
-    folder = cache.directory("decoded")
+    folder = files.cache_directory("decoded")
     assert len([*folder.iterdir()]) == 2 * 50
 
   def test_what_a_killed_process_left_is_swept_away(
     self, tmp_path, monkeypatch
   ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = cache.directory("decoded")
+    folder = files.cache_directory("decoded")
     folder.mkdir(parents=True)
     left, fresh = (folder / f"{x}.tmp" for x in ("left", "fresh"))
     for path in (left, fresh):

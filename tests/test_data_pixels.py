@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import pixels
 from vit_ssl_jax.data.pixels import (
   BrokenImageError,
@@ -18,6 +17,7 @@ from vit_ssl_jax.data.pixels import (
   decode_all,
   resized,
 )
+from vit_ssl_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (8, 8, 3), np.uint8)

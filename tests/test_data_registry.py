@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import registry
+from vit_ssl_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = list(registry.SETS)

@@ -16,8 +16,8 @@ from PIL import Image
 
 from vit_ssl_jax import models
 from vit_ssl_jax.augment import multi_crop as views
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import load as loading
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import (
   __main__ as command,
   accuracy,

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from vit_ssl_jax import files
 from vit_ssl_jax.data import cache
 from vit_ssl_jax.run import checkpoints, metrics
 from vit_ssl_jax.train import finetune, pretrain
@@ -322,7 +323,7 @@ def test_processes_agree(tmp_path):
 
 def test_one_at_a_time_on_a_machine():
   """While one reads a data set, another waits for it."""
-  lock = cache.directory("lock")
+  lock = files.cache_directory("lock")
   with cache.in_turn(), lock.open() as other, pytest.raises(BlockingIOError):
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
   with lock.open() as other:

@@ -14,15 +14,10 @@ FLOORS = [
   {"interop"},
   {"run"},
   {"data", "augment", "models"},
-  {"parallel"},
-  {"cli", "files"},
+  {"cli"},
+  {"parallel", "files"},
+  {"errors"},
 ]
-# Exceptions, each with its reason.
-ALLOWED = {
-  ("cli", "data"): "the cache is set up where JAX is",
-  ("cli", "parallel"): "processes are started, and the first one speaks",
-  ("files", "cli"): "errors are said the same everywhere",
-}
 
 
 def imports(path):
@@ -60,7 +55,7 @@ def test_imports_point_down():
       if not module.startswith("vit_ssl_jax."):
         continue
       there = module.split(".")[1]
-      if there != here and (here, there) not in ALLOWED:
+      if there != here:
         assert floor(there) > floor(here), f"{path} imports {module}"
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax import interop, models
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 
 SIZES = {
   "vit": {"patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2},

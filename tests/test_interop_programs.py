@@ -15,7 +15,7 @@ from conftest import TINY
 
 from vit_ssl_jax import models
 from vit_ssl_jax.augment import multi_crop as views
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import programs
 
 HERE = pathlib.Path(__file__).parent

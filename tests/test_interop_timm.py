@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax import interop, models
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 
 SWIN = {"embed_dim": 8, "num_heads": (1, 2)}
 MODELS = {

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import weights, writing
 
 WRITERS = {
@@ -225,6 +225,30 @@ def test_calls_are_refused(save, torch, tmp_path):
     with pytest.raises(UserError, match=r"x\.pth"):
       weights.read(path)
     assert not marker.exists()
+
+
+class Dtype:
+  """Pickles as a dtype that lies about its memory."""
+
+  def __reduce__(self):
+    fields = {"a": (np.dtype("i8"), 1 << 40)}
+    state = (3, "|", None, ("a",), fields, 8, 1, 64)
+    return np.dtype, ("O8", False, True), state
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_crafted_objects_of_numpy_are_never_built(legacy, tmp_path, torch):
+  dtype = Dtype()
+  scalar = Call(np._core.multiarray.scalar, dtype, b"\x01" * 8)
+  short = Call(np._core.multiarray.scalar, np.dtype("f8"), b"\x01")
+  objects = np.array([1, None], dtype=object)
+  given = {"model": {"w": torch.ones(2)}, "x": [dtype, scalar, objects]}
+  path = tmp_path / "x.pth"
+  torch.save(given, path, _use_new_zipfile_serialization=not legacy)
+  assert list(weights.read(path).arrays) == ["w"]
+  torch.save(given | {"x": short}, path)
+  with pytest.raises(UserError, match=r"x\.pth is truncated or broken"):
+    weights.read(path)
 
 
 def test_objects_of_numpy_are_refused(tmp_path):

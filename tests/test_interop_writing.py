@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import weights, writing
 
 TYPES = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16, np.bool_]

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import inputs
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.run import checkpoints, metrics
 from vit_ssl_jax.train import finetune, loop, losses, pretrain
 

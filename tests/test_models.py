@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax import models
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import kernels, layers, positions
 
 SMALL = {

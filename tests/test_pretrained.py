@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from vit_ssl_jax import cli, interop, models
 from vit_ssl_jax.augment import multi_crop as views
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import classifier as classifiers, suites
 from vit_ssl_jax.export import export
 from vit_ssl_jax.interop import (

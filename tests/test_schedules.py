@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.train import schedules
 
 

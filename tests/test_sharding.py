@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import mesh as sharding
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import inputs
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import accuracy as accuracies
 from vit_ssl_jax.run import checkpoints, metrics
 from vit_ssl_jax.train import finetune, pretrain

@@ -27,7 +27,8 @@ import jax
 import numpy as np
 
 from vit_ssl_jax import models
-from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
+from vit_ssl_jax.cli import Parser, reporting_errors, set_up
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.report import tables
 from vit_ssl_jax.train import finetune, pretrain

@@ -9,15 +9,12 @@ import sys
 import threading
 
 import absl.logging
+import jax
 import tqdm
 
-
-class UserError(ValueError):
-  """Something given to the program is wrong.
-
-  The message is one sentence: what was given, and what is possible. Commands
-  print it without a traceback and exit with status 2.
-  """
+from vit_ssl_jax import files
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.parallel import hosts
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,18 +56,13 @@ def set_up(distributed=False):
   absl.logging.set_verbosity(absl.logging.ERROR)
   # Where a checkpoint is damaged, each of Orbax's tasks would say so.
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-  import jax
-
-  from vit_ssl_jax.data import cache
-  from vit_ssl_jax.parallel import hosts
-
   # On a CPU alone, and read when JAX starts: steps run, and allocate, on the
   # main thread (see `keep_freed_memory`), which would only wait for them.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   if distributed:
     hosts.start()
   if not jax.config.jax_compilation_cache_dir:
-    folder = cache.directory("xla")
+    folder = files.cache_directory("xla")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
   if jax.default_backend() == "cpu":
@@ -101,8 +93,6 @@ def fail(sentence):
 
 def say(text):
   """Prints a line on standard error without breaking the progress bar."""
-  from vit_ssl_jax.parallel import hosts
-
   if hosts.first():
     tqdm.tqdm.write(text, file=sys.stderr)
 
@@ -129,8 +119,6 @@ def stop_signals():
   and tells all (`hosts.reached_preemption`), so that SIGINT is passed on as
   SIGTERM, and the Event is never set.
   """
-  from vit_ssl_jax.parallel import hosts
-
   stopping = threading.Event()
   alone = hosts.alone()
   numbers = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)

@@ -34,7 +34,8 @@ import jax
 from flax import traverse_util
 
 from vit_ssl_jax import evaluate, files, interop, models
-from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
+from vit_ssl_jax.cli import Parser, reporting_errors, set_up
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import (
   metadata as provenance,
   pretrained,

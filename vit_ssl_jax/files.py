@@ -6,7 +6,13 @@ import os
 import pathlib
 import shutil
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
+
+
+def cache_directory(*parts: str) -> pathlib.Path:
+  """Where this package caches: `$XDG_CACHE_HOME`, or else `~/.cache`."""
+  root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return pathlib.Path(root, "vit_ssl_jax", *parts).expanduser()
 
 
 def write(path, text):

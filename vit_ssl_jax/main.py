@@ -37,7 +37,8 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from vit_ssl_jax.cli import UserError, fail, reporting_errors, set_up
+from vit_ssl_jax.cli import fail, reporting_errors, set_up
+from vit_ssl_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "RECIPE:ARCH,DATASET")

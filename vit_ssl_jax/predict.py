@@ -33,8 +33,9 @@ import numpy as np
 import scipy.special
 
 from vit_ssl_jax import cli, evaluate
-from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
+from vit_ssl_jax.cli import Parser, reporting_errors, set_up
 from vit_ssl_jax.data import folder, pixels
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate.classifier import add_classifier, read_classifier
 
 

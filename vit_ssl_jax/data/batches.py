@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data.rows import ranked
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel.mesh import batch_sharding, place
 
 

@@ -1,4 +1,4 @@
-"""The user's cache directory, and decoded images kept in it."""
+"""Decoded images, kept in the user's cache directory."""
 
 import contextlib
 import dataclasses
@@ -15,8 +15,8 @@ import numpy as np
 from absl import logging
 
 from vit_ssl_jax import files
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import pixels
+from vit_ssl_jax.errors import UserError
 
 # Part of the cache's key: raise it when reading or decoding changes.
 FORMAT = 4
@@ -50,12 +50,6 @@ class Decoded:
   broken: dict[int, str]  # row -> why
 
 
-def directory(*parts: str) -> pathlib.Path:
-  """Where this package caches: `$XDG_CACHE_HOME`, or else `~/.cache`."""
-  root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  return pathlib.Path(root, "vit_ssl_jax", *parts).expanduser()
-
-
 def memory() -> int:
   """Bytes of memory of this machine, or of the container on it."""
   found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -70,8 +64,8 @@ def in_turn():
   """Lets one process of this machine in at a time, where there is a cache."""
   with contextlib.ExitStack() as stack:
     with contextlib.suppress(OSError):
-      directory().mkdir(parents=True, exist_ok=True)
-      lock = stack.enter_context(open(directory("lock"), "w"))
+      files.cache_directory().mkdir(parents=True, exist_ok=True)
+      lock = stack.enter_context(open(files.cache_directory("lock"), "w"))
       fcntl.flock(lock, fcntl.LOCK_EX)
     yield
 
@@ -101,7 +95,7 @@ def decoded(
   """
   content = repr((FORMAT, key, size, resize)).encode()
   stem = f"{name}-{size}-{hashlib.sha256(content).hexdigest()[:16]}"
-  path = directory("decoded") / f"{stem}.npy"
+  path = files.cache_directory("decoded") / f"{stem}.npy"
   if found := read(path):
     return found
   stored = find()
@@ -189,9 +183,10 @@ def check_memory(shape: tuple[int, ...], error: OSError) -> None:
   """Warns, or raises UserError where the images do not fit in memory either."""
   size = int(np.prod(shape))
   if size > 0.8 * memory():
+    folder = files.cache_directory("decoded")
     raise UserError(
       f"the decoded images take {size / 1e9:.1f} GB, which fit neither in"
-      f" memory nor in the cache, {directory('decoded')} ({error.strerror}):"
-      " XDG_CACHE_HOME chooses another place for it"
+      f" memory nor in the cache, {folder} ({error.strerror}): XDG_CACHE_HOME"
+      " chooses another place for it"
     )
   logging.warning("The decoded images are not cached (%s).", error)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import cache, rows
+from vit_ssl_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 # What the folder of a part may be called, in any case.

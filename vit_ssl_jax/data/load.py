@@ -5,7 +5,6 @@ import os
 
 import numpy as np
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import (
   cache,
   folder,
@@ -15,6 +14,7 @@ from vit_ssl_jax.data import (
   statistics,
   tfds_sets,
 )
+from vit_ssl_jax.errors import UserError
 
 # Streams of random numbers, one for each way of parting a set.
 VAL, FRACTION = 1, 2

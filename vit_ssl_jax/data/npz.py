@@ -5,8 +5,8 @@ import zipfile
 
 import numpy as np
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import cache
+from vit_ssl_jax.errors import UserError
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 VAL_KEYS = ("val_images", "val_labels")

@@ -22,7 +22,7 @@ from PIL import (
   WebPImagePlugin,  # noqa: F401
 )
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # To S×S: the shorter side to S and the middle cropped, or the aspect given up.

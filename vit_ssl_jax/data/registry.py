@@ -7,7 +7,7 @@ read it. It imports no JAX and no TensorFlow.
 import dataclasses
 import difflib
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 
 # How the names of one's own images begin.
 NPZ, FOLDER = "npz:", "folder:"

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from vit_ssl_jax import files
-from vit_ssl_jax.data import cache, rows
+from vit_ssl_jax.data import rows
 from vit_ssl_jax.data.pixels import progress_bar
 
 CHUNK = 2**24  # bytes of images at a time
@@ -49,7 +49,7 @@ def cached(images, *, progress: bool = False):
     return of_channels(images, progress=progress)
   source = repr((str(file), os.stat(file).st_mtime_ns, images.shape)).encode()
   digest = hashlib.sha256(source + chosen).hexdigest()[:16]
-  path = cache.directory("statistics") / f"{digest}.json"
+  path = files.cache_directory("statistics") / f"{digest}.json"
   try:
     mean, std = json.loads(path.read_text())
     return tuple(mean), tuple(std)

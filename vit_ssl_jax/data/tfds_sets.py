@@ -10,9 +10,9 @@ import urllib.request
 
 from etils import epath
 
-from vit_ssl_jax import cli
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax import cli, files
 from vit_ssl_jax.data import cache, registry
+from vit_ssl_jax.errors import UserError
 
 READ_BATCH = 64
 TIMEOUT = 10  # seconds for a server to answer
@@ -81,7 +81,7 @@ def prepared(name: str, root: epath.Path) -> epath.Path | None:
 
 def own_root() -> epath.Path:
   """Where digits, which need no source, are put if nothing else will do."""
-  return epath.Path(cache.directory("tfds"))
+  return epath.Path(files.cache_directory("tfds"))
 
 
 def class_names(folder: epath.Path) -> tuple[str, ...]:

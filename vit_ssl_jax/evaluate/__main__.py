@@ -38,8 +38,9 @@ import os
 
 import numpy as np
 
-from vit_ssl_jax.cli import Parser, UserError, reporting_errors, set_up
+from vit_ssl_jax.cli import Parser, reporting_errors, set_up
 from vit_ssl_jax.data import registry
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import corruptions, suites
 from vit_ssl_jax.evaluate.classifier import add_classifier, read_classifier
 from vit_ssl_jax.report.tables import table

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from vit_ssl_jax import cli, models
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import inputs, load, registry
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import accuracy
 from vit_ssl_jax.interop import metadata, pretrained, programs
 from vit_ssl_jax.parallel import mesh as meshes

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import tfds_sets
 from vit_ssl_jax.data.pixels import resized
+from vit_ssl_jax.errors import UserError
 
 # In the paper's order: noise, blur, weather, digital. The mean is over these.
 CORRUPTIONS = (

@@ -5,9 +5,9 @@ import json
 import numpy as np
 
 from vit_ssl_jax import cli, files
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.data.load import load as load_set
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import accuracy, corruptions
 from vit_ssl_jax.run import workdir as workdirs
 

@@ -4,7 +4,7 @@ Layouts are "reference", the paper's own PyTorch classes, "timm", which
 `timm_arguments` goes with, and "transformers", with `transformers_config`.
 """
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import reference, timm, transformers
 from vit_ssl_jax.interop.timm import timm_arguments
 from vit_ssl_jax.interop.transformers import transformers_config

@@ -7,7 +7,7 @@ import shlex
 
 import numpy as np
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.run import checkpoints, schema, workdir as workdirs
 
 # What is known of a model and its training, in an exported file's metadata

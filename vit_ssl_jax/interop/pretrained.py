@@ -8,7 +8,7 @@ import numpy as np
 from flax import traverse_util
 
 from vit_ssl_jax import files, interop, models
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import (
   metadata as provenance,
   programs,

@@ -21,7 +21,7 @@ import numpy as np
 from jax import export
 
 from vit_ssl_jax import files
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import writing
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -4,7 +4,7 @@ import math
 import re
 
 from vit_ssl_jax import models
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import reference
 
 HEADS = ("head.weight", "head.fc.weight", "classifier.weight")

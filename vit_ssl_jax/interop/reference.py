@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from vit_ssl_jax import models
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import swin
 
 INDEX = "relative_position_index"

@@ -7,7 +7,7 @@ the list of its own, one for each of the equal parts that rows are cut into.
 import numpy as np
 
 from vit_ssl_jax import models
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import reference
 
 

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 
 from vit_ssl_jax import models
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import renaming
 
 PATCHES = "patch_embed.proj.weight"

@@ -8,7 +8,7 @@ keys and values have a linear layer each.
 import numpy as np
 
 from vit_ssl_jax import models
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import reference, renaming
 
 MODULES = {

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 
 # Where a PyTorch checkpoint keeps its weights, the first that is there.
 ENTRIES = ("teacher", "student", "model_state_dict", "state_dict", "model")
@@ -127,13 +127,45 @@ def torch_module():
   return torch
 
 
+class OfNumpy:
+  """Stands for NumPy's arrays and dtypes in a pickle, and only keeps the words.
+
+  NumPy's own would trust what a pickle tells them of memory: a crafted dtype
+  ends the process.
+  """
+
+  def __new__(cls, *args):
+    self = super().__new__(cls)
+    self.args, self.state = args, ()
+    return self
+
+  def __setstate__(self, state):
+    self.state = state
+
+
+def numpy_scalar(dtype, data):
+  """A number as NumPy pickles it, or None."""
+  code = dtype.args[0]
+  if code in ("f2", "f4", "f8", "i4", "i8") and dtype.state[1] == "<":
+    return np.frombuffer(data, code, 1)[0].item()
+  return None
+
+
+# What training scripts commonly put beside their weights.
+MODULES = ("numpy._core.multiarray", "numpy.core.multiarray")
+SAFE = [
+  argparse.Namespace,
+  *((OfNumpy, f"numpy.{name}") for name in ("dtype", "ndarray")),
+  *((OfNumpy, f"{module}._reconstruct") for module in MODULES),
+  *((numpy_scalar, f"{module}.scalar") for module in MODULES),
+]
+
+
 def load_torch(path):
   """What a PyTorch file holds; only data is unpickled, nothing is called."""
   torch = torch_module()
-  # What training scripts commonly put beside their weights.
-  safe = [argparse.Namespace, np.dtype, np.ndarray, *numpy_pickles()]
   try:
-    with torch.serialization.safe_globals(safe):
+    with torch.serialization.safe_globals(SAFE):
       return torch.load(path, map_location="cpu", weights_only=True)
   except pickle.UnpicklingError as error:
     found = str(error)
@@ -144,14 +176,6 @@ def load_torch(path):
       f"{path} holds {name or 'something'}, which is no data: only tensors and"
       " plain values are read, and nothing is executed"
     ) from error
-
-
-def numpy_pickles():
-  """What NumPy's arrays and numbers are pickled as."""
-  from numpy._core import multiarray
-
-  kinds = {type(np.dtype(x)) for x in np.sctypeDict.values()}
-  return [multiarray._reconstruct, multiarray.scalar, *kinds]
 
 
 def from_torch(path, metadata):

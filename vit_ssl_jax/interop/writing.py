@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from vit_ssl_jax import files
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import weights
 
 

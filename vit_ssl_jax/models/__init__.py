@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import layers, positions
 from vit_ssl_jax.models.cait import CaiT
 from vit_ssl_jax.models.heads import OffsetHead, ProjectionHead

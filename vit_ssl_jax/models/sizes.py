@@ -3,7 +3,7 @@
 import dataclasses
 import numbers
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 
 LOCALITIES = ("", "spt", "lsa", "spt+lsa")
 

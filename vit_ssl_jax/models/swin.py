@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import kernels, layers, locality, sizes
 
 # Added to the scores of tokens that were not neighbours before the shift.

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 
 COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # How long a process that has ended waits for the others to end too.

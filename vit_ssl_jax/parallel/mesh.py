@@ -8,7 +8,7 @@ parameters and optimizer state are replicated over "data" and, with fsdp above
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 
 SMALLEST = 2**12  # elements; sharding less costs more than it saves
 

@@ -9,7 +9,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from vit_ssl_jax import files
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts
 from vit_ssl_jax.run import schema
 

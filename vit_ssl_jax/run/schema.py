@@ -12,7 +12,7 @@ import pathlib
 from flax import traverse_util
 
 from vit_ssl_jax import files
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 
 # Of config.json. Raised where an older run can no longer be read.
 FORMAT = 2

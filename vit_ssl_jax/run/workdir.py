@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from vit_ssl_jax import files
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts
 from vit_ssl_jax.run import checkpoints, metrics, schema
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from vit_ssl_jax import cli
 from vit_ssl_jax.data import inputs
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts, mesh as meshes
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
 
@@ -284,7 +285,7 @@ def not_finite(error, workdir, saver):
     if saved
     else "there is no checkpoint before it"
   )
-  return cli.UserError(
+  return UserError(
     f"stopped: {name} is not finite at step {step}; {last}; a lower"
     " optim.learning_rate or dtype=float32 may help"
   )

@@ -6,7 +6,7 @@ stopped early, or resumed, follows the same schedule as a whole one.
 
 import numpy as np
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 
 
 def cosine(start, end, steps):

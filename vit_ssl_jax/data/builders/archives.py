@@ -16,8 +16,8 @@ from tensorflow_datasets.core.download.download_manager import (
   NonMatchingChecksumError,
 )
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data.tfds_sets import check_answers
+from vit_ssl_jax.errors import UserError
 
 
 def collect(

@@ -10,7 +10,7 @@ from typing import ClassVar
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vit_ssl_jax.cli import UserError
+from vit_ssl_jax.errors import UserError
 
 IMAGE_STARTS = (b"\xff\xd8", b"\x89PNG")
 

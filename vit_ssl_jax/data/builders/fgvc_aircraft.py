@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from PIL import Image, JpegImagePlugin
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data.builders import archives, base
+from vit_ssl_jax.errors import UserError
 
 LISTS = {"train": "train", "validation": "val", "test": "test"}
 BANNER = 20  # rows of copyright at the bottom of every image

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from scipy import io
 
-from vit_ssl_jax.cli import UserError
 from vit_ssl_jax.data.builders import archives, base
+from vit_ssl_jax.errors import UserError
 
 
 class StanfordCars(base.Builder):
