@@ -1,0 +1,369 @@
+"""Attention of short sequences on TPUs, as a Pallas kernel.
+
+A view's scores are small, 65 x 65 or 17 x 17 by head, and would fill a part of
+the TPU's tiles of 8 x 128 alone. Here the 128 lanes are 128 views, whose
+attention the vector unit computes side by side, without padding. Scores stay
+in the chip's registers; what is kept for the backward pass is q, k and v.
+
+Arrays within: (W, N, H, d, B) for windows, tokens, heads, width of a head, and
+views, which is the order that XLA chooses for activations with many views. In
+the kernel (N, H, d, L) is "by token" and (H, d, N, L) is "by channel", L = 128.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+SUBLANES = 8
+QUERIES = 4  # at once, over all heads of a block: what the registers hold
+HIDDEN = -1e30  # the score of a token that is padding
+VMEM = 60 * 2**20  # bytes
+
+
+def attention(q, k, v, bias=None, mixing=None):
+  """As `kernels.attention` and `kernels.talking_heads_attention`.
+
+  Args:
+    q: (B, ..., N, H, d), already scaled; at most one axis in the middle.
+    k, v: (B, ..., M, H, d).
+    bias: (1, ..., 1 or H, N, M) with as many axes as q, or None.
+    mixing: (before (H, H), after (H, H), shift (H,)), or None.
+
+  Returns:
+    (B, ..., N, H, d) in v's type.
+  """
+  batch, shape = len(q), q.shape
+  q, k, v = (by_lanes(x) for x in (q, k, v))
+  if bias is not None:
+    *windows, H, N, M = bias.shape[1:]
+    bias = bias.reshape(*windows or (1,), H, N, M)
+    pad = ((0, 0), (0, 0), (0, 0), (0, -M % SUBLANES))
+    bias = jnp.pad(bias, pad, constant_values=HIDDEN)[..., None]
+    bias = jnp.broadcast_to(bias, (*bias.shape[:-1], LANES))
+  if mixing is not None:
+    before, after, shift = (x.astype(jnp.float32) for x in mixing)
+    mixing = jnp.concatenate([before, after, shift[None]])
+  out = attend(q, k, v, bias, mixing)[..., :batch]
+  return jnp.moveaxis(out, -1, 0).reshape(shape)
+
+
+def by_lanes(x):
+  """(B, [W,] N, H, d) -> (W, N, H, d, B), padded to whole lanes with zeros."""
+  x = jnp.moveaxis(x, 0, -1)
+  x = x if x.ndim == 5 else x[None]
+  return jnp.pad(x, [(0, 0)] * 4 + [(0, -x.shape[-1] % LANES)])
+
+
+@jax.custom_vjp
+def attend(q, k, v, bias, mixing):
+  """The forward pass, (W, N, H, d, B)."""
+  return call(forward_kernel, q, k, v, bias, mixing)[0]
+
+
+def attend_forward(q, k, v, bias, mixing):
+  return attend(q, k, v, bias, mixing), (q, k, v, bias, mixing)
+
+
+def attend_backward(kept, g):
+  q, k, v, bias, mixing = kept
+  dq, dk, dv, *rest = call(backward_kernel, q, k, v, bias, mixing, g)
+  dbias = dmixing = None
+  if bias is not None:
+    # The caller's broadcast over lanes sums them up.
+    dbias = rest.pop(0)
+    summed = [i for i in (0, 1) if bias.shape[i] == 1]
+    dbias = jnp.sum(dbias, summed, keepdims=True)
+  if mixing is not None:
+    dmixing = jnp.sum(rest.pop(0), (-2, -1))
+  return dq, dk, dv, dbias, dmixing
+
+
+attend.defvjp(attend_forward, attend_backward)
+
+
+def call(kernel, q, k, v, bias, mixing, g=None):
+  """Runs a kernel over windows, heads and blocks of 128 views.
+
+  Where heads are mixed, one block has all of them.
+  """
+  (W, N, H, d, B), M = q.shape, k.shape[1]
+  Mp = M + -M % SUBLANES
+  heads = 1 if mixing is None else H
+  f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+
+  def tokens(n):
+    at = lambda w, h, b: (w, 0, h, 0, b)
+    return pl.BlockSpec((1, n, heads, d, LANES), at)
+
+  def scores(windows, of_heads):
+    block = (1, min(heads, of_heads), N, Mp, LANES)
+    at = lambda w, h, b: (w % windows, h % of_heads, 0, 0, 0)
+    return pl.BlockSpec(block, at)
+
+  inputs = [(q, tokens(N)), (k, tokens(M)), (v, tokens(M))]
+  if bias is not None:
+    inputs.append((bias, scores(*bias.shape[:2])))
+  if mixing is not None:
+    inputs.append((mixing, pl.BlockSpec(memory_space=pltpu.SMEM)))
+  by_token = lambda n: pltpu.VMEM((n, heads, d, LANES), jnp.float32)
+  by_channel = pltpu.VMEM((heads, d, Mp, LANES), jnp.float32)
+  some = pltpu.VMEM((queries(heads) * heads, Mp, LANES), jnp.float32)
+  outputs = [(jax.ShapeDtypeStruct(q.shape, v.dtype), tokens(N))]
+  scratch = [by_token(N), by_channel, by_token(M), some]
+  if g is not None:
+    inputs.append((g, tokens(N)))
+    outputs = [
+      (jax.ShapeDtypeStruct(x.shape, x.dtype), tokens(x.shape[1]))
+      for x in (q, k, v)
+    ]
+    if bias is not None:
+      outputs.append((f32((W, H, N, Mp, LANES)), scores(W, H)))
+    if mixing is not None:
+      shape = (*mixing.shape, SUBLANES, LANES)
+      outputs.append((f32(shape), pl.BlockSpec(shape, lambda *_: (0, 0, 0, 0))))
+    scratch = [by_token(N)] * 2 + [by_token(M)] + [by_channel] * 4 + [some] * 2
+  arrays, in_specs = zip(*inputs)
+  shapes, out_specs = zip(*outputs)
+  products = 2 if g is None else 5
+  return pl.pallas_call(
+    functools.partial(kernel, bias is not None, mixing is not None),
+    out_shape=shapes,
+    grid=(W, H // heads, B // LANES),
+    in_specs=in_specs,
+    out_specs=out_specs,
+    scratch_shapes=scratch,
+    compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM),
+    cost_estimate=pl.CostEstimate(
+      flops=2 * products * W * H * N * M * d * B,
+      transcendentals=W * H * N * M * B,
+      bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes)),
+    ),
+  )(*arrays)
+
+
+def queries(heads):
+  """How many queries a kernel computes at once."""
+  return max(1, QUERIES // heads)
+
+
+def blocks(count, size, body):
+  """Calls body(first, how many) for all of `count`, in blocks of `size`."""
+  whole = count // size
+
+  def step(i, _):
+    body(i * size, size)
+    return 0
+
+  jax.lax.fori_loop(0, whole, step, 0)
+  if count % size:
+    body(whole * size, count % size)
+
+
+def load(ref):
+  """A block (1, N, heads, d, L) -> by token, float32."""
+  return ref[0].astype(jnp.float32)
+
+
+def store_by_channel(ref, x):
+  """Stores x (M, heads, d, L) into (heads, d, Mp, L), padded with zeros."""
+  M, heads = x.shape[:2]
+  if M % SUBLANES:
+    start = M // SUBLANES * SUBLANES
+    ref[:, :, start:] = jnp.zeros_like(ref[:, :, start:])
+  for h in range(heads):
+    ref[h, :, :M] = jnp.swapaxes(x[:, h], 0, 1)
+
+
+def products(rows, columns, first, count):
+  """rows · columns over the channels: a list of (Mp, L), queries by heads.
+
+  Args:
+    rows: by token, (N, heads, d, L).
+    columns: by channel, (heads, d, Mp, L).
+    first, count: of the queries.
+  """
+  heads, d, Mp, _ = columns.shape
+  sums = {}
+  for h in range(heads):
+    for c in range(d):
+      column = columns[h, c]
+      for i in range(count):
+        product = column * rows[first + i, h, c : c + 1]
+        sums[i, h] = product + sums[i, h] if c else product
+  return [[sums[i, h] for h in range(heads)] for i in range(count)]
+
+
+def combine(weights, rows, count):
+  """Σ_m weights[m] rows[m]: a list of (d, L), queries by heads.
+
+  Args:
+    weights: (count · heads, Mp, L).
+    rows: by token, (M, heads, d, L).
+    count: of the queries.
+  """
+  M, heads = rows.shape[:2]
+  sums = {}
+  for h in range(heads):
+    for m in range(M):
+      row = rows[m, h]
+      for i in range(count):
+        product = row * weights[i * heads + h, m : m + 1]
+        sums[i, h] = product + sums[i, h] if m else product
+  return [[sums[i, h] for h in range(heads)] for i in range(count)]
+
+
+def add_outer(sums, rows, weights, first):
+  """sums[h, c] += Σ_i weights[i, h] rows[i, h, c], by channel."""
+  heads, d = sums.shape[:2]
+  for h in range(heads):
+    for c in range(d):
+      total = sums[h, c]
+      for i, by_head in enumerate(weights):
+        total += by_head[h] * rows[first + i, h, c : c + 1]
+      sums[h, c] = total
+
+
+def mix(scores, mixing, first, shift=None):
+  """Σ_h scores[h] mixing[first + h, g], for each g."""
+  heads = range(len(scores))
+  mixed = [sum(scores[h] * mixing[first + h, g] for h in heads) for g in heads]
+  if shift is None:
+    return mixed
+  return [x + mixing[shift, g] for g, x in zip(heads, mixed)]
+
+
+def mix_back(scores, mixing, first):
+  """The transpose of `mix`: Σ_g scores[g] mixing[first + h, g], for each h."""
+  heads = range(len(scores))
+  return [sum(scores[g] * mixing[first + h, g] for g in heads) for h in heads]
+
+
+def softmax(scores, query, bias, M):
+  """The exponentials of scores (Mp, L), and 1 / their sum (1, L), by head."""
+  result = []
+  for h, x in enumerate(scores):
+    if bias is not None:
+      x += bias[0, min(h, bias.shape[1] - 1), query]
+    elif M < len(x):
+      rows = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+      x = jnp.where(rows < M, x, HIDDEN)
+    e = jnp.exp(x - jnp.max(x, 0, keepdims=True))
+    result.append((e, 1 / jnp.sum(e, 0, keepdims=True)))
+  return result
+
+
+def forward_kernel(has_bias, has_mixing, q, k, v, *refs):
+  """o = softmax(q kᵀ + bias) v, with heads mixed before and after."""
+  refs = list(refs)
+  bias = refs.pop(0) if has_bias else None
+  mixing = refs.pop(0) if has_mixing else None
+  out, rows, columns, values, weights = refs
+  N, M, heads = q.shape[1], k.shape[1], q.shape[2]
+  rows[...] = load(q)
+  store_by_channel(columns, load(k))
+  values[...] = load(v)
+
+  def body(first, count):
+    scale = {}
+    for i, scores in enumerate(products(rows, columns, first, count)):
+      if has_mixing:
+        scores = mix(scores, mixing, 0)
+      found = softmax(scores, first + i, bias, M)
+      if has_mixing:
+        found = mix([e * r for e, r in found], mixing, heads, 2 * heads)
+        found = [(p, None) for p in found]
+      for h, (e, r) in enumerate(found):
+        weights[i * heads + h], scale[i, h] = e, r
+    for i, by_head in enumerate(combine(weights, values, count)):
+      for h, x in enumerate(by_head):
+        x = x if has_mixing else x * scale[i, h]
+        out[0, first + i, h] = x.astype(out.dtype)
+
+  blocks(N, queries(heads), body)
+
+
+def backward_kernel(has_bias, has_mixing, q, k, v, *refs):
+  """The gradients of q, k, v, bias and mixing."""
+  refs = list(refs)
+  bias = refs.pop(0) if has_bias else None
+  mixing = refs.pop(0) if has_mixing else None
+  g, dq, dk, dv = refs[:4]
+  refs = refs[4:]
+  dbias = refs.pop(0) if has_bias else None
+  dmixing = refs.pop(0) if has_mixing else None
+  rows, grads, keys, k_columns, v_columns, dk_sums, dv_sums, *refs = refs
+  dscores, weights = refs
+  N, M, heads = q.shape[1], k.shape[1], q.shape[2]
+  rows[...], grads[...], keys[...] = load(q), load(g), load(k)
+  store_by_channel(k_columns, load(k))
+  store_by_channel(v_columns, load(v))
+  dk_sums[...] = jnp.zeros_like(dk_sums)
+  dv_sums[...] = jnp.zeros_like(dv_sums)
+  at = [pl.program_id(i) for i in range(3)]
+  if has_bias:
+
+    @pl.when(at[2] == 0)
+    def _():
+      dbias[...] = jnp.zeros_like(dbias)
+
+  if has_mixing:
+
+    @pl.when(at[0] + at[1] + at[2] == 0)
+    def _():
+      dmixing[...] = jnp.zeros_like(dmixing)
+
+  def add_mixing(row, x, y):
+    """dmixing[row + h, g] += x[h] y[g], summed over tokens."""
+    for h in range(len(x)):
+      for j in range(heads):
+        z = (x[h] * y[j]).reshape(-1, SUBLANES, LANES)
+        dmixing[row + h, j] += jnp.sum(z, 0)
+
+  def body(first, count):
+    for i, scores in enumerate(products(rows, k_columns, first, count)):
+      mixed = mix(scores, mixing, 0) if has_mixing else scores
+      found = softmax(mixed, first + i, bias, M)
+      for h, (e, r) in enumerate(found):
+        weights[i * heads + h] = e * r
+      if has_mixing:
+        for h, x in enumerate(scores):
+          dscores[i * heads + h] = x
+    dweights = products(grads, v_columns, first, count)
+    for i, d in enumerate(dweights):
+      at = slice(i * heads, (i + 1) * heads)
+      p = [weights[j] for j in range(at.start, at.stop)]
+      if has_mixing:
+        add_mixing(heads, p, d)
+        add_mixing(2 * heads, [jnp.ones_like(p[0])], d)
+        used = mix(p, mixing, heads, 2 * heads)
+        for h in range(heads):
+          weights[at.start + h] = used[h]
+        d = mix_back(d, mixing, heads)
+      along = [jnp.sum(x * y, 0, keepdims=True) for x, y in zip(p, d)]
+      ds = [x * (y - z) for x, y, z in zip(p, d, along)]
+      if has_bias:
+        for h in range(heads):
+          dbias[0, h, first + i] += ds[h]
+      if has_mixing:
+        add_mixing(0, [dscores[j] for j in range(at.start, at.stop)], ds)
+        ds = mix_back(ds, mixing, 0)
+      for h in range(heads):
+        dscores[at.start + h] = ds[h]
+    for i, by_head in enumerate(combine(dscores, keys, count)):
+      for h, x in enumerate(by_head):
+        dq[0, first + i, h] = x.astype(dq.dtype)
+    by_query = lambda ref: [
+      [ref[i * heads + h] for h in range(heads)] for i in range(count)
+    ]
+    add_outer(dk_sums, rows, by_query(dscores), first)
+    add_outer(dv_sums, grads, by_query(weights), first)
+
+  blocks(N, queries(heads), body)
+  for out, sums in ((dk, dk_sums), (dv, dv_sums)):
+    for h in range(heads):
+      x = jnp.swapaxes(sums[h, :, :M], 0, 1)
+      out[0, :, h] = x.astype(out.dtype)
