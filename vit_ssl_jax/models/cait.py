@@ -221,41 +221,32 @@ class TalkingHeadsAttention(nn.Module):
   def __call__(self, x, weights_only=False):
     """Tokens (B, N, D) -> (B, N, D), or the softmax (B, heads, N, N)."""
     B, N, D = x.shape
-    qkv = layers.Dense(3 * D, dtype=self.dtype, name="qkv")(x)
-    q, k, v = (
-      y.reshape(B, N, self.num_heads, -1) for y in jnp.split(qkv, 3, -1)
-    )
-    scale = q.shape[-1] ** -0.5
+    qkv = layers.Dense(3 * D, parts=3, dtype=self.dtype, name="qkv")(x)
+    q, k, v = (y.reshape(B, N, self.num_heads, -1) for y in qkv)
+    scale, bias = q.shape[-1] ** -0.5, None
     if self.local:
-      scale = locality.learned_scale(self, D, self.num_heads)[None, None]
-    scores = jnp.einsum(
-      "bnhd,bmhd->bhnm", q * scale, k, preferred_element_type=jnp.float32
-    )
-    scores = MixHeads(jnp.float32, name="proj_l")(scores)
-    if self.local:
-      scores += locality.diagonal_mask(N)[None, None]
-    weights = jax.nn.softmax(scores)
+      q *= locality.learned_scale(self, D, self.num_heads)[None, None]
+      scale, bias = 1.0, locality.diagonal_mask(N)[None, None]
+    before = MixHeads(self.num_heads, name="proj_l")()
+    after = MixHeads(self.num_heads, name="proj_w")()
     if weights_only:
-      return weights
-    weights = MixHeads(self.dtype, name="proj_w")(weights.astype(self.dtype))
-    x = jnp.einsum("bhnm,bmhd->bnhd", weights, v).reshape(B, N, D)
+      return kernels.talking_heads_weights(q * scale, k, before, bias)
+    x = kernels.talking_heads(q, k, v, before, after, bias, scale)
+    x = x.reshape(B, N, D)
     return layers.Dense(D, dtype=self.dtype, name="proj")(x)
 
 
 class MixHeads(nn.Module):
-  """A linear map over the heads of scores or weights."""
+  """The parameters of a linear map over the heads of scores or weights."""
 
-  dtype: jnp.dtype = jnp.float32
+  heads: int
 
   @nn.compact
-  def __call__(self, x):
-    """(B, heads, N, M) -> (B, heads, N, M) in `dtype`."""
-    heads = x.shape[1]
-    init = nn.initializers.normal(0.02)
-    kernel = self.param("kernel", init, (heads, heads))
-    bias = self.param("bias", nn.initializers.zeros, (heads,))
-    y = jnp.einsum("bhnm,hg->bgnm", x.astype(jnp.float32), kernel)
-    return (y + bias[None, :, None, None]).astype(self.dtype)
+  def __call__(self):
+    """The kernel (heads, heads), from the first to the second, and a bias."""
+    init, shape = nn.initializers.normal(0.02), (self.heads, self.heads)
+    bias = self.param("bias", nn.initializers.zeros, (self.heads,))
+    return self.param("kernel", init, shape), bias
 
 
 class ClassAttention(nn.Module):
@@ -288,8 +279,9 @@ class ClassAttention(nn.Module):
     q, k, v = heads(x[:, :1], "q"), heads(x, "k"), heads(x, "v")
     scale = q.shape[-1] ** -0.5
     if self.local:
-      scale = locality.learned_scale(self, D, self.num_heads)[None, None]
+      q *= locality.learned_scale(self, D, self.num_heads)[None, None]
+      scale = 1.0
     if weights_only:
       return kernels.attention_weights(q * scale, k)
-    x = kernels.attention(q * scale, k, v).reshape(B, 1, D)
+    x = kernels.attention(q, k, v, scale=scale).reshape(B, 1, D)
     return layers.Dense(D, dtype=self.dtype, name="proj")(x)

@@ -15,12 +15,6 @@ import jax.numpy as jnp
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import kernels, locality, sizes
 
-Dense = functools.partial(
-  nn.Dense,
-  kernel_init=nn.initializers.normal(0.02),
-  dot_general=kernels.dense_dot_general,
-)
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6)
 
 
 def uniform_fan_in(fan_in):
@@ -31,6 +25,54 @@ def uniform_fan_in(fan_in):
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   return init
+
+
+class Dense(nn.Module):
+  """`nn.Dense` with a normal initialiser, by `kernels.dense`.
+
+  Attributes:
+    features: width F of all parts together.
+    use_bias: whether there is a bias.
+    parts: how many arrays (..., F / parts) the output is.
+    dtype: type of the arithmetic.
+  """
+
+  features: int
+  use_bias: bool = True
+  parts: int = 1
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """(..., D) -> (..., F), or a list of its parts where there are several."""
+    shape = x.shape[-1], self.features
+    kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
+    zeros = nn.initializers.zeros
+    bias = self.param("bias", zeros, shape[1:]) if self.use_bias else None
+    x, kernel, bias = nn.dtypes.promote_dtype(
+      x, kernel, bias, dtype=self.dtype
+    )
+    if self.parts == 1:
+      return kernels.dense(x, kernel, bias)
+    return kernels.dense_parts(x, kernel, bias, self.parts)
+
+
+class LayerNorm(nn.Module):
+  """`nn.LayerNorm`, whose parameters have derivatives of `kernels`."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """(..., D) -> (..., D) in `dtype`; the statistics are float32."""
+    D = x.shape[-1:]
+    scale = self.param("scale", nn.initializers.ones, D)
+    bias = self.param("bias", nn.initializers.zeros, D)
+    norm = nn.LayerNorm(
+      epsilon=1e-6, dtype=jnp.float32, use_scale=False, use_bias=False
+    )
+    x = kernels.scale_channels(norm(x), scale)
+    return kernels.add_bias(x, bias).astype(self.dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -253,4 +295,8 @@ class Backbone(nn.Module):
 def classifier(num_classes):
   """The last layer, from features to logits, in float32."""
   # Accelerators would multiply float32 in fewer bits if not told.
-  return Dense(num_classes, precision=jax.lax.Precision.HIGHEST)
+  return nn.Dense(
+    num_classes,
+    kernel_init=nn.initializers.normal(0.02),
+    precision=jax.lax.Precision.HIGHEST,
+  )

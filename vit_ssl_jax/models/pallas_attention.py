@@ -24,14 +24,15 @@ HIDDEN = -1e30  # the score of a token that is padding
 VMEM = 60 * 2**20  # bytes
 
 
-def attention(q, k, v, bias=None, mixing=None):
+def attention(q, k, v, bias=None, mixing=None, scale=1.0):
   """As `kernels.attention` and `kernels.talking_heads_attention`.
 
   Args:
-    q: (B, ..., N, H, d), already scaled; at most one axis in the middle.
+    q: (B, ..., N, H, d); at most one axis in the middle.
     k, v: (B, ..., M, H, d).
     bias: (1, ..., 1 or H, N, M) with as many axes as q, or None.
     mixing: (before (H, H), after (H, H), shift (H,)), or None.
+    scale: a number.
 
   Returns:
     (B, ..., N, H, d) in v's type.
@@ -47,7 +48,7 @@ def attention(q, k, v, bias=None, mixing=None):
   if mixing is not None:
     before, after, shift = (x.astype(jnp.float32) for x in mixing)
     mixing = jnp.concatenate([before, after, shift[None]])
-  out = attend(q, k, v, bias, mixing)[..., :batch]
+  out = attend(scale, q, k, v, bias, mixing)[..., :batch]
   return jnp.moveaxis(out, -1, 0).reshape(shape)
 
 
@@ -58,19 +59,19 @@ def by_lanes(x):
   return jnp.pad(x, [(0, 0)] * 4 + [(0, -x.shape[-1] % LANES)])
 
 
-@jax.custom_vjp
-def attend(q, k, v, bias, mixing):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(scale, q, k, v, bias, mixing):
   """The forward pass, (W, N, H, d, B)."""
-  return call(forward_kernel, q, k, v, bias, mixing)[0]
+  return call(forward_kernel, scale, q, k, v, bias, mixing)[0]
 
 
-def attend_forward(q, k, v, bias, mixing):
-  return attend(q, k, v, bias, mixing), (q, k, v, bias, mixing)
+def attend_forward(scale, *arrays):
+  return attend(scale, *arrays), arrays
 
 
-def attend_backward(kept, g):
+def attend_backward(scale, kept, g):
   q, k, v, bias, mixing = kept
-  dq, dk, dv, *rest = call(backward_kernel, q, k, v, bias, mixing, g)
+  dq, dk, dv, *rest = call(backward_kernel, scale, q, k, v, bias, mixing, g)
   dbias = dmixing = None
   if bias is not None:
     # The caller's broadcast over lanes sums them up.
@@ -85,7 +86,7 @@ def attend_backward(kept, g):
 attend.defvjp(attend_forward, attend_backward)
 
 
-def call(kernel, q, k, v, bias, mixing, g=None):
+def call(kernel, scale, q, k, v, bias, mixing, g=None):
   """Runs a kernel over windows, heads and blocks of 128 views.
 
   Where heads are mixed, one block has all of them.
@@ -130,7 +131,7 @@ def call(kernel, q, k, v, bias, mixing, g=None):
   shapes, out_specs = zip(*outputs)
   products = 2 if g is None else 5
   return pl.pallas_call(
-    functools.partial(kernel, bias is not None, mixing is not None),
+    functools.partial(kernel, scale, bias is not None, mixing is not None),
     out_shape=shapes,
     grid=(W, H // heads, B // LANES),
     in_specs=in_specs,
@@ -169,13 +170,24 @@ def load(ref):
 
 
 def store_by_channel(ref, x):
-  """Stores x (M, heads, d, L) into (heads, d, Mp, L), padded with zeros."""
-  M, heads = x.shape[:2]
-  if M % SUBLANES:
-    start = M // SUBLANES * SUBLANES
-    ref[:, :, start:] = jnp.zeros_like(ref[:, :, start:])
-  for h in range(heads):
-    ref[h, :, :M] = jnp.swapaxes(x[:, h], 0, 1)
+  """Stores a block x (1, M, heads, d, L) into (heads, d, Mp, L), float32."""
+  M, heads = x.shape[1:3]
+  for start in range(0, M, SUBLANES):
+    for h in range(heads):
+      some = x[0, start : start + SUBLANES, h].astype(jnp.float32)
+      pad = ((0, SUBLANES - len(some)), (0, 0), (0, 0))
+      some = jnp.swapaxes(jnp.pad(some, pad), 0, 1)
+      ref[h, :, start : start + SUBLANES] = some
+
+
+def store_by_token(ref, x):
+  """Stores x (heads, d, Mp, L) into a block (1, M, heads, d, L)."""
+  M, heads = ref.shape[1:3]
+  for start in range(0, M, SUBLANES):
+    for h in range(heads):
+      some = jnp.swapaxes(x[h, :, start : start + SUBLANES], 0, 1)
+      count = min(SUBLANES, M - start)
+      ref[0, start : start + count, h] = some[:count].astype(ref.dtype)
 
 
 def products(rows, columns, first, count):
@@ -256,15 +268,15 @@ def softmax(scores, query, bias, M):
   return result
 
 
-def forward_kernel(has_bias, has_mixing, q, k, v, *refs):
+def forward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
   """o = softmax(q kᵀ + bias) v, with heads mixed before and after."""
   refs = list(refs)
   bias = refs.pop(0) if has_bias else None
   mixing = refs.pop(0) if has_mixing else None
   out, rows, columns, values, weights = refs
   N, M, heads = q.shape[1], k.shape[1], q.shape[2]
-  rows[...] = load(q)
-  store_by_channel(columns, load(k))
+  rows[...] = load(q) * scale
+  store_by_channel(columns, k)
   values[...] = load(v)
 
   def body(first, count):
@@ -286,7 +298,7 @@ def forward_kernel(has_bias, has_mixing, q, k, v, *refs):
   blocks(N, queries(heads), body)
 
 
-def backward_kernel(has_bias, has_mixing, q, k, v, *refs):
+def backward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
   """The gradients of q, k, v, bias and mixing."""
   refs = list(refs)
   bias = refs.pop(0) if has_bias else None
@@ -298,9 +310,9 @@ def backward_kernel(has_bias, has_mixing, q, k, v, *refs):
   rows, grads, keys, k_columns, v_columns, dk_sums, dv_sums, *refs = refs
   dscores, weights = refs
   N, M, heads = q.shape[1], k.shape[1], q.shape[2]
-  rows[...], grads[...], keys[...] = load(q), load(g), load(k)
-  store_by_channel(k_columns, load(k))
-  store_by_channel(v_columns, load(v))
+  rows[...], grads[...], keys[...] = load(q) * scale, load(g), load(k)
+  store_by_channel(k_columns, k)
+  store_by_channel(v_columns, v)
   dk_sums[...] = jnp.zeros_like(dk_sums)
   dv_sums[...] = jnp.zeros_like(dv_sums)
   at = [pl.program_id(i) for i in range(3)]
@@ -355,7 +367,7 @@ def backward_kernel(has_bias, has_mixing, q, k, v, *refs):
         dscores[at.start + h] = ds[h]
     for i, by_head in enumerate(combine(dscores, keys, count)):
       for h, x in enumerate(by_head):
-        dq[0, first + i, h] = x.astype(dq.dtype)
+        dq[0, first + i, h] = (x * scale).astype(dq.dtype)
     by_query = lambda ref: [
       [ref[i * heads + h] for h in range(heads)] for i in range(count)
     ]
@@ -363,7 +375,5 @@ def backward_kernel(has_bias, has_mixing, q, k, v, *refs):
     add_outer(dv_sums, grads, by_query(weights), first)
 
   blocks(N, queries(heads), body)
-  for out, sums in ((dk, dk_sums), (dv, dv_sums)):
-    for h in range(heads):
-      x = jnp.swapaxes(sums[h, :, :M], 0, 1)
-      out[0, :, h] = x.astype(out.dtype)
+  store_by_token(dk, dk_sums)
+  store_by_token(dv, dv_sums)

@@ -160,20 +160,19 @@ class WindowAttention(nn.Module):
     """
     _, H, W, C = x.shape
     x = to_windows(x, self.window, self.shift)
-    qkv = layers.Dense(3 * C, dtype=self.dtype, name="qkv")(x)
-    q, k, v = (
-      y.reshape(*x.shape[:3], self.num_heads, -1) for y in jnp.split(qkv, 3, -1)
-    )
+    qkv = layers.Dense(3 * C, parts=3, dtype=self.dtype, name="qkv")(x)
+    q, k, v = (y.reshape(*x.shape[:3], self.num_heads, -1) for y in qkv)
     scale = q.shape[-1] ** -0.5
     bias = self.position_bias()[None, None]
     if self.shift:
       bias += shift_mask(H, W, self.window, self.shift)[None, :, None]
     if self.local:
-      scale = locality.learned_scale(self, C, self.num_heads)[None, None, None]
+      q *= locality.learned_scale(self, C, self.num_heads)[None, None, None]
+      scale = 1.0
       bias += locality.diagonal_mask(self.window**2)[None, None, None]
     if weights_only:
       return self.unfold(kernels.attention_weights(q * scale, k, bias), H, W)
-    x = kernels.attention(q * scale, k, v, bias).reshape(*x.shape[:3], C)
+    x = kernels.attention(q, k, v, bias, scale).reshape(*x.shape[:3], C)
     x = layers.Dense(C, dtype=self.dtype, name="proj")(x)
     return from_windows(x, H, W, self.window, self.shift)
 

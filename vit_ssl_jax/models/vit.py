@@ -106,15 +106,13 @@ class Attention(nn.Module):
   def __call__(self, x, weights_only=False):
     """Tokens (B, N, D) -> (B, N, D), or the softmax (B, heads, N, N)."""
     B, N, D = x.shape
-    qkv = layers.Dense(3 * D, dtype=self.dtype, name="qkv")(x)
-    q, k, v = (
-      y.reshape(B, N, self.num_heads, -1) for y in jnp.split(qkv, 3, -1)
-    )
+    qkv = layers.Dense(3 * D, parts=3, dtype=self.dtype, name="qkv")(x)
+    q, k, v = (y.reshape(B, N, self.num_heads, -1) for y in qkv)
     scale, bias = q.shape[-1] ** -0.5, None
     if self.local:
-      scale = locality.learned_scale(self, D, self.num_heads)[None, None]
-      bias = locality.diagonal_mask(N)[None, None]
+      q *= locality.learned_scale(self, D, self.num_heads)[None, None]
+      scale, bias = 1.0, locality.diagonal_mask(N)[None, None]
     if weights_only:
       return kernels.attention_weights(q * scale, k, bias)
-    x = kernels.attention(q * scale, k, v, bias).reshape(B, N, D)
+    x = kernels.attention(q, k, v, bias, scale).reshape(B, N, D)
     return layers.Dense(D, dtype=self.dtype, name="proj")(x)
