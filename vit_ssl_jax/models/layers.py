@@ -17,6 +17,9 @@ from vit_ssl_jax.models import kernels, locality, sizes
 
 
 
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6)
+
+
 def uniform_fan_in(fan_in):
   """PyTorch's default: uniform in ±1/√fan_in, for kernels and for biases."""
   bound = 1 / math.sqrt(fan_in)
@@ -55,24 +58,6 @@ class Dense(nn.Module):
     if self.parts == 1:
       return kernels.dense(x, kernel, bias)
     return kernels.dense_parts(x, kernel, bias, self.parts)
-
-
-class LayerNorm(nn.Module):
-  """`nn.LayerNorm`, whose parameters have derivatives of `kernels`."""
-
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x):
-    """(..., D) -> (..., D) in `dtype`; the statistics are float32."""
-    D = x.shape[-1:]
-    scale = self.param("scale", nn.initializers.ones, D)
-    bias = self.param("bias", nn.initializers.zeros, D)
-    norm = nn.LayerNorm(
-      epsilon=1e-6, dtype=jnp.float32, use_scale=False, use_bias=False
-    )
-    x = kernels.scale_channels(norm(x), scale)
-    return kernels.add_bias(x, bias).astype(self.dtype)
 
 
 class PatchEmbed(nn.Module):
