@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
 SUBLANES = 8
-QUERIES = 4  # at once, over all heads of a block: what the registers hold
+REGISTERS = 36  # of 64, for the scores of the queries that run together
 HIDDEN = -1e30  # the score of a token that is padding
 VMEM = 60 * 2**20  # bytes
 
@@ -96,9 +96,14 @@ def call(kernel, scale, q, k, v, bias, mixing, g=None):
   heads = 1 if mixing is None else H
   f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
+  together = queries(heads, Mp)
+  # All heads of CaiT fit into the chip's memory once.
+  buffers = pl.Buffered(1 if heads > 1 and g is not None else 2)
+
   def tokens(n):
     at = lambda w, h, b: (w, 0, h, 0, b)
-    return pl.BlockSpec((1, n, heads, d, LANES), at)
+    block = (1, n, heads, d, LANES)
+    return pl.BlockSpec(block, at, pipeline_mode=buffers)
 
   def scores(windows, of_heads):
     block = (1, min(heads, of_heads), N, Mp, LANES)
@@ -112,9 +117,9 @@ def call(kernel, scale, q, k, v, bias, mixing, g=None):
     inputs.append((mixing, pl.BlockSpec(memory_space=pltpu.SMEM)))
   by_token = lambda n: pltpu.VMEM((n, heads, d, LANES), jnp.float32)
   by_channel = pltpu.VMEM((heads, d, Mp, LANES), jnp.float32)
-  some = pltpu.VMEM((queries(heads) * heads, Mp, LANES), jnp.float32)
+  some = pltpu.VMEM((together * heads, Mp, LANES), jnp.float32)
   outputs = [(jax.ShapeDtypeStruct(q.shape, v.dtype), tokens(N))]
-  scratch = [by_token(N), by_channel, by_token(M), some]
+  scratch = [by_token(together), by_channel, by_token(M), some]
   if g is not None:
     inputs.append((g, tokens(N)))
     outputs = [
@@ -126,7 +131,8 @@ def call(kernel, scale, q, k, v, bias, mixing, g=None):
     if mixing is not None:
       shape = (*mixing.shape, SUBLANES, LANES)
       outputs.append((f32(shape), pl.BlockSpec(shape, lambda *_: (0, 0, 0, 0))))
-    scratch = [by_token(N)] * 2 + [by_token(M)] + [by_channel] * 4 + [some] * 2
+    scratch = [by_token(together)] * 2 + [by_token(M)]
+    scratch += [by_channel] * 4 + [some] * 2
   arrays, in_specs = zip(*inputs)
   shapes, out_specs = zip(*outputs)
   products = 2 if g is None else 5
@@ -146,9 +152,9 @@ def call(kernel, scale, q, k, v, bias, mixing, g=None):
   )(*arrays)
 
 
-def queries(heads):
-  """How many queries a kernel computes at once."""
-  return max(1, QUERIES // heads)
+def queries(heads, Mp):
+  """How many queries run together: their scores have to stay in registers."""
+  return max(1, REGISTERS // (heads * Mp // SUBLANES))
 
 
 def blocks(count, size, body):
@@ -167,6 +173,12 @@ def blocks(count, size, body):
 def load(ref):
   """A block (1, N, heads, d, L) -> by token, float32."""
   return ref[0].astype(jnp.float32)
+
+
+def load_rows(rows, block, first, count, scale=1.0):
+  """Copies some tokens of a block (1, N, heads, d, L) to rows, in float32."""
+  for i in range(count):
+    rows[i] = block[0, first + i].astype(jnp.float32) * scale
 
 
 def store_by_channel(ref, x):
@@ -190,13 +202,13 @@ def store_by_token(ref, x):
       ref[0, start : start + count, h] = some[:count].astype(ref.dtype)
 
 
-def products(rows, columns, first, count):
+def products(rows, columns, count):
   """rows · columns over the channels: a list of (Mp, L), queries by heads.
 
   Args:
-    rows: by token, (N, heads, d, L).
+    rows: by token, (count or more, heads, d, L).
     columns: by channel, (heads, d, Mp, L).
-    first, count: of the queries.
+    count: of the queries.
   """
   heads, d, Mp, _ = columns.shape
   sums = {}
@@ -204,7 +216,7 @@ def products(rows, columns, first, count):
     for c in range(d):
       column = columns[h, c]
       for i in range(count):
-        product = column * rows[first + i, h, c : c + 1]
+        product = column * rows[i, h, c : c + 1]
         sums[i, h] = product + sums[i, h] if c else product
   return [[sums[i, h] for h in range(heads)] for i in range(count)]
 
@@ -228,14 +240,14 @@ def combine(weights, rows, count):
   return [[sums[i, h] for h in range(heads)] for i in range(count)]
 
 
-def add_outer(sums, rows, weights, first):
+def add_outer(sums, rows, weights):
   """sums[h, c] += Σ_i weights[i, h] rows[i, h, c], by channel."""
   heads, d = sums.shape[:2]
   for h in range(heads):
     for c in range(d):
       total = sums[h, c]
       for i, by_head in enumerate(weights):
-        total += by_head[h] * rows[first + i, h, c : c + 1]
+        total += by_head[h] * rows[i, h, c : c + 1]
       sums[h, c] = total
 
 
@@ -275,13 +287,13 @@ def forward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
   mixing = refs.pop(0) if has_mixing else None
   out, rows, columns, values, weights = refs
   N, M, heads = q.shape[1], k.shape[1], q.shape[2]
-  rows[...] = load(q) * scale
   store_by_channel(columns, k)
   values[...] = load(v)
 
   def body(first, count):
-    scale = {}
-    for i, scores in enumerate(products(rows, columns, first, count)):
+    load_rows(rows, q, first, count, scale)
+    total = {}
+    for i, scores in enumerate(products(rows, columns, count)):
       if has_mixing:
         scores = mix(scores, mixing, 0)
       found = softmax(scores, first + i, bias, M)
@@ -289,13 +301,13 @@ def forward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
         found = mix([e * r for e, r in found], mixing, heads, 2 * heads)
         found = [(p, None) for p in found]
       for h, (e, r) in enumerate(found):
-        weights[i * heads + h], scale[i, h] = e, r
+        weights[i * heads + h], total[i, h] = e, r
     for i, by_head in enumerate(combine(weights, values, count)):
       for h, x in enumerate(by_head):
-        x = x if has_mixing else x * scale[i, h]
+        x = x if has_mixing else x * total[i, h]
         out[0, first + i, h] = x.astype(out.dtype)
 
-  blocks(N, queries(heads), body)
+  blocks(N, len(rows), body)
 
 
 def backward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
@@ -310,7 +322,7 @@ def backward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
   rows, grads, keys, k_columns, v_columns, dk_sums, dv_sums, *refs = refs
   dscores, weights = refs
   N, M, heads = q.shape[1], k.shape[1], q.shape[2]
-  rows[...], grads[...], keys[...] = load(q) * scale, load(g), load(k)
+  keys[...] = load(k)
   store_by_channel(k_columns, k)
   store_by_channel(v_columns, v)
   dk_sums[...] = jnp.zeros_like(dk_sums)
@@ -336,7 +348,9 @@ def backward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
         dmixing[row + h, j] += jnp.sum(z, 0)
 
   def body(first, count):
-    for i, scores in enumerate(products(rows, k_columns, first, count)):
+    load_rows(rows, q, first, count, scale)
+    load_rows(grads, g, first, count)
+    for i, scores in enumerate(products(rows, k_columns, count)):
       mixed = mix(scores, mixing, 0) if has_mixing else scores
       found = softmax(mixed, first + i, bias, M)
       for h, (e, r) in enumerate(found):
@@ -344,7 +358,7 @@ def backward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
       if has_mixing:
         for h, x in enumerate(scores):
           dscores[i * heads + h] = x
-    dweights = products(grads, v_columns, first, count)
+    dweights = products(grads, v_columns, count)
     for i, d in enumerate(dweights):
       at = slice(i * heads, (i + 1) * heads)
       p = [weights[j] for j in range(at.start, at.stop)]
@@ -371,9 +385,9 @@ def backward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
     by_query = lambda ref: [
       [ref[i * heads + h] for h in range(heads)] for i in range(count)
     ]
-    add_outer(dk_sums, rows, by_query(dscores), first)
-    add_outer(dv_sums, grads, by_query(weights), first)
+    add_outer(dk_sums, rows, by_query(dscores))
+    add_outer(dv_sums, grads, by_query(weights))
 
-  blocks(N, queries(heads), body)
+  blocks(N, len(rows), body)
   store_by_token(dk, dk_sums)
   store_by_token(dv, dv_sums)
