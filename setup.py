@@ -48,7 +48,10 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["vit_ssl_jax*"]),
-  package_data={"vit_ssl_jax.data.builders": ["checksums.tsv"]},
+  package_data={
+    "vit_ssl_jax.benchmark": ["h100.txtpb"],
+    "vit_ssl_jax.data.builders": ["checksums.tsv"],
+  },
   install_requires=INSTALL,
   extras_require={
     "gpu": ["jax[cuda13]>=0.10,<0.12"],

@@ -18,7 +18,7 @@ import conftest
 import jax
 import numpy as np
 
-from vit_ssl_jax import benchmark
+from vit_ssl_jax.benchmark import steps
 from vit_ssl_jax.parallel import mesh as meshes
 
 STEPS = 10
@@ -26,7 +26,7 @@ STEPS = 10
 
 def train(config, mesh):
   """Makes the steps on a mesh; their losses, and the state they end with."""
-  init, step = benchmark.stage(config, mesh)
+  init, step = steps.stage(config, mesh)
   shardings = meshes.state_sharding(mesh, jax.eval_shape(init))
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
   state = jax.jit(init, out_shardings=shardings)()

@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from vit_ssl_jax import benchmark
+from vit_ssl_jax.benchmark import __main__ as benchmark
 
 TINY = ["--dataset=digits", "--batch_size=4", "--steps=1", "--rounds=2"]
 TINY += [
@@ -23,7 +23,7 @@ def run(*arguments, cwd=None):
     "import sys\n"
     "for name in ('tensorflow', 'tensorflow_datasets', 'clu', 'tensorboard'):\n"
     "  sys.modules[name] = None\n"  # importing it is an ImportError
-    "from vit_ssl_jax import benchmark\n"
+    "from vit_ssl_jax.benchmark import __main__ as benchmark\n"
     f"benchmark.main({list(arguments)!r})\n"
   )
   return subprocess.run(

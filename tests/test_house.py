@@ -55,7 +55,8 @@ def test_imports_point_down():
       if not module.startswith("vit_ssl_jax."):
         continue
       there = module.split(".")[1]
-      if there != here:
+      folder = path.relative_to(PACKAGE).parts[0]  # a command's own room
+      if there not in (here, folder):
         assert floor(there) > floor(here), f"{path} imports {module}"
 
 

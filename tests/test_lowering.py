@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax import benchmark
+from vit_ssl_jax.benchmark import steps
 
 PLATFORMS = ("cuda", "tpu")
 
@@ -14,7 +14,7 @@ PLATFORMS = ("cuda", "tpu")
 def test_steps_lower_for_accelerators(stage, arch, make_tiny):
   config = make_tiny(stage, arch)
   config.update(dtype="bfloat16", mean=(0.5,) * 3, std=(0.25,) * 3)
-  init, step = benchmark.stage(config)
+  init, step = steps.stage(config)
   state = jax.eval_shape(init)
   batch = {
     "image": jax.ShapeDtypeStruct((16, 8, 8, 3), np.uint8),

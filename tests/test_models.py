@@ -9,7 +9,7 @@ import pytest
 
 from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.models import kernels, layers, positions
+from vit_ssl_jax.models import layers, positions
 
 SMALL = {
   "vit": {"patch_size": 4, "embed_dim": 8, "depth": 3, "num_heads": 2},
@@ -207,45 +207,6 @@ def test_parameters_are_left_as_they_are(name):
   jax.tree.map(np.testing.assert_array_equal, params, before)
   jitted = jax.jit(lambda p: model.apply({"params": p}, images))(params)
   np.testing.assert_allclose(once, jitted, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("bias_shape", [None, (1, 2, 5, 7), (3, 1, 5, 7)])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_attention_on_a_cpu_is_the_plain_one(bias_shape, dtype):
-  """Values and gradients, to rounding."""
-  shapes = [(3, 5, 2, 4), (3, 7, 2, 4), (3, 7, 2, 4)]
-  keys = jax.random.split(jax.random.key(0), 4)
-  args = [
-    jax.random.normal(k, s).astype(dtype)
-    for k, s in zip(keys, shapes, strict=False)
-  ]
-  if bias_shape:
-    args.append(jax.random.normal(keys[3], bias_shape))
-
-  def result(attention):
-    def loss(*args):
-      return jnp.sum(jnp.sin(attention(*args).astype(jnp.float32)))
-
-    number = tuple(range(len(args)))
-    return jax.jit(jax.value_and_grad(loss, number))(*args)
-
-  error = 1e-5 if dtype == jnp.float32 else 0.05
-  jax.tree.map(
-    lambda one, other: np.testing.assert_allclose(
-      one.astype(jnp.float32), other.astype(jnp.float32), error, error
-    ),
-    result(kernels.cpu_attention),
-    result(kernels.plain_attention),
-  )
-
-
-def test_dense_layers_multiply_as_plain_ones():
-  x, kernel = jnp.arange(24.0).reshape(2, 3, 4), jnp.ones((4, 5))
-  numbers = (((2,), (0,)), ((), ()))
-  np.testing.assert_array_equal(
-    kernels.dense_dot_general(x, kernel, numbers, precision=None),
-    jax.lax.dot_general(x, kernel, numbers),
-  )
 
 
 def test_half_precision_stays_near(small):

@@ -141,9 +141,14 @@ def read(path, arch="", dataset="", data_dir=""):
   params = jax.device_put(params, meshes.state_sharding(mesh, params))
   model = backbone.clone(num_classes=num_classes)
   logits = jax.jit(accuracy.make_predict(model, source["mean"], source["std"]))
+
+  def call(images):
+    with jax.set_mesh(mesh):
+      return logits(params, images)
+
   return Classifier(
     str(path),
-    lambda images: logits(params, images),
+    call,
     classes,
     source,
     meshes.batch_sharding(mesh),

@@ -109,7 +109,7 @@ def from_config(config, num_classes):
 
   Args:
     config: a run's config, with `model` (name and sizes), `dtype` and, if it
-      is a younger one, `remat`.
+      is a younger one, `remat` and `fast_attention`.
     num_classes: C, or 0 for features alone.
 
   Raises:
@@ -122,6 +122,7 @@ def from_config(config, num_classes):
     num_classes=num_classes,
     dtype=dtype,
     remat=config.get("remat", False),
+    fast_attention=config.get("fast_attention", True),
     **sizes,
   )
 

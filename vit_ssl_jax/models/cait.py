@@ -1,7 +1,6 @@
 """CaiT (Touvron et al., 2021, "Going deeper with Image Transformers")."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -46,8 +45,12 @@ class CaiT(layers.Backbone):
       block = nn.remat(block, prevent_cse=False)
       class_block = nn.remat(class_block)
     options = (
-      self.num_heads, self.has("lsa"), self.layer_scale_init, self.dtype
-    )  # fmt: skip
+      self.num_heads,
+      self.has("lsa"),
+      self.fast_attention,
+      self.layer_scale_init,
+      self.dtype,
+    )
     self.blocks = block(self.mlp_ratio, *options)
     self.blocks_token_only = [
       class_block(4.0, *options) for _ in range(self.depth_token_only)
@@ -141,6 +144,7 @@ class TalkingHeadsBlock(nn.Module):
     mlp_ratio: hidden width of the MLP over D.
     num_heads: attention heads.
     local: locality self-attention (Lee et al., 2021).
+    fast: whether the device's kernel computes attention.
     layer_scale_init: what each channel of a branch is multiplied by at first;
       0 is no such factor.
     dtype: type of the branches' arithmetic.
@@ -149,6 +153,7 @@ class TalkingHeadsBlock(nn.Module):
   mlp_ratio: float
   num_heads: int
   local: bool
+  fast: bool
   layer_scale_init: float
   dtype: jnp.dtype
 
@@ -156,7 +161,7 @@ class TalkingHeadsBlock(nn.Module):
   def __call__(self, x, masks=None, weights_only=False):
     """Tokens (B, N, D) -> (B, N, D); as in `layers.Block`."""
     attention = TalkingHeadsAttention(
-      self.num_heads, self.local, self.dtype, name="attn"
+      self.num_heads, self.local, self.fast, self.dtype, name="attn"
     )
     y = layers.LayerNorm(dtype=self.dtype, name="norm1")(x)
     if weights_only:
@@ -179,7 +184,7 @@ class ClassBlock(TalkingHeadsBlock):
     With weights_only the softmax (B, heads, 1, 1 + N).
     """
     attention = ClassAttention(
-      self.num_heads, self.local, self.dtype, name="attn"
+      self.num_heads, self.local, self.fast, self.dtype, name="attn"
     )
     y = jnp.concatenate([token, x], 1)
     y = layers.LayerNorm(dtype=self.dtype, name="norm1")(y)
@@ -210,11 +215,13 @@ class TalkingHeadsAttention(nn.Module):
   Attributes:
     num_heads: attention heads.
     local: locality self-attention (Lee et al., 2021).
+    fast: whether the device's kernel computes it.
     dtype: type of the arithmetic.
   """
 
   num_heads: int
   local: bool = False
+  fast: bool = True
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -231,7 +238,7 @@ class TalkingHeadsAttention(nn.Module):
     after = MixHeads(self.num_heads, name="proj_w")()
     if weights_only:
       return kernels.talking_heads_weights(q * scale, k, before, bias)
-    x = kernels.talking_heads(q, k, v, before, after, bias, scale)
+    x = kernels.talking_heads(q, k, v, before, after, bias, scale, self.fast)
     x = x.reshape(B, N, D)
     return layers.Dense(D, dtype=self.dtype, name="proj")(x)
 
@@ -257,11 +264,13 @@ class ClassAttention(nn.Module):
   Attributes:
     num_heads: attention heads.
     local: locality self-attention (Lee et al., 2021).
+    fast: whether the device's kernel computes it.
     dtype: type of the arithmetic.
   """
 
   num_heads: int
   local: bool = False
+  fast: bool = True
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -283,5 +292,5 @@ class ClassAttention(nn.Module):
       scale = 1.0
     if weights_only:
       return kernels.attention_weights(q * scale, k)
-    x = kernels.attention(q, k, v, scale=scale).reshape(B, 1, D)
+    x = kernels.attention(q, k, v, None, scale, self.fast).reshape(B, 1, D)
     return layers.Dense(D, dtype=self.dtype, name="proj")(x)

@@ -13,7 +13,7 @@ from vit_ssl_jax.models import pallas_attention
 
 
 def platform():
-  """"cpu", "tpu" or "gpu": of the mesh in use, or else of this machine."""
+  """ "cpu", "tpu" or "gpu": of the mesh in use, or else of this machine."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()
 
@@ -46,7 +46,7 @@ def dense_parts(x, kernel, bias, parts):
   """
   if on_cpu():
     return jnp.split(dense(x, kernel, bias), parts, -1)
-  pairs = zip(jnp.split(kernel, parts, -1), jnp.split(bias, parts))
+  pairs = zip(jnp.split(kernel, parts, -1), jnp.split(bias, parts), strict=True)
   return [dense(x, *pair) for pair in pairs]
 
 
@@ -76,7 +76,7 @@ def sum_of_tokens(x):
   return jax.lax.dot_general(ones, x, ((axes, axes), ((), ())), precise)[0]
 
 
-def attention(q, k, v, bias=None, scale=1.0):
+def attention(q, k, v, bias=None, scale=1.0, fast=True):
   """Softmax attention (Vaswani et al., 2017, section 3.2).
 
   On a CPU its derivative is our own, which keeps the exponentials instead of
@@ -89,15 +89,20 @@ def attention(q, k, v, bias=None, scale=1.0):
     bias: added to the scores (..., heads, N, M), with the same number of axes,
       some of which may be 1; or None.
     scale: a number that the scores are multiplied by before.
+    fast: whether the device's kernel is used where it applies.
 
   Returns:
     (..., N, heads, d) in v's type; the softmax is computed in float32.
   """
-  if on_cpu():
+  if fast and on_cpu():
     return cpu_attention(q * scale, k, v, bias)
-  if platform() == "tpu":
+  if fast and pallas_applies(q, k):
     kernel = functools.partial(pallas_attention.attention, scale=scale)
     return on_each_device(kernel, q, k, v, bias)
+  if fast and cudnn_applies(q):
+    return jax.nn.dot_product_attention(
+      q, k, v, bias, scale=scale, implementation="cudnn"
+    )
   return plain_attention(q * scale, k, v, bias)
 
 
@@ -165,18 +170,19 @@ def swap(x):
   return x.swapaxes(-3, -2)
 
 
-def talking_heads(q, k, v, before, after, bias=None, scale=1.0):
+def talking_heads(q, k, v, before, after, bias=None, scale=1.0, fast=True):
   """Attention whose heads are mixed twice (Shazeer et al., 2020).
 
   Args:
-    q, k, v, bias, scale: as of `attention`; the bias is added to mixed scores.
+    q, k, v, bias, scale, fast: as of `attention`; the bias is added to scores
+      that are mixed.
     before: a kernel (heads, heads) and a bias (heads,), which mix the scores.
     after: the same, which mix the softmax.
 
   Returns:
     (..., N, heads, d) in v's type.
   """
-  if platform() == "tpu":
+  if fast and pallas_applies(q, k, q.shape[-2]):
     kernel = functools.partial(pallas_attention.attention, scale=scale)
     # The softmax does not change with before's bias.
     return on_each_device(kernel, q, k, v, bias, (before[0], *after))
@@ -198,6 +204,35 @@ def mix_heads(x, kernel, bias):
   """(..., heads, N, M) -> the same in float32, with heads mixed."""
   y = jnp.einsum("...hnm,hg->...gnm", x.astype(jnp.float32), kernel)
   return y + bias.reshape(*[1] * (y.ndim - 3), -1, 1, 1)
+
+
+def pallas_applies(q, k, heads=1):
+  """Whether the TPU's kernel can be used.
+
+  It needs the mesh where there are several devices, a batch that they divide,
+  and sequences that fit into the chip's memory. A batch that leaves most of
+  the 128 lanes empty is faster in the plain form.
+
+  Args:
+    q, k: of `attention`.
+    heads: how many the kernel holds at a time.
+  """
+  if platform() != "tpu":
+    return False
+  mesh = jax.sharding.get_abstract_mesh()
+  devices = jax.device_count() if mesh.empty else 1
+  return (
+    devices == 1
+    and len(q) % mesh.size == 0
+    and len(q) // mesh.size >= pallas_attention.LANES // 4
+    and pallas_attention.fits(q.shape[-3], k.shape[-3], heads, q.shape[-1])
+  )
+
+
+def cudnn_applies(q):
+  """Whether cuDNN's attention can be used: on GPUs, in half precision."""
+  half = q.dtype in (jnp.bfloat16, jnp.float16)
+  return platform() == "gpu" and half and q.ndim == 4 and q.shape[-1] % 8 == 0
 
 
 def on_each_device(function, q, k, v, *rest):

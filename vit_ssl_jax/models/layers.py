@@ -15,8 +15,6 @@ import jax.numpy as jnp
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import kernels, locality, sizes
 
-
-
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6)
 
 
@@ -52,9 +50,7 @@ class Dense(nn.Module):
     kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
     zeros = nn.initializers.zeros
     bias = self.param("bias", zeros, shape[1:]) if self.use_bias else None
-    x, kernel, bias = nn.dtypes.promote_dtype(
-      x, kernel, bias, dtype=self.dtype
-    )
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     if self.parts == 1:
       return kernels.dense(x, kernel, bias)
     return kernels.dense_parts(x, kernel, bias, self.parts)
@@ -210,6 +206,7 @@ class Backbone(nn.Module):
     dtype: type of the body's arithmetic.
     remat: whether what is inside a block is computed again in the backward
       pass instead of being kept (activation checkpointing, Chen et al., 2016).
+    fast_attention: whether attention is the device's kernel or the plain form.
   """
 
   image_size: int = 32
@@ -221,6 +218,7 @@ class Backbone(nn.Module):
   locality: str = ""
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
+  fast_attention: bool = True
 
   def __call__(self, images, train=False, masks=None):
     """Images (B, H, W, 3), normalised -> logits (B, num_classes), float32.

@@ -101,25 +101,30 @@ def call(kernel, scale, q, k, v, bias, mixing, g=None):
   buffers = pl.Buffered(1 if heads > 1 and g is not None else 2)
 
   def tokens(n):
-    at = lambda w, h, b: (w, 0, h, 0, b)
-    block = (1, n, heads, d, LANES)
-    return pl.BlockSpec(block, at, pipeline_mode=buffers)
+    return pl.BlockSpec(
+      (1, n, heads, d, LANES),
+      lambda w, h, b: (w, 0, h, 0, b),
+      pipeline_mode=buffers,
+    )
 
   def scores(windows, of_heads):
-    block = (1, min(heads, of_heads), N, Mp, LANES)
-    at = lambda w, h, b: (w % windows, h % of_heads, 0, 0, 0)
-    return pl.BlockSpec(block, at)
+    return pl.BlockSpec(
+      (1, min(heads, of_heads), N, Mp, LANES),
+      lambda w, h, b: (w % windows, h % of_heads, 0, 0, 0),
+    )
 
   inputs = [(q, tokens(N)), (k, tokens(M)), (v, tokens(M))]
   if bias is not None:
     inputs.append((bias, scores(*bias.shape[:2])))
   if mixing is not None:
     inputs.append((mixing, pl.BlockSpec(memory_space=pltpu.SMEM)))
-  by_token = lambda n: pltpu.VMEM((n, heads, d, LANES), jnp.float32)
+  by_token = functools.partial(pltpu.VMEM, dtype=jnp.float32)
+  some_rows = by_token((together, heads, d, LANES))
+  all_rows = by_token((M, heads, d, LANES))
   by_channel = pltpu.VMEM((heads, d, Mp, LANES), jnp.float32)
   some = pltpu.VMEM((together * heads, Mp, LANES), jnp.float32)
   outputs = [(jax.ShapeDtypeStruct(q.shape, v.dtype), tokens(N))]
-  scratch = [by_token(together), by_channel, by_token(M), some]
+  scratch = [some_rows, by_channel, all_rows, some]
   if g is not None:
     inputs.append((g, tokens(N)))
     outputs = [
@@ -131,10 +136,9 @@ def call(kernel, scale, q, k, v, bias, mixing, g=None):
     if mixing is not None:
       shape = (*mixing.shape, SUBLANES, LANES)
       outputs.append((f32(shape), pl.BlockSpec(shape, lambda *_: (0, 0, 0, 0))))
-    scratch = [by_token(together)] * 2 + [by_token(M)]
-    scratch += [by_channel] * 4 + [some] * 2
-  arrays, in_specs = zip(*inputs)
-  shapes, out_specs = zip(*outputs)
+    scratch = [some_rows] * 2 + [all_rows] + [by_channel] * 4 + [some] * 2
+  arrays, in_specs = zip(*inputs, strict=True)
+  shapes, out_specs = zip(*outputs, strict=True)
   products = 2 if g is None else 5
   return pl.pallas_call(
     functools.partial(kernel, scale, bias is not None, mixing is not None),
@@ -150,6 +154,14 @@ def call(kernel, scale, q, k, v, bias, mixing, g=None):
       bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes)),
     ),
   )(*arrays)
+
+
+def fits(N, M, heads, d):
+  """Whether the backward pass fits into the chip's memory."""
+  rows = max(N, M) + SUBLANES
+  scratch = 4 * 5 * rows * heads * d * LANES
+  buffers = 4 * 7 * rows * heads * d * LANES * (1 if heads > 1 else 2)
+  return scratch + buffers // 2 < VMEM
 
 
 def queries(heads, Mp):
@@ -210,7 +222,7 @@ def products(rows, columns, count):
     columns: by channel, (heads, d, Mp, L).
     count: of the queries.
   """
-  heads, d, Mp, _ = columns.shape
+  heads, d = columns.shape[:2]
   sums = {}
   for h in range(heads):
     for c in range(d):
@@ -240,14 +252,14 @@ def combine(weights, rows, count):
   return [[sums[i, h] for h in range(heads)] for i in range(count)]
 
 
-def add_outer(sums, rows, weights):
-  """sums[h, c] += Σ_i weights[i, h] rows[i, h, c], by channel."""
+def add_outer(sums, rows, weights, count):
+  """sums[h, c] += Σ_i weights[i · heads + h] rows[i, h, c], by channel."""
   heads, d = sums.shape[:2]
   for h in range(heads):
     for c in range(d):
       total = sums[h, c]
-      for i, by_head in enumerate(weights):
-        total += by_head[h] * rows[i, h, c : c + 1]
+      for i in range(count):
+        total += weights[i * heads + h] * rows[i, h, c : c + 1]
       sums[h, c] = total
 
 
@@ -257,7 +269,7 @@ def mix(scores, mixing, first, shift=None):
   mixed = [sum(scores[h] * mixing[first + h, g] for h in heads) for g in heads]
   if shift is None:
     return mixed
-  return [x + mixing[shift, g] for g, x in zip(heads, mixed)]
+  return [x + mixing[shift, g] for g, x in zip(heads, mixed, strict=True)]
 
 
 def mix_back(scores, mixing, first):
@@ -272,7 +284,7 @@ def softmax(scores, query, bias, M):
   for h, x in enumerate(scores):
     if bias is not None:
       x += bias[0, min(h, bias.shape[1] - 1), query]
-    elif M < len(x):
+    elif len(x) > M:
       rows = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
       x = jnp.where(rows < M, x, HIDDEN)
     e = jnp.exp(x - jnp.max(x, 0, keepdims=True))
@@ -369,8 +381,10 @@ def backward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
         for h in range(heads):
           weights[at.start + h] = used[h]
         d = mix_back(d, mixing, heads)
-      along = [jnp.sum(x * y, 0, keepdims=True) for x, y in zip(p, d)]
-      ds = [x * (y - z) for x, y, z in zip(p, d, along)]
+      ds = [
+        x * (y - jnp.sum(x * y, 0, keepdims=True))
+        for x, y in zip(p, d, strict=True)
+      ]
       if has_bias:
         for h in range(heads):
           dbias[0, h, first + i] += ds[h]
@@ -382,11 +396,8 @@ def backward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
     for i, by_head in enumerate(combine(dscores, keys, count)):
       for h, x in enumerate(by_head):
         dq[0, first + i, h] = (x * scale).astype(dq.dtype)
-    by_query = lambda ref: [
-      [ref[i * heads + h] for h in range(heads)] for i in range(count)
-    ]
-    add_outer(dk_sums, rows, by_query(dscores))
-    add_outer(dv_sums, grads, by_query(weights))
+    add_outer(dk_sums, rows, dscores, count)
+    add_outer(dv_sums, grads, weights, count)
 
   blocks(N, len(rows), body)
   store_by_token(dk, dk_sums)

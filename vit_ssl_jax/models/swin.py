@@ -55,7 +55,11 @@ class SwinTransformer(layers.Backbone):
     shift = self.window_size // 2 if side > self.window_size else 0
     block = nn.remat(layers.Block) if self.remat else layers.Block
     attention = functools.partial(
-      WindowAttention, self.num_heads[stage], window, local=self.has("lsa")
+      WindowAttention,
+      self.num_heads[stage],
+      window,
+      local=self.has("lsa"),
+      fast=self.fast_attention,
     )
     return [
       block(
@@ -142,6 +146,7 @@ class WindowAttention(nn.Module):
     window: tokens a side of a window.
     shift: by how many tokens windows are shifted.
     local: locality self-attention (Lee et al., 2021).
+    fast: whether the device's kernel computes it.
     dtype: type of the arithmetic.
   """
 
@@ -149,6 +154,7 @@ class WindowAttention(nn.Module):
   window: int
   shift: int = 0
   local: bool = False
+  fast: bool = True
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -172,7 +178,9 @@ class WindowAttention(nn.Module):
       bias += locality.diagonal_mask(self.window**2)[None, None, None]
     if weights_only:
       return self.unfold(kernels.attention_weights(q * scale, k, bias), H, W)
-    x = kernels.attention(q, k, v, bias, scale).reshape(*x.shape[:3], C)
+    x = kernels.attention(q, k, v, bias, scale, self.fast).reshape(
+      *x.shape[:3], C
+    )
     x = layers.Dense(C, dtype=self.dtype, name="proj")(x)
     return from_windows(x, H, W, self.window, self.shift)
 

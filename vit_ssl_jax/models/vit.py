@@ -31,7 +31,9 @@ class VisionTransformer(layers.Backbone):
     )
     self.cls_token = self.param("cls_token", init, (1, 1, D))
     self.pos_embed = self.param("pos_embed", init, (1, 1 + self.side**2, D))
-    attention = functools.partial(Attention, self.num_heads, self.has("lsa"))
+    attention = functools.partial(
+      Attention, self.num_heads, self.has("lsa"), self.fast_attention
+    )
     block = nn.remat(layers.Block) if self.remat else layers.Block
     self.blocks = [
       block(attention, self.mlp_ratio, self.dtype) for _ in range(self.depth)
@@ -95,11 +97,13 @@ class Attention(nn.Module):
   Attributes:
     num_heads: attention heads.
     local: locality self-attention (Lee et al., 2021).
+    fast: whether the device's kernel computes it.
     dtype: type of the arithmetic.
   """
 
   num_heads: int
   local: bool = False
+  fast: bool = True
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -114,5 +118,5 @@ class Attention(nn.Module):
       scale, bias = 1.0, locality.diagonal_mask(N)[None, None]
     if weights_only:
       return kernels.attention_weights(q * scale, k, bias)
-    x = kernels.attention(q, k, v, bias, scale).reshape(B, N, D)
+    x = kernels.attention(q, k, v, bias, scale, self.fast).reshape(B, N, D)
     return layers.Dense(D, dtype=self.dtype, name="proj")(x)

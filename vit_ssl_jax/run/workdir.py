@@ -34,6 +34,7 @@ MAY_CHANGE = (
   "mesh.fsdp",
   "accumulate_steps",
   "remat",
+  "fast_attention",
   "steps_per_dispatch",
 )
 # How long a process waits for the first one's file to show itself, in seconds.

@@ -75,9 +75,10 @@ def run(config, workdir, make_stage):
   workdirs.make(config, workdir, dataset)
   plan = Plan(config, source.steps_per_epoch)
   keep_every_steps = config.keep_every_epochs * plan.per_epoch
-  with checkpoints.manager(
-    workdir, config.keep_last, keep_every_steps
-  ) as saver:
+  with (
+    jax.set_mesh(mesh),
+    checkpoints.manager(workdir, config.keep_last, keep_every_steps) as saver,
+  ):
     start = checkpoints.agreed_step(saver)
     done = workdirs.finished(workdir, start) if start >= plan.stop else None
     if result := hosts.same(done):

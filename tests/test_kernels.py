@@ -1,0 +1,163 @@
+"""Fast forms agree with the plain ones: values and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from vit_ssl_jax.models import kernels, pallas_attention
+
+# (B, ..., N, heads, d), M: odd tokens, windows, one query, many queries.
+SHAPES = {
+  "tokens": ((3, 9, 2, 8), 9),
+  "more than 128 views": ((130, 5, 1, 8), 5),
+  "windows": ((2, 2, 4, 2, 8), 4),
+  "one query": ((3, 1, 2, 4), 10),
+  "many queries": ((2, 150, 1, 8), 7),
+}
+
+
+def normal(rng, *shape):
+  return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+def given(shape, M, dtype=jnp.float32):
+  """q, k, v and the gradient of the output, from a seed of the shape's."""
+  rng = np.random.default_rng(sum(shape))
+  *batch, _, heads, d = shape
+  q, k, v = (
+    normal(rng, *shape),
+    normal(rng, *batch, M, heads, d),
+    normal(rng, *batch, M, heads, d),
+  )
+  return [x.astype(dtype) for x in (q, k, v)], normal(rng, *shape), rng
+
+
+def value_and_gradients(function, g, arguments):
+  """The output, and the gradients of all arguments where g is its own."""
+
+  def loss(arguments):
+    out = function(*arguments)
+    return jnp.sum(out.astype(jnp.float32) * g), out
+
+  return jax.jit(jax.grad(loss, has_aux=True))(arguments)
+
+
+def assert_near(found, expected, tolerance):
+  """Equal up to a share of the largest absolute value."""
+
+  def check(a, b):
+    a, b = (np.asarray(x, np.float32) for x in (a, b))
+    np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max(), rtol=0)
+
+  jax.tree.map(check, found, expected)
+
+
+def compare(shape, M, tolerance, bias=None, dtype=jnp.float32):
+  arrays, g, rng = given(shape, M, dtype)
+  arguments = [*arrays, *([normal(rng, *bias)] if bias else [])]
+  scale = 0.37
+  plain = functools.partial(kernels.attention, scale=scale, fast=False)
+  kernel = functools.partial(pallas_attention.attention, scale=scale)
+  expected = value_and_gradients(plain, g, arguments)
+  with pltpu.force_tpu_interpret_mode():
+    found = value_and_gradients(kernel, g, arguments)
+  assert_near(found, expected, tolerance)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_pallas_attention(name):
+  compare(*SHAPES[name], 1e-5)
+
+
+@pytest.mark.parametrize(
+  ("name", "bias"),
+  [
+    ("tokens", (1, 1, 9, 9)),
+    ("windows", (1, 1, 2, 4, 4)),
+    ("windows", (1, 2, 1, 4, 4)),
+  ],
+)
+def test_pallas_attention_with_a_bias(name, bias):
+  compare(*SHAPES[name], 1e-5, bias)
+
+
+def test_pallas_attention_in_half_precision():
+  # The plain form rounds the softmax, the kernel the output alone: 2^-8 twice.
+  compare(*SHAPES["tokens"], 2**-7, dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_pallas_talking_heads(masked):
+  shape, M = (3, 9, 2, 8), 9
+  arrays, g, rng = given(shape, M)
+  mixing = [normal(rng, 2, 2), normal(rng, 2, 2), normal(rng, 2)]
+  bias = [normal(rng, 1, 1, 9, 9)] if masked else []
+
+  def plain(q, k, v, before, after, shift, bias=None):
+    none = jnp.zeros(2)
+    return kernels.talking_heads(
+      q, k, v, (before, none), (after, shift), bias, 0.3, fast=False
+    )
+
+  def kernel(q, k, v, before, after, shift, bias=None):
+    mixing = before, after, shift
+    return pallas_attention.attention(q, k, v, bias, mixing, 0.3)
+
+  arguments = [*arrays, *mixing, *bias]
+  expected = value_and_gradients(plain, g, arguments)
+  with pltpu.force_tpu_interpret_mode():
+    found = value_and_gradients(kernel, g, arguments)
+  assert_near(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("bias_shape", [None, (1, 2, 5, 7), (3, 1, 5, 7)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_attention_on_a_cpu_is_the_plain_one(bias_shape, dtype):
+  """Values and gradients, to rounding."""
+  shapes = [(3, 5, 2, 4), (3, 7, 2, 4), (3, 7, 2, 4)]
+  keys = jax.random.split(jax.random.key(0), 4)
+  args = [
+    jax.random.normal(k, s).astype(dtype)
+    for k, s in zip(keys, shapes, strict=False)
+  ]
+  if bias_shape:
+    args.append(jax.random.normal(keys[3], bias_shape))
+
+  def result(attention):
+    def loss(*args):
+      return jnp.sum(jnp.sin(attention(*args).astype(jnp.float32)))
+
+    number = tuple(range(len(args)))
+    return jax.jit(jax.value_and_grad(loss, number))(*args)
+
+  error = 1e-5 if dtype == jnp.float32 else 0.05
+  jax.tree.map(
+    lambda one, other: np.testing.assert_allclose(
+      one.astype(jnp.float32), other.astype(jnp.float32), error, error
+    ),
+    result(kernels.cpu_attention),
+    result(kernels.plain_attention),
+  )
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_dense(platform, monkeypatch):
+  monkeypatch.setattr(kernels, "platform", lambda: platform)
+  rng = np.random.default_rng(0)
+  x, kernel, bias = normal(rng, 3, 5, 8), normal(rng, 8, 6), normal(rng, 6)
+  g = normal(rng, 3, 5, 6)
+
+  def plain(x, kernel, bias):
+    return x @ kernel + bias[None, None]
+
+  def parts(x, kernel, bias):
+    return jnp.concatenate(kernels.dense_parts(x, kernel, bias, 3), -1)
+
+  expected = value_and_gradients(plain, g, [x, kernel, bias])
+  for function in (kernels.dense, parts):
+    found = value_and_gradients(function, g, [x, kernel, bias])
+    assert_near(found, expected, 1e-6)

@@ -1,0 +1,1 @@
+"""The speed of training steps: measured here, or estimated by compilers."""

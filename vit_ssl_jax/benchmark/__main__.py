@@ -1,0 +1,153 @@
+"""Measures the throughput of a stage's training step, or estimates it.
+
+  python -m vit_ssl_jax.benchmark --arch=vit --stage=pretrain --batch_size=512
+  python -m vit_ssl_jax.benchmark --stage=finetune --config.model.depth=6 --json
+  python -m vit_ssl_jax.benchmark --steps=3 --rounds=1 --trace=/tmp/trace
+  python -m vit_ssl_jax.benchmark --compile_for=v5e:2x4,h100 --chips=1,8
+
+The step is the one that training runs, with augmentation, by the recipe of
+--dataset, on random images that lie on the devices. Run it in a clone of the
+project: it needs configs/.
+
+  images_per_second  of all devices together, by step_seconds
+  step_seconds       the median over the rounds; rounds has each of them
+  compile_seconds    without JAX's compilation cache
+  memory_bytes       of the compiled step, on one device
+
+With --compile_for the step is compiled for devices that need not be there, in
+bfloat16, and what follows is an estimate, not a measurement. It needs
+`pip install "jax[tpu]"` (v5e, v5p, v6e) or `"jax[cuda13]"` (h100).
+
+  estimated_ms       TPU: the compiler's cycles of all operations, and the
+                     scheduled instructions of our kernels; H100: a lower
+                     bound, the bytes of all kernels over the bandwidth
+  fits               whether it fits into the memory of each chip
+  share_of_peak      of the chip's multiplications in bfloat16
+  link_bytes         sent by each chip to others in a step
+  parts_ms           the estimate by parts of the step
+"""
+
+import ast
+import json
+import sys
+
+import jax
+
+from vit_ssl_jax.benchmark import compiled, steps, timing
+from vit_ssl_jax.cli import Parser, reporting_errors, set_up
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.models import ARCHITECTURES
+from vit_ssl_jax.report import tables
+
+
+def main(argv=None):
+  """Runs the command line; a user's mistake costs one sentence and status 2."""
+  args, settings = parse(argv)
+  with reporting_errors():
+    for key in ("steps", "rounds"):
+      if getattr(args, key) < 1:
+        raise UserError(f"--{key}={getattr(args, key)} has to be at least 1")
+    if args.compile_for:
+      estimate(args, settings)
+    else:
+      measure(args, settings)
+
+
+def measure(args, settings):
+  """Prints what is measured here."""
+  config = steps.make_config(
+    args.stage or "pretrain", args.arch or "vit", args, settings
+  )
+  set_up()
+  jax.config.update("jax_enable_compilation_cache", False)
+  figures = timing.measure(config, args.steps, args.rounds, args.trace)
+  if args.json:
+    print(json.dumps(figures))
+  else:
+    figures.pop("rounds")
+    print(tables.table(("benchmark", ""), figures.items()))
+
+
+def estimate(args, settings):
+  """Prints what the compilers say, a line of JSON or of a table for each."""
+  archs = args.arch.split(",") if args.arch else list(ARCHITECTURES)
+  stages = [args.stage] if args.stage else steps.STAGES
+  targets = [compiled.parse_target(x) for x in args.compile_for.split(",")]
+  try:
+    chips = [int(x) for x in args.chips.split(",")]
+  except ValueError as e:
+    raise UserError(f"--chips={args.chips} is not a list of numbers") from e
+  cases = [
+    (target, steps.make_config(stage, arch, args, settings), count, parallel)
+    for target in targets
+    for arch in archs
+    for stage in stages
+    for count in chips
+    for parallel in args.parallel.split(",")
+    if count > 1 or parallel == "data"
+  ]
+  for target, config, count, parallel in cases:
+    compiled.check(target, config, count, parallel)
+  jax.config.update("jax_enable_compilation_cache", False)
+  rows = []
+  for number, (target, config, count, parallel) in enumerate(cases, 1):
+    print(
+      f"{number} of {len(cases)}: {config.model.name}, {config.stage}",
+      file=sys.stderr,
+    )
+    rows.append(compiled.compile_step(target, config, count, parallel))
+    if args.json:
+      print(json.dumps(rows[-1]), flush=True)
+  if not args.json:
+    print(compiled.table(rows))
+
+
+def parse(argv=None):
+  """Parses the arguments.
+
+  Returns:
+    The arguments, and the values of --config.KEY=VALUE by their keys.
+  """
+  parser = Parser(
+    prog="python -m vit_ssl_jax.benchmark",
+    usage="%(prog)s [options] [--config.KEY=VALUE ...]",
+    description=__doc__,
+  )
+  option = parser.add_argument
+  option("--arch", help="vit; all of them with --compile_for")
+  option(
+    "--stage", choices=steps.STAGES, help="pretrain; both with --compile_for"
+  )
+  option("--dataset", default="cifar10", help="whose recipe; %(default)s")
+  option("--batch_size", type=int, help="global; the recipe's")
+  dtypes = ["auto", "float32", "bfloat16"]
+  option("--dtype", default="auto", choices=dtypes, help="of the model's body")
+  option("--steps", type=int, default=10, help="of a round; %(default)s")
+  option("--rounds", type=int, default=5, help="%(default)s")
+  option("--trace", metavar="FOLDER", help="a trace of the rounds, for XProf")
+  option("--json", action="store_true", help="lines of JSON, not a table")
+  option("--compile_for", metavar="TARGETS", help=compiled.TARGETS_HELP)
+  option("--chips", default="1", help="with --compile_for, such as 1,8,64,256")
+  option(
+    "--parallel", default="data,fsdp", help="for several chips; %(default)s"
+  )
+  args, rest = parser.parse_known_args(argv)
+  settings = {}
+  for argument in rest:
+    key, equals, value = argument.removeprefix(steps.SETTING).partition("=")
+    if not (argument.startswith(steps.SETTING) and equals):
+      parser.error(f"unrecognized arguments: {argument}")
+    settings[key] = literal(value)
+  return args, settings
+
+
+def literal(text):
+  """A value as Python would write it, or else the text itself."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+if __name__ == "__main__":
+  main()
