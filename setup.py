@@ -28,6 +28,7 @@ INSTALL = [
 
 TEST = [
   "dill>=0.3",  # needed by tensorflow-datasets' own test case
+  "jax[tpu]>=0.10,<0.12",  # the compiler alone; it needs no TPU
   "kubeflow-trainer-api>=2.3,<3",  # the schema of JobSets, for launch/gke.sh
   "pytest>=8.0",
   "pytest-xdist>=3.6",

@@ -119,12 +119,20 @@ def operations(text):
     elif line.startswith("  ") and bodies:
       lines.append(line)
 
+  def trips(line):
+    """How often a loop runs: the constant that its counter stays below."""
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+    if known:
+      return int(known[1])
+    condition = bodies[re.search(r"condition=%?([\w.\-]+)", line)[1]]
+    limits = re.findall(r" s32\[\]\S* constant\((\d+)\)", "\n".join(condition))
+    return int(limits[0]) if len(limits) == 1 else 1
+
   def walk(name, times):
     for line in bodies.get(name, ()):
       if " while(" in line:
-        trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
         body = re.search(r"body=%?([\w.\-]+)", line)[1]
-        yield from walk(body, times * (int(trips[1]) if trips else 1))
+        yield from walk(body, times * trips(line))
       elif re.search(r" (call|conditional)\(", line):
         for called in re.findall(r"%([\w.\-]+)", line.split("), ", 1)[-1]):
           yield from walk(called, times)

@@ -1,0 +1,103 @@
+"""What is compiled for accelerators that are not here."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_ssl_jax.benchmark import compiled, program
+from vit_ssl_jax.models import kernels
+
+TOPOLOGIES = {"v5e": "2x4", "v5p": "2x2x2", "v6e": "2x4"}
+
+
+def gradients(q, k, v):
+  def loss(*given):
+    return jnp.sum(kernels.attention(*given, scale=0.25).astype(jnp.float32))
+
+  return jax.grad(loss, (0, 1, 2))(q, k, v)
+
+
+@pytest.mark.parametrize("chip", TOPOLOGIES)
+def test_attention_compiles(chip):
+  """The kernel, forwards and backwards, split over a mesh of two chips."""
+  pytest.importorskip("libtpu", reason='needs pip install "jax[tpu]"')
+  devices = np.array(compiled.devices_of(chip, TOPOLOGIES[chip])[:2])
+  mesh = jax.sharding.Mesh(
+    devices.reshape(2, 1),
+    ("data", "fsdp"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+  )
+  split = jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp")))
+  x = jax.ShapeDtypeStruct((256, 17, 2, 16), jnp.bfloat16, sharding=split)
+  with jax.set_mesh(mesh):
+    text = jax.jit(gradients).lower(x, x, x).compile().as_text()
+  assert "tpu_custom_call" in text
+  assert "all-gather" not in text
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
+def test_step_fits_on_eight_chips(arch, stage):
+  """At the paper's batch, by the command."""
+  command = [sys.executable, "-m", "vit_ssl_jax.benchmark", "--json"]
+  command += ["--compile_for=v5e:2x4", "--chips=8", "--parallel=data"]
+  command += [f"--arch={arch}", f"--stage={stage}"]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert found["fits"]
+  assert found["estimated_ms"] > 0
+  assert found["link_bytes"] > 0
+
+
+PROGRAM = """
+%below (t: (s32[], f32[8])) -> pred[] {
+  %c = s32[]{:T(128)} constant(9)
+  ROOT %lt = pred[] compare(%i, %c), direction=LT
+}
+
+%body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %x = f32[8] fusion(%t), metadata={op_name="a/mlp/b"}, c={"estimated_cycles":"100"}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%p), condition=%below, body=%body
+  %y = f32[8] all-reduce(%w), replica_groups={{0,1}}, c={"estimated_cycles":"600"}
+}
+"""  # noqa: E501
+
+
+def test_a_loop_counts_as_often_as_it_runs(tmp_path):
+  chip = program.Chip(clock=1e6, peak=1e6, memory=1)
+  found = program.tpu_figures(PROGRAM, tmp_path, chip, 300, batch_size=3)
+  assert found["estimated_ms"] == pytest.approx(1.5)
+  assert found["images_per_second"] == pytest.approx(2000)
+  assert found["share_of_peak"] == pytest.approx(0.2)
+  assert found["parts_ms"] == pytest.approx({"MLP": 0.9, "collectives": 0.6})
+  assert found["link_bytes"] == 2 * 32 // 2
+
+
+def test_flops_are_those_of_the_products():
+  def f(x, y):
+    return jax.lax.scan(lambda c, _: (c @ y, None), x, length=3)[0]
+
+  x, y = jnp.ones((2, 4)), jnp.ones((4, 4))
+  assert program.flops(jax.make_jaxpr(f)(x, y).jaxpr) == 3 * 2 * 2 * 4 * 4
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    ("v4", "possible are v5e, v5p, v6e, h100"),
+    ("v5e:2by4", "a topology looks like v5e:2x4"),
+  ],
+)
+def test_unknown_targets(text, words):
+  with pytest.raises(compiled.UserError, match=words):
+    compiled.parse_target(text)
