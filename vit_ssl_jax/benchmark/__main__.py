@@ -21,6 +21,8 @@ bfloat16, and what follows is an estimate, not a measurement. It needs
   estimated_ms       TPU: the compiler's cycles of all operations, and the
                      scheduled instructions of our kernels; H100: a lower
                      bound, the bytes of all kernels over the bandwidth
+  compile_seconds    TPU: while it writes those instructions to files, which
+                     takes about as long again
   fits               whether it fits into the memory of each chip
   share_of_peak      of the chip's multiplications in bfloat16
   link_bytes         sent by each chip to others in a step

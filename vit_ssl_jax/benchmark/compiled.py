@@ -2,7 +2,8 @@
 
 import datetime
 import functools
-import importlib
+import importlib.metadata
+import importlib.util
 import os
 import re
 import tempfile
@@ -129,6 +130,12 @@ def devices_of(name, topology):
   ).devices
 
 
+def compiler_of(name):
+  """The package that compiles for a chip, and its version."""
+  package = "jax-cuda13-plugin" if name == "h100" else "libtpu"
+  return f"{package} {importlib.metadata.version(package)}"
+
+
 @functools.cache
 def dump_schedules():
   """Has the TPU's compiler write kernels' instructions to a folder of ours."""
@@ -177,7 +184,7 @@ def compile_step(target, config, chips, parallel="data"):
     "dtype": config.dtype,
     "date": datetime.date.today().isoformat(),
     "jax": jax.__version__,
-    "compiler": devices.flat[0].client.platform_version.splitlines()[0],
+    "compiler": compiler_of(name),
   }
   with jax.set_mesh(mesh):
     state = jax.eval_shape(init)

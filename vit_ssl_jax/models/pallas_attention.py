@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
 SUBLANES = 8
-REGISTERS = 36  # of 64, for the scores of the queries that run together
+REGISTERS = 46  # of 64, for the scores of the queries that run together
 HIDDEN = -1e30  # the score of a token that is padding
 VMEM = 60 * 2**20  # bytes
 

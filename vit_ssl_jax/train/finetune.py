@@ -130,8 +130,9 @@ def update(parts, state, images, targets, key):
   (loss, terms), grads = gradients.averaged(loss_fn, config.accumulate_steps)(
     trained, (images, targets, masks, pair_keys)
   )
-  updates, opt_state = parts.optimizer.update(grads, state.opt_state, trained)
-  params, offset_head = optax.apply_updates(trained, updates)
+  with jax.named_scope("update"):
+    updates, opt_state = parts.optimizer.update(grads, state.opt_state, trained)
+    params, offset_head = optax.apply_updates(trained, updates)
   new_state = FinetuneState(state.step + 1, params, offset_head, opt_state)
   norm = optax.tree.norm(grads)
   return new_state, {"loss": loss, **terms, "gradient_norm": norm}
@@ -152,11 +153,12 @@ def make_step(parts):
     view_key, mix_key, drop_key = jax.random.split(
       jax.random.fold_in(root, state.step), 3
     )
-    images = supervised.supervised_views(
-      view_key, batch["image"], config.augment, config.mean, config.std
-    )
-    targets = jax.nn.one_hot(batch["label"], parts.model.num_classes)
-    images, targets = mix.random_mix(mix_key, images, targets, **config.mix)
+    with jax.named_scope("augmentation"):
+      images = supervised.supervised_views(
+        view_key, batch["image"], config.augment, config.mean, config.std
+      )
+      targets = jax.nn.one_hot(batch["label"], parts.model.num_classes)
+      images, targets = mix.random_mix(mix_key, images, targets, **config.mix)
     rate = jnp.asarray(parts.learning_rate, jnp.float32)[state.step]
     state, values = update(parts, state, images, targets, drop_key)
     return state, values | {"learning_rate": rate}

@@ -215,10 +215,11 @@ def update(parts, state, global_views, local_views, key):
   (loss, _), grads = gradients.averaged(loss_fn, config.accumulate_steps)(
     state.student, (views, targets)
   )
-  updates, opt_state = parts.optimizer.update(
-    grads, state.opt_state, state.student
-  )
-  student = optax.apply_updates(state.student, updates)
+  with jax.named_scope("update"):
+    updates, opt_state = parts.optimizer.update(
+      grads, state.opt_state, state.student
+    )
+    student = optax.apply_updates(state.student, updates)
   entropy, divergence = losses.entropy_and_divergence(targets)
   new_state = PretrainState(
     step=state.step + 1,
@@ -252,9 +253,10 @@ def make_step(parts):
 
   def step(state, batch):
     view_key, drop_key = jax.random.split(jax.random.fold_in(root, state.step))
-    global_views, local_views = multi_crop.multi_crop(
-      view_key, batch["image"], config.views, config.mean, config.std
-    )
+    with jax.named_scope("augmentation"):
+      global_views, local_views = multi_crop.multi_crop(
+        view_key, batch["image"], config.views, config.mean, config.std
+      )
     return update(parts, state, global_views, local_views, drop_key)
 
   return step
