@@ -90,6 +90,20 @@ def test_pallas_attention_in_half_precision():
   compare(*SHAPES["tokens"], 2**-7, dtype=jnp.bfloat16)
 
 
+@pytest.mark.parametrize("name", ["tokens", "one query"])
+def test_attention_for_cudnn_pads_sequences(name):
+  """By XLA in cuDNN's place, which no CPU has."""
+  shape, M = SHAPES[name]
+  arrays, g, _ = given(shape, M)
+
+  def padded(q, k, v):
+    return kernels.cudnn_attention(q, k, v, 0.37, implementation="xla")
+
+  plain = functools.partial(kernels.attention, scale=0.37, fast=False)
+  found = value_and_gradients(padded, g, arrays)
+  assert_near(found, value_and_gradients(plain, g, arrays), 1e-5)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_pallas_talking_heads(masked):
   shape, M = (3, 9, 2, 8), 9

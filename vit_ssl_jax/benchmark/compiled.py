@@ -116,11 +116,12 @@ def devices_of(name, topology):
   # Triton would look for its fastest tiles on a device.
   os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_triton_gemm=false"
   try:
-    importlib.import_module("jax_plugins.xla_cuda13").initialize()
+    importlib.import_module("jax_plugins.xla_cuda13")
   except ImportError as e:
     raise UserError(
       '--compile_for=h100 needs the GPU\'s compiler: pip install "jax[cuda13]"'
     ) from e
+  jax.devices()  # JAX finds the compiler when it looks for devices
   config = (Path(__file__).parent / "h100.txtpb").read_text()
   return describe(
     platform="cuda",

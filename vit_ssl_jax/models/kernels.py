@@ -99,10 +99,8 @@ def attention(q, k, v, bias=None, scale=1.0, fast=True):
   if fast and pallas_applies(q, k):
     kernel = functools.partial(pallas_attention.attention, scale=scale)
     return on_each_device(kernel, q, k, v, bias)
-  if fast and cudnn_applies(q):
-    return jax.nn.dot_product_attention(
-      q, k, v, bias, scale=scale, implementation="cudnn"
-    )
+  if fast and bias is None and cudnn_applies(q):
+    return cudnn_attention(q, k, v, scale)
   return plain_attention(q * scale, k, v, bias)
 
 
@@ -233,6 +231,27 @@ def cudnn_applies(q):
   """Whether cuDNN's attention can be used: on GPUs, in half precision."""
   half = q.dtype in (jnp.bfloat16, jnp.float16)
   return platform() == "gpu" and half and q.ndim == 4 and q.shape[-1] % 8 == 0
+
+
+def cudnn_attention(q, k, v, scale, implementation="cudnn"):
+  """`attention` without a bias; cuDNN's gradients need even sequences."""
+
+  def even(x):
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+  def lengths(x):
+    return jnp.full(len(x), x.shape[1], jnp.int32)
+
+  out = jax.nn.dot_product_attention(
+    even(q),
+    even(k),
+    even(v),
+    scale=scale,
+    query_seq_lengths=lengths(q),
+    key_value_seq_lengths=lengths(k),
+    implementation=implementation,
+  )
+  return out[:, : q.shape[1]]
 
 
 def on_each_device(function, q, k, v, *rest):
