@@ -1,6 +1,6 @@
 """Fast forms of standard functions, each beside its plain form.
 
-A CPU runs the fast form, an accelerator the plain one.
+`platform` decides between them, and shapes where a kernel has limits.
 """
 
 import functools
