@@ -104,24 +104,47 @@ def test_attention_for_cudnn_pads_sequences(name):
   assert_near(found, value_and_gradients(plain, g, arrays), 1e-5)
 
 
+@pytest.mark.parametrize("name", ["tokens", "windows"])
+def test_pallas_self_attention(name):
+  shape, _ = SHAPES[name]
+  *batch, heads, d = shape
+  rng = np.random.default_rng(0)
+  qkv, g = normal(rng, *batch, 3 * heads * d), normal(rng, *shape)
+
+  def plain(qkv):
+    q, k, v = kernels.split_heads(qkv, heads)
+    return kernels.attention(q, k, v, scale=0.3, fast=False)
+
+  def kernel(qkv):
+    qkv = kernels.in_heads(qkv, heads)
+    return pallas_attention.self_attention(qkv, scale=0.3)
+
+  expected = value_and_gradients(plain, g, [qkv])
+  with pltpu.force_tpu_interpret_mode():
+    found = value_and_gradients(kernel, g, [qkv])
+  assert_near(found, expected, 1e-5)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_pallas_talking_heads(masked):
-  shape, M = (3, 9, 2, 8), 9
-  arrays, g, rng = given(shape, M)
-  mixing = [normal(rng, 2, 2), normal(rng, 2, 2), normal(rng, 2)]
-  bias = [normal(rng, 1, 1, 9, 9)] if masked else []
+  (B, N, heads, d), _ = SHAPES["tokens"]
+  rng = np.random.default_rng(0)
+  qkv, g = normal(rng, B, N, 3 * heads * d), normal(rng, B, N, heads, d)
+  mixing = [normal(rng, heads, heads) for _ in range(2)] + [normal(rng, heads)]
+  bias = [normal(rng, 1, 1, N, N)] if masked else []
 
-  def plain(q, k, v, before, after, shift, bias=None):
-    none = jnp.zeros(2)
+  def plain(qkv, before, after, shift, bias=None):
+    none = jnp.zeros(heads)
     return kernels.talking_heads(
-      q, k, v, (before, none), (after, shift), bias, 0.3, fast=False
+      qkv, heads, (before, none), (after, shift), bias, 0.3, fast=False
     )
 
-  def kernel(q, k, v, before, after, shift, bias=None):
+  def kernel(qkv, before, after, shift, bias=None):
     mixing = before, after, shift
-    return pallas_attention.attention(q, k, v, bias, mixing, 0.3)
+    qkv = kernels.in_heads(qkv, heads)
+    return pallas_attention.self_attention(qkv, bias, mixing, 0.3)
 
-  arguments = [*arrays, *mixing, *bias]
+  arguments = [qkv, *mixing, *bias]
   expected = value_and_gradients(plain, g, arguments)
   with pltpu.force_tpu_interpret_mode():
     found = value_and_gradients(kernel, g, arguments)
@@ -168,10 +191,6 @@ def test_dense(platform, monkeypatch):
   def plain(x, kernel, bias):
     return x @ kernel + bias[None, None]
 
-  def parts(x, kernel, bias):
-    return jnp.concatenate(kernels.dense_parts(x, kernel, bias, 3), -1)
-
   expected = value_and_gradients(plain, g, [x, kernel, bias])
-  for function in (kernels.dense, parts):
-    found = value_and_gradients(function, g, [x, kernel, bias])
-    assert_near(found, expected, 1e-6)
+  found = value_and_gradients(kernels.dense, g, [x, kernel, bias])
+  assert_near(found, expected, 1e-6)

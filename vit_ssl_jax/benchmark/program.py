@@ -211,12 +211,12 @@ def kernel_cycles(folder):
       r"\[shape: (\w+\[[\d,]*\]), index: \d+, kind: (?:input|output)", head
     )
     windows = re.findall(r"The window shape is \w+\[([\d,]*)\]", head)
-    if "attn" not in file.name or len(windows) < 4:
+    if "attn" not in file.name or len(windows) < 2:
       continue
     q, k = (dims(x) for x in windows[:2])
     grid = math.prod(dims(whole[0].partition("[")[2])) // math.prod(q)
     padded = k[1] + -k[1] % pallas_attention.SUBLANES
-    loops = q[1] // pallas_attention.queries(q[2], padded)
+    loops = q[1] // pallas_attention.queries(q[-3], padded)
     depth = collections.Counter(
       bundle[1].count(">")
       for bundle in re.finditer(

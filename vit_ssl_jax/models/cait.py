@@ -228,19 +228,19 @@ class TalkingHeadsAttention(nn.Module):
   def __call__(self, x, weights_only=False):
     """Tokens (B, N, D) -> (B, N, D), or the softmax (B, heads, N, N)."""
     B, N, D = x.shape
-    qkv = layers.Dense(3 * D, parts=3, dtype=self.dtype, name="qkv")(x)
-    q, k, v = (y.reshape(B, N, self.num_heads, -1) for y in qkv)
-    scale, bias = q.shape[-1] ** -0.5, None
+    heads = self.num_heads
+    qkv = layers.Dense(3 * D, dtype=self.dtype, name="qkv")(x)
+    scale, bias = (D // heads) ** -0.5, None
     if self.local:
-      q *= locality.learned_scale(self, D, self.num_heads)[None, None]
+      qkv = locality.scale_queries(self, qkv, heads)
       scale, bias = 1.0, locality.diagonal_mask(N)[None, None]
-    before = MixHeads(self.num_heads, name="proj_l")()
-    after = MixHeads(self.num_heads, name="proj_w")()
+    before = MixHeads(heads, name="proj_l")()
+    after = MixHeads(heads, name="proj_w")()
     if weights_only:
+      q, k, _ = kernels.split_heads(qkv, heads)
       return kernels.talking_heads_weights(q * scale, k, before, bias)
-    x = kernels.talking_heads(q, k, v, before, after, bias, scale, self.fast)
-    x = x.reshape(B, N, D)
-    return layers.Dense(D, dtype=self.dtype, name="proj")(x)
+    x = kernels.talking_heads(qkv, heads, before, after, bias, scale, self.fast)
+    return layers.Dense(D, dtype=self.dtype, name="proj")(x.reshape(B, N, D))
 
 
 class MixHeads(nn.Module):

@@ -38,18 +38,6 @@ def dense(x, kernel, bias=None):
   return y if bias is None else add_bias(y, bias)
 
 
-def dense_parts(x, kernel, bias, parts):
-  """`dense`, split into equal parts along F, a list of (..., F / parts).
-
-  On a CPU one product is faster than several. On an accelerator several save
-  a copy of each part.
-  """
-  if on_cpu():
-    return jnp.split(dense(x, kernel, bias), parts, -1)
-  pairs = zip(jnp.split(kernel, parts, -1), jnp.split(bias, parts), strict=True)
-  return [dense(x, *pair) for pair in pairs]
-
-
 @jax.custom_vjp
 def add_bias(x, bias):
   """x (..., F) + bias (F,)."""
@@ -98,10 +86,40 @@ def attention(q, k, v, bias=None, scale=1.0, fast=True):
     return cpu_attention(q * scale, k, v, bias)
   if fast and pallas_applies(q, k):
     kernel = functools.partial(pallas_attention.attention, scale=scale)
-    return on_each_device(kernel, q, k, v, bias)
+    return on_each_device(kernel, (q, k, v), bias)
   if fast and bias is None and cudnn_applies(q):
     return cudnn_attention(q, k, v, scale)
   return plain_attention(q * scale, k, v, bias)
+
+
+def self_attention(qkv, heads, bias=None, scale=1.0, fast=True):
+  """`attention` of queries, keys and values that are one array.
+
+  The TPU's kernel reads them where they lie, without a copy of each.
+
+  Args:
+    qkv: (..., N, 3 · D).
+    heads: how many; each is D / heads wide.
+    bias, scale, fast: of `attention`.
+
+  Returns:
+    (..., N, heads, D / heads).
+  """
+  q, k, v = split_heads(qkv, heads)
+  if fast and pallas_applies(q, k):
+    kernel = functools.partial(pallas_attention.self_attention, scale=scale)
+    return on_each_device(kernel, (in_heads(qkv, heads),), bias)
+  return attention(q, k, v, bias, scale, fast)
+
+
+def in_heads(qkv, heads):
+  """(..., N, 3 · D) -> (..., N, 3, heads, D / heads)."""
+  return qkv.reshape(*qkv.shape[:-1], 3, heads, -1)
+
+
+def split_heads(qkv, heads):
+  """(..., N, 3 · D) -> queries, keys, values, each (..., N, heads, d)."""
+  return [x.reshape(*x.shape[:-1], heads, -1) for x in jnp.split(qkv, 3, -1)]
 
 
 def attention_weights(q, k, bias=None):
@@ -168,22 +186,24 @@ def swap(x):
   return x.swapaxes(-3, -2)
 
 
-def talking_heads(q, k, v, before, after, bias=None, scale=1.0, fast=True):
+def talking_heads(qkv, heads, before, after, bias=None, scale=1.0, fast=True):
   """Attention whose heads are mixed twice (Shazeer et al., 2020).
 
   Args:
-    q, k, v, bias, scale, fast: as of `attention`; the bias is added to scores
-      that are mixed.
+    qkv, heads, bias, scale, fast: as of `self_attention`; the bias is added to
+      scores that are mixed.
     before: a kernel (heads, heads) and a bias (heads,), which mix the scores.
     after: the same, which mix the softmax.
 
   Returns:
-    (..., N, heads, d) in v's type.
+    (..., N, heads, d) in qkv's type.
   """
-  if fast and pallas_applies(q, k, q.shape[-2]):
-    kernel = functools.partial(pallas_attention.attention, scale=scale)
+  q, k, v = split_heads(qkv, heads)
+  if fast and pallas_applies(q, k, heads):
+    kernel = functools.partial(pallas_attention.self_attention, scale=scale)
     # The softmax does not change with before's bias.
-    return on_each_device(kernel, q, k, v, bias, (before[0], *after))
+    mixing = before[0], *after
+    return on_each_device(kernel, (in_heads(qkv, heads),), bias, mixing)
   weights = talking_heads_weights(q * scale, k, before, bias)
   weights = mix_heads(weights.astype(v.dtype), *after).astype(v.dtype)
   return jnp.einsum("...hnm,...mhd->...nhd", weights, v)
@@ -254,15 +274,15 @@ def cudnn_attention(q, k, v, scale, implementation="cudnn"):
   return out[:, : q.shape[1]]
 
 
-def on_each_device(function, q, k, v, *rest):
-  """Calls function(q, k, v, *rest), with the batch as the mesh splits it."""
+def on_each_device(function, arrays, *rest):
+  """Calls function(*arrays, *rest), with the batch as the mesh splits it."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.size == 1:
-    return function(q, k, v, *rest)
+    return function(*arrays, *rest)
   batch = P(mesh.axis_names)
   return jax.shard_map(
     function,
-    in_specs=(batch, batch, batch) + (P(),) * len(rest),
+    in_specs=(batch,) * len(arrays) + (P(),) * len(rest),
     out_specs=batch,
     check_vma=False,
-  )(q, k, v, *rest)
+  )(*arrays, *rest)

@@ -32,28 +32,24 @@ class Dense(nn.Module):
   """`nn.Dense` with a normal initialiser, by `kernels.dense`.
 
   Attributes:
-    features: width F of all parts together.
+    features: width F.
     use_bias: whether there is a bias.
-    parts: how many arrays (..., F / parts) the output is.
     dtype: type of the arithmetic.
   """
 
   features: int
   use_bias: bool = True
-  parts: int = 1
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x):
-    """(..., D) -> (..., F), or a list of its parts where there are several."""
+    """(..., D) -> (..., F)."""
     shape = x.shape[-1], self.features
     kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
     zeros = nn.initializers.zeros
     bias = self.param("bias", zeros, shape[1:]) if self.use_bias else None
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    if self.parts == 1:
-      return kernels.dense(x, kernel, bias)
-    return kernels.dense_parts(x, kernel, bias, self.parts)
+    return kernels.dense(x, kernel, bias)
 
 
 class PatchEmbed(nn.Module):

@@ -59,6 +59,15 @@ def learned_scale(module, width, num_heads):
   return scale.astype(module.dtype)[:, None]
 
 
+def scale_queries(module, qkv, num_heads):
+  """qkv (..., 3 · D), with the queries multiplied by `learned_scale`."""
+  D = qkv.shape[-1] // 3
+  scale = learned_scale(module, D, num_heads)
+  scale = jnp.repeat(scale[:, 0], D // num_heads)
+  scale = jnp.concatenate([scale, jnp.ones(2 * D, scale.dtype)])
+  return qkv * scale.reshape(*[1] * (qkv.ndim - 1), -1)
+
+
 def diagonal_mask(size):
   """(N, N) to be added to scores, so that no token attends to itself."""
   return MASKED * np.eye(size, dtype=np.float32)

@@ -25,7 +25,7 @@ VMEM = 60 * 2**20  # bytes
 
 
 def attention(q, k, v, bias=None, mixing=None, scale=1.0):
-  """As `kernels.attention` and `kernels.talking_heads_attention`.
+  """As `kernels.attention` and `kernels.talking_heads`.
 
   Args:
     q: (B, ..., N, H, d); at most one axis in the middle.
@@ -37,32 +37,68 @@ def attention(q, k, v, bias=None, mixing=None, scale=1.0):
   Returns:
     (B, ..., N, H, d) in v's type.
   """
-  batch, shape = len(q), q.shape
-  q, k, v = (by_lanes(x) for x in (q, k, v))
-  if bias is not None:
-    *windows, H, N, M = bias.shape[1:]
-    bias = bias.reshape(*windows or (1,), H, N, M)
-    pad = ((0, 0), (0, 0), (0, 0), (0, -M % SUBLANES))
-    bias = jnp.pad(bias, pad, constant_values=HIDDEN)[..., None]
-    bias = jnp.broadcast_to(bias, (*bias.shape[:-1], LANES))
-  if mixing is not None:
-    before, after, shift = (x.astype(jnp.float32) for x in mixing)
-    mixing = jnp.concatenate([before, after, shift[None]])
-  out = attend(scale, q, k, v, bias, mixing)[..., :batch]
-  return jnp.moveaxis(out, -1, 0).reshape(shape)
+  given = tuple(by_lanes(x, x.ndim - 3) for x in (q, k, v))
+  out = attend(scale, given, prepare(bias), stack(mixing))[..., : len(q)]
+  return jnp.moveaxis(out, -1, 0).reshape(q.shape)
 
 
-def by_lanes(x):
-  """(B, [W,] N, H, d) -> (W, N, H, d, B), padded to whole lanes with zeros."""
+def self_attention(qkv, bias=None, mixing=None, scale=1.0):
+  """`attention` of queries, keys and values that are one array.
+
+  Args:
+    qkv: (B, ..., N, 3, H, d); at most one axis in the middle.
+    bias, mixing, scale: of `attention`.
+
+  Returns:
+    (B, ..., N, H, d).
+  """
+  given = (by_lanes(qkv, qkv.ndim - 4),)
+  out = attend(scale, given, prepare(bias), stack(mixing))[..., : len(qkv)]
+  return jnp.moveaxis(out, -1, 0).reshape(*qkv.shape[:-3], *qkv.shape[-2:])
+
+
+def by_lanes(x, tokens):
+  """(B, [W,] N, ...) -> (W, N, ..., B), padded to whole lanes with zeros.
+
+  Args:
+    x: an array.
+    tokens: which axis N is, 1 or 2.
+  """
   x = jnp.moveaxis(x, 0, -1)
-  x = x if x.ndim == 5 else x[None]
-  return jnp.pad(x, [(0, 0)] * 4 + [(0, -x.shape[-1] % LANES)])
+  x = x[None] if tokens == 1 else x
+  pad = [(0, 0)] * (x.ndim - 1)
+  return jnp.pad(x, [*pad, (0, -x.shape[-1] % LANES)])
+
+
+def prepare(bias):
+  """(1, [W,] H, N, M) -> (W, H, N, Mp, L), the padding hidden."""
+  if bias is None:
+    return None
+  *windows, H, N, M = bias.shape[1:]
+  bias = bias.reshape(*windows or (1,), H, N, M)
+  pad = ((0, 0), (0, 0), (0, 0), (0, -M % SUBLANES))
+  bias = jnp.pad(bias, pad, constant_values=HIDDEN)[..., None]
+  return jnp.broadcast_to(bias, (*bias.shape[:-1], LANES))
+
+
+def stack(mixing):
+  """The three parts of mixing, one below the other, float32."""
+  if mixing is None:
+    return None
+  before, after, shift = (x.astype(jnp.float32) for x in mixing)
+  return jnp.concatenate([before, after, shift[None]])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(scale, q, k, v, bias, mixing):
-  """The forward pass, (W, N, H, d, B)."""
-  return call(forward_kernel, scale, q, k, v, bias, mixing)[0]
+def attend(scale, given, bias, mixing):
+  """The forward pass, (W, N, H, d, B).
+
+  Args:
+    scale: a number.
+    given: (q, k, v), each (W, N or M, H, d, B), or (qkv (W, N, 3, H, d, B),).
+    bias, mixing: of `prepare` and `stack`.
+  """
+  return call(forward_kernel, scale, given, bias, mixing)[0]
 
 
 def attend_forward(scale, *arrays):
@@ -70,8 +106,9 @@ def attend_forward(scale, *arrays):
 
 
 def attend_backward(scale, kept, g):
-  q, k, v, bias, mixing = kept
-  dq, dk, dv, *rest = call(backward_kernel, scale, q, k, v, bias, mixing, g)
+  given, bias, mixing = kept
+  found = call(backward_kernel, scale, given, bias, mixing, g)
+  grads, rest = tuple(found[: len(given)]), list(found[len(given) :])
   dbias = dmixing = None
   if bias is not None:
     # The caller's broadcast over lanes sums them up.
@@ -80,18 +117,19 @@ def attend_backward(scale, kept, g):
     dbias = jnp.sum(dbias, summed, keepdims=True)
   if mixing is not None:
     dmixing = jnp.sum(rest.pop(0), (-2, -1))
-  return dq, dk, dv, dbias, dmixing
+  return grads, dbias, dmixing
 
 
 attend.defvjp(attend_forward, attend_backward)
 
 
-def call(kernel, scale, q, k, v, bias, mixing, g=None):
+def call(kernel, scale, given, bias, mixing, g=None):
   """Runs a kernel over windows, heads and blocks of 128 views.
 
   Where heads are mixed, one block has all of them.
   """
-  (W, N, H, d, B), M = q.shape, k.shape[1]
+  W, N, *_, H, d, B = given[0].shape
+  M = given[-1].shape[1]
   Mp = M + -M % SUBLANES
   heads = 1 if mixing is None else H
   f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -100,10 +138,11 @@ def call(kernel, scale, q, k, v, bias, mixing, g=None):
   # All heads of CaiT fit into the chip's memory once.
   buffers = pl.Buffered(1 if heads > 1 and g is not None else 2)
 
-  def tokens(n):
+  def tokens(x):
+    parts = x.shape[2:-3]  # (3,) where q, k and v are one array
     return pl.BlockSpec(
-      (1, n, heads, d, LANES),
-      lambda w, h, b: (w, 0, h, 0, b),
+      (1, x.shape[1], *parts, heads, d, LANES),
+      lambda w, h, b: (w, 0, *[0] * len(parts), h, 0, b),
       pipeline_mode=buffers,
     )
 
@@ -113,7 +152,7 @@ def call(kernel, scale, q, k, v, bias, mixing, g=None):
       lambda w, h, b: (w % windows, h % of_heads, 0, 0, 0),
     )
 
-  inputs = [(q, tokens(N)), (k, tokens(M)), (v, tokens(M))]
+  inputs = [(x, tokens(x)) for x in given]
   if bias is not None:
     inputs.append((bias, scores(*bias.shape[:2])))
   if mixing is not None:
@@ -123,13 +162,13 @@ def call(kernel, scale, q, k, v, bias, mixing, g=None):
   all_rows = by_token((M, heads, d, LANES))
   by_channel = pltpu.VMEM((heads, d, Mp, LANES), jnp.float32)
   some = pltpu.VMEM((together * heads, Mp, LANES), jnp.float32)
-  outputs = [(jax.ShapeDtypeStruct(q.shape, v.dtype), tokens(N))]
+  out = jax.ShapeDtypeStruct((W, N, H, d, B), given[-1].dtype)
+  outputs = [(out, tokens(out))]
   scratch = [some_rows, by_channel, all_rows, some]
   if g is not None:
-    inputs.append((g, tokens(N)))
+    inputs.append((g, tokens(g)))
     outputs = [
-      (jax.ShapeDtypeStruct(x.shape, x.dtype), tokens(x.shape[1]))
-      for x in (q, k, v)
+      (jax.ShapeDtypeStruct(x.shape, x.dtype), tokens(x)) for x in given
     ]
     if bias is not None:
       outputs.append((f32((W, H, N, Mp, LANES)), scores(W, H)))
@@ -141,7 +180,9 @@ def call(kernel, scale, q, k, v, bias, mixing, g=None):
   shapes, out_specs = zip(*outputs, strict=True)
   products = 2 if g is None else 5
   return pl.pallas_call(
-    functools.partial(kernel, scale, bias is not None, mixing is not None),
+    functools.partial(
+      kernel, scale, len(given), bias is not None, mixing is not None
+    ),
     out_shape=shapes,
     grid=(W, H // heads, B // LANES),
     in_specs=in_specs,
@@ -292,9 +333,21 @@ def softmax(scores, query, bias, M):
   return result
 
 
-def forward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
+def queries_keys_values(refs):
+  """q, k and v, taken from the first of the refs, or from the first three.
+
+  Args:
+    refs: a list of either one block or three.
+  """
+  if len(refs) == 3:
+    return refs
+  return [refs[0].at[:, :, i] for i in range(3)]
+
+
+def forward_kernel(scale, given, has_bias, has_mixing, *refs):
   """o = softmax(q kᵀ + bias) v, with heads mixed before and after."""
-  refs = list(refs)
+  q, k, v = queries_keys_values(refs[:given])
+  refs = list(refs[given:])
   bias = refs.pop(0) if has_bias else None
   mixing = refs.pop(0) if has_mixing else None
   out, rows, columns, values, weights = refs
@@ -322,13 +375,15 @@ def forward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
   blocks(N, len(rows), body)
 
 
-def backward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
+def backward_kernel(scale, given, has_bias, has_mixing, *refs):
   """The gradients of q, k, v, bias and mixing."""
-  refs = list(refs)
+  q, k, v = queries_keys_values(refs[:given])
+  refs = list(refs[given:])
   bias = refs.pop(0) if has_bias else None
   mixing = refs.pop(0) if has_mixing else None
-  g, dq, dk, dv = refs[:4]
-  refs = refs[4:]
+  g = refs.pop(0)
+  dq, dk, dv = queries_keys_values(refs[:given])
+  refs = refs[given:]
   dbias = refs.pop(0) if has_bias else None
   dmixing = refs.pop(0) if has_mixing else None
   rows, grads, keys, k_columns, v_columns, dk_sums, dv_sums, *refs = refs

@@ -166,22 +166,21 @@ class WindowAttention(nn.Module):
     """
     _, H, W, C = x.shape
     x = to_windows(x, self.window, self.shift)
-    qkv = layers.Dense(3 * C, parts=3, dtype=self.dtype, name="qkv")(x)
-    q, k, v = (y.reshape(*x.shape[:3], self.num_heads, -1) for y in qkv)
-    scale = q.shape[-1] ** -0.5
+    heads = self.num_heads
+    qkv = layers.Dense(3 * C, dtype=self.dtype, name="qkv")(x)
+    scale = (C // heads) ** -0.5
     bias = self.position_bias()[None, None]
     if self.shift:
       bias += shift_mask(H, W, self.window, self.shift)[None, :, None]
     if self.local:
-      q *= locality.learned_scale(self, C, self.num_heads)[None, None, None]
+      qkv = locality.scale_queries(self, qkv, heads)
       scale = 1.0
       bias += locality.diagonal_mask(self.window**2)[None, None, None]
     if weights_only:
+      q, k, _ = kernels.split_heads(qkv, heads)
       return self.unfold(kernels.attention_weights(q * scale, k, bias), H, W)
-    x = kernels.attention(q, k, v, bias, scale, self.fast).reshape(
-      *x.shape[:3], C
-    )
-    x = layers.Dense(C, dtype=self.dtype, name="proj")(x)
+    y = kernels.self_attention(qkv, heads, bias, scale, self.fast)
+    x = layers.Dense(C, dtype=self.dtype, name="proj")(y.reshape(x.shape))
     return from_windows(x, H, W, self.window, self.shift)
 
   def position_bias(self):
