@@ -74,11 +74,9 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 
 def test_a_loop_counts_as_often_as_it_runs(tmp_path):
-  chip = program.Chip(clock=1e6, peak=1e6, memory=1)
-  found = program.tpu_figures(PROGRAM, tmp_path, chip, 300, batch_size=3)
+  seconds = program.tpu_seconds(tmp_path, clock=1e6)
+  found = program.figures(PROGRAM, seconds, chips=2)
   assert found["estimated_ms"] == pytest.approx(1.5)
-  assert found["images_per_second"] == pytest.approx(2000)
-  assert found["share_of_peak"] == pytest.approx(0.2)
   assert found["parts_ms"] == pytest.approx({"MLP": 0.9, "collectives": 0.6})
   assert found["link_bytes"] == 2 * 32 // 2
 
@@ -100,4 +98,4 @@ def test_flops_are_those_of_the_products():
 )
 def test_unknown_targets(text, words):
   with pytest.raises(compiled.UserError, match=words):
-    compiled.parse_target(text)
+    compiled.find(text, 1)

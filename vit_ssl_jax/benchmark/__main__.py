@@ -24,19 +24,18 @@ bfloat16, and what follows is an estimate, not a measurement. It needs
   compile_seconds    TPU: while it writes those instructions to files, which
                      takes about as long again
   fits               whether it fits into the memory of each chip
-  share_of_peak      of the chip's multiplications in bfloat16
+  share_of_peak      of the chip's products in bfloat16
   link_bytes         sent by each chip to others in a step
   parts_ms           the estimate by parts of the step
 """
 
-import ast
 import json
-import sys
 
 import jax
+import yaml
 
 from vit_ssl_jax.benchmark import compiled, steps, timing
-from vit_ssl_jax.cli import Parser, reporting_errors, set_up
+from vit_ssl_jax.cli import Parser, reporting_errors, say, set_up
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import ARCHITECTURES
 from vit_ssl_jax.report import tables
@@ -72,32 +71,32 @@ def measure(args, settings):
 
 def estimate(args, settings):
   """Prints what the compilers say, a line of JSON or of a table for each."""
-  archs = args.arch.split(",") if args.arch else list(ARCHITECTURES)
-  stages = [args.stage] if args.stage else steps.STAGES
-  targets = [compiled.parse_target(x) for x in args.compile_for.split(",")]
-  try:
-    chips = [int(x) for x in args.chips.split(",")]
-  except ValueError as e:
-    raise UserError(f"--chips={args.chips} is not a list of numbers") from e
-  cases = [
-    (target, steps.make_config(stage, arch, args, settings), count, parallel)
-    for target in targets
-    for arch in archs
-    for stage in stages
-    for count in chips
-    for parallel in args.parallel.split(",")
-    if count > 1 or parallel == "data"
-  ]
-  for target, config, count, parallel in cases:
-    compiled.check(target, config, count, parallel)
   jax.config.update("jax_enable_compilation_cache", False)
+  configs = [
+    steps.make_config(stage, arch, args, settings)
+    for arch in (args.arch.split(",") if args.arch else ARCHITECTURES)
+    for stage in ([args.stage] if args.stage else steps.STAGES)
+  ]
+  cases = [
+    (target, config, chips, parallel)
+    for target in args.compile_for.split(",")
+    for config in configs
+    for chips in args.chips
+    for parallel in args.parallel.split(",")
+    if chips > 1 or parallel == "data"
+  ]
+  for target, config, chips, parallel in cases:
+    compiled.find(target, chips)
+    if parallel not in ("data", "fsdp"):
+      raise UserError(f"--parallel={parallel}: possible are data, fsdp")
+    if config.batch_size % chips:
+      raise UserError(
+        f"batch_size={config.batch_size} is not a multiple of {chips} chips"
+      )
   rows = []
-  for number, (target, config, count, parallel) in enumerate(cases, 1):
-    print(
-      f"{number} of {len(cases)}: {config.model.name}, {config.stage}",
-      file=sys.stderr,
-    )
-    rows.append(compiled.compile_step(target, config, count, parallel))
+  for number, case in enumerate(cases, 1):
+    say(f"{number} of {len(cases)}: {case[1].model.name}, {case[1].stage}")
+    rows.append(compiled.compile_step(*case))
     if args.json:
       print(json.dumps(rows[-1]), flush=True)
   if not args.json:
@@ -128,27 +127,24 @@ def parse(argv=None):
   option("--rounds", type=int, default=5, help="%(default)s")
   option("--trace", metavar="FOLDER", help="a trace of the rounds, for XProf")
   option("--json", action="store_true", help="lines of JSON, not a table")
-  option("--compile_for", metavar="TARGETS", help=compiled.TARGETS_HELP)
-  option("--chips", default="1", help="with --compile_for, such as 1,8,64,256")
+  targets = ", ".join(compiled.CHIPS)
   option(
-    "--parallel", default="data,fsdp", help="for several chips; %(default)s"
+    "--compile_for", metavar="TARGET,…", help=f"such as v5e:2x4; {targets}"
   )
+  option("--chips", type=numbers, default=[1], help="such as 1,8,64,256; 1")
+  option("--parallel", default="data,fsdp", help="%(default)s, for --chips > 1")
   args, rest = parser.parse_known_args(argv)
   settings = {}
   for argument in rest:
     key, equals, value = argument.removeprefix(steps.SETTING).partition("=")
     if not (argument.startswith(steps.SETTING) and equals):
       parser.error(f"unrecognized arguments: {argument}")
-    settings[key] = literal(value)
+    settings[key] = yaml.safe_load(value)
   return args, settings
 
 
-def literal(text):
-  """A value as Python would write it, or else the text itself."""
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
+def numbers(text):
+  return [int(x) for x in text.split(",")]
 
 
 if __name__ == "__main__":

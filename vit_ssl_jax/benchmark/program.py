@@ -1,13 +1,10 @@
 """Reads what a compiled program does, and how long it is estimated to take."""
 
 import collections
-import dataclasses
 import math
 import re
 
-from vit_ssl_jax.models import pallas_attention
-
-H100_BANDWIDTH = 3.35e12  # bytes a second
+from jax.extend.core import jaxprs_in_params
 
 # A part of the step by what is in the name of its operations, first match.
 PARTS = {
@@ -19,93 +16,85 @@ PARTS = {
   "patch_embed": "patches",
   "head": "head",
 }
-COLLECTIVES = (
-  "all-reduce", "all-gather", "reduce-scatter", "all-to-all",
-  "collective-permute",
-)  # fmt: skip
+# What a chip sends by ring algorithms, times its result, over n chips.
+COLLECTIVES = {
+  "all-reduce": lambda n: 2 * (n - 1) / n,
+  "all-gather": lambda n: (n - 1) / n,
+  "reduce-scatter": lambda n: n - 1,
+  "all-to-all": lambda n: (n - 1) / n,
+  "collective-permute": lambda n: 1,
+}
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+NO_WORK = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """An accelerator's clock in Hz, FLOP/s in bfloat16, and memory in bytes."""
-
-  clock: float | None
-  peak: float
-  memory: float
-
-
-def tpu_figures(text, schedules, chip, flops, batch_size):
-  """What a TPU's program is estimated to take.
+def figures(text, seconds, chips):
+  """Adds up what a program's operations take.
 
   Args:
     text: the compiled HLO.
-    schedules: the folder with the kernels' instructions.
-    chip: a `Chip`.
-    flops: of one chip in a step.
-    batch_size: of all chips together.
+    seconds: (line of an operation) -> seconds.
+    chips: how many it is for, all of which take part in each collective.
 
   Returns:
-    estimated_ms, images_per_second, share_of_peak, link_bytes, parts_ms.
+    The dict of estimated_ms, link_bytes and parts_ms.
   """
-  kernels = kernel_cycles(schedules)
-  parts, links = collections.Counter(), 0
+  parts, links = collections.Counter(), 0.0
   for line, times in operations(text):
+    sent = collective_bytes(line, chips)
     name = re.search(r'op_name="([^"]*)"', line)
-    part = part_of(name[1] if name else "")
-    cycles = re.search(r'estimated_cycles":"(\d+)"', line)
-    if '"tpu_custom_call"' in line:
-      parts[part] += times * kernels[shapes_of_call(line)]
-    elif collective := collective_bytes(line):
-      links += times * collective
-      part = "collectives"
-    if cycles:
-      parts[part] += times * int(cycles[1])
-  seconds = sum(parts.values()) / chip.clock
+    part = "collectives" if sent else part_of(name[1] if name else "")
+    parts[part] += 1e3 * times * seconds(line)
+    links += times * sent
   return {
-    "estimated_ms": 1e3 * seconds,
-    "images_per_second": batch_size / seconds,
-    "share_of_peak": flops / seconds / chip.peak,
+    "estimated_ms": sum(parts.values()),
     "link_bytes": round(links),
-    "parts_ms": {k: 1e3 * v / chip.clock for k, v in parts.most_common()},
+    "parts_ms": dict(parts.most_common()),
   }
 
 
-def gpu_figures(text, batch_size):
-  """What an H100's kernels read and write, and how long that takes at least."""
-  parts = collections.Counter()
-  links = 0
+def tpu_seconds(schedules, clock):
+  """The time of a TPU's operation: (line) -> seconds.
+
+  Args:
+    schedules: the folder with the kernels' instructions.
+    clock: in Hz.
+  """
+  kernels = kernel_cycles(schedules)
+
+  def seconds(line):
+    kernel = re.search(r"%(\w+_kernel_\d+x\d+)\S* = .*tpu_custom_call", line)
+    cycles = re.search(r'estimated_cycles":"(\d+)"', line)
+    found = kernels[kernel[1]] if kernel else 0
+    return (found + (int(cycles[1]) if cycles else 0)) / clock
+
+  return seconds
+
+
+def gpu_seconds(bandwidth):
+  """The least time of a GPU's operation: (line) -> seconds.
+
+  It is what the operation reads and writes over the bandwidth, in bytes a
+  second. Lines have to come in the program's order.
+  """
   sizes = {}
-  for line, times in operations(text):
+
+  def seconds(line):
     found = re.match(
       r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z\-]+)\((.*)", line
     )
     if not found:
-      continue
+      return 0
     name, kind, opcode, rest = found.groups()
     sizes[name] = size_of(kind)
-    if opcode in (
-      "parameter",
-      "tuple",
-      "get-tuple-element",
-      "bitcast",
-      "constant",
-    ):
-      continue
+    if opcode in NO_WORK:
+      return 0
     operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
     moved = sizes[name] + sum(sizes.get(x, 0) for x in operands)
-    op_name = re.search(r'op_name="([^"]*)"', line)
-    parts[part_of(op_name[1] if op_name else "")] += times * moved
-    links += times * (collective_bytes(line) or 0)
-  total = sum(parts.values())
-  return {
-    "estimated_ms": 1e3 * total / H100_BANDWIDTH,
-    "images_per_second": batch_size * H100_BANDWIDTH / total,
-    "moved_bytes": total,
-    "link_bytes": round(links),
-    "parts_ms": {k: 1e3 * v / H100_BANDWIDTH for k, v in parts.most_common()},
-  }
+    return moved / bandwidth
+
+  return seconds
 
 
 def operations(text):
@@ -155,82 +144,37 @@ def size_of(kind):
   )
 
 
-def collective_bytes(line):
-  """What a chip sends in a collective by ring algorithms, or None."""
-  found = re.search(r" = (.*?) ([a-z\-]+?)(-start)?\(", line)
-  if not found or found[2] not in COLLECTIVES:
-    return None
-  groups = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
-  if groups:
-    ways = int(groups[2])
-  else:
-    groups = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
-    ways = groups[1].count(",") + 1 if groups else 2
-  kinds = found[1]
-  if found[3] and found[2] != "all-reduce":  # operands and results in a tuple
-    kinds = (
-      kinds.rpartition("(")[2] if "), (" in kinds else kinds.split("), ")[-1]
-    )
-  size = size_of(kinds)
-  if found[2] == "all-reduce":
-    return 2 * size * (ways - 1) / ways
-  if found[2] == "reduce-scatter":
-    return size * (ways - 1)
-  return size * (ways - 1) / ways
+def collective_bytes(line, chips):
+  """What a chip sends in an operation; 0 where it is no collective.
 
-
-def shapes_of_call(line):
-  """A key for a kernel: the shapes of its operands and results."""
-  results, _, rest = line.partition(" custom-call(")
-  operands = re.search(r"operand_layout_constraints=\{(.*?\})\}", rest)[1]
-  shape = re.compile(r"\w+\[[\d,]*\]")
-  return tuple(
-    shape.findall(operands) + shape.findall(results.partition(" = ")[2])
-  )
+  One that runs beside others counts where its result is there.
+  """
+  kinds = "|".join(COLLECTIVES)
+  found = re.search(rf" = (.*?) ({kinds})(-done)?\(", line)
+  return size_of(found[1]) * COLLECTIVES[found[2]](chips) if found else 0
 
 
 def kernel_cycles(folder):
-  """Cycles of the attention kernels that were compiled.
+  """Cycles of the attention kernels that were compiled, by their names.
 
   The TPU's instructions are scheduled when a kernel is compiled, one bundle a
-  cycle. The outer of two loops runs over the grid, the inner over queries.
+  cycle. The outer of two loops runs over the grid, the inner over queries; the
+  kernel's name says how often.
 
   Args:
     folder: with the compiler's files.
-
-  Returns:
-    {key of `shapes_of_call`: cycles}.
   """
-  found = {}
-  for file in folder.glob("*final_bundles.txt"):
-    if "schedule-analysis" in file.name:
-      continue
-    text = file.read_text()
-    head = text[: text.find("/* entry bundle") + 1]
-    whole = re.findall(
-      r"\[shape: (\w+\[[\d,]*\]), index: \d+, kind: (?:input|output)", head
-    )
-    windows = re.findall(r"The window shape is \w+\[([\d,]*)\]", head)
-    if "attn" not in file.name or len(windows) < 2:
-      continue
-    q, k = (dims(x) for x in windows[:2])
-    grid = math.prod(dims(whole[0].partition("[")[2])) // math.prod(q)
-    padded = k[1] + -k[1] % pallas_attention.SUBLANES
-    loops = q[1] // pallas_attention.queries(q[-3], padded)
-    depth = collections.Counter(
-      bundle[1].count(">")
-      for bundle in re.finditer(
-        r"^ *0x[0-9a-f]+ +(?:\w+)? *: *([> ]*)\{", text, re.M
-      )
-    )
-    cycles = depth[0] + grid * (depth[1] + loops * depth[2])
-    found[tuple(whole)] = cycles
-  return found
-
-
-def dims(text):
-  """ "1,65]" -> [1, 65]."""
-  return [int(n) for n in re.findall(r"\d+", text)]
+  found = collections.Counter()
+  bundle = re.compile(r"^ *0x[0-9a-f]+ +\w* *: *([> ]*)\{", re.MULTILINE)
+  for file in folder.glob("*-final_bundles.txt"):
+    named = re.search(r"-(\w+_kernel_(\d+)x(\d+))", file.name)
+    if named:
+      text = file.read_text()
+      depth = collections.Counter(x.count(">") for x in bundle.findall(text))
+      outer, inner = int(named[2]), int(named[3])
+      cycles = depth[0] + outer * (depth[1] + inner * depth[2])
+      found[named[1]] = max(found[named[1]], cycles)
+  return dict(found)
 
 
 def flops(jaxpr):
@@ -250,16 +194,9 @@ def flops(jaxpr):
     elif name == "pallas_call":
       total += given["cost_estimate"].flops
     else:
-      inner = [flops(j) for x in given.values() for j in jaxprs(x)]
+      inner = [flops(x) for x in jaxprs_in_params(given)]
       times = given.get("length", 1) if name == "scan" else 1
       if name == "shard_map":
         times = given["mesh"].size
       total += times * (max(inner, default=0) if name == "cond" else sum(inner))
   return total
-
-
-def jaxprs(value):
-  """The jaxprs in an equation's parameter."""
-  values = value if isinstance(value, tuple | list) else [value]
-  found = [getattr(x, "jaxpr", x) for x in values]
-  return [x for x in found if hasattr(x, "eqns")]

@@ -1,19 +1,20 @@
 """The steps that are measured or compiled: those of training by its recipes."""
 
-import functools
 import importlib
 import types
 
 import jax
 import numpy as np
 
+from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.train import finetune, pretrain
 
 SETTING = "--config."
 STEPS_PER_EPOCH = 100  # of the schedules; the step takes as long with any
 CLASSES = 10
-STAGES = ("pretrain", "finetune")
+STAGES = {"pretrain": pretrain, "finetune": finetune}
 
 
 def make_config(stage, arch, args, settings):
@@ -24,26 +25,34 @@ def make_config(stage, arch, args, settings):
   """
   try:
     recipe = importlib.import_module(f"configs.{stage}")
+    config = recipe.get_config(f"{arch},{args.dataset}").lock()
   except ModuleNotFoundError as e:
     raise UserError(
       "there is no package configs here: run the benchmark in a clone of the"
       " project"
     ) from e
-  try:
-    config = recipe.get_config(f"{arch},{args.dataset}")
   except ValueError as e:
     raise UserError(str(e)) from e
   config.update(dtype=args.dtype, mean=(0.5,) * 3, std=(0.25,) * 3)
   config.batch_size = args.batch_size or config.batch_size
   for key, value in settings.items():
-    *parts, last = key.split(".")
     try:
-      part = functools.reduce(getattr, parts, config)
-      getattr(part, last)  # or an error; a new key would be added in silence
-      setattr(part, last, value)
-    except (AttributeError, TypeError) as e:
+      config.update_from_flattened_dict({key: value})
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
       raise UserError(f"{SETTING}{key}={value}: {e}") from e
   return config
+
+
+def describe(config):
+  """What a step is, as a dict that JSON can hold."""
+  return {
+    "arch": config.model.name,
+    "stage": config.stage,
+    "dataset": config.dataset,
+    "batch_size": config.batch_size,
+    "dtype": str(models.compute_dtype(config)),
+    "jax": jax.__version__,
+  }
 
 
 def stage(config, mesh=None):
@@ -53,10 +62,41 @@ def stage(config, mesh=None):
     config: of either stage, with mean and std.
     mesh: over which the state is sharded; None is one device.
   """
-  module = {"pretrain": pretrain, "finetune": finetune}[config.stage]
   dataset = types.SimpleNamespace(classes=range(CLASSES))  # not evaluated
+  module = STAGES[config.stage]
   made = module.make_stage(config, dataset, STEPS_PER_EPOCH, mesh)
   return made.init, made.step
+
+
+def trace(config, mesh):
+  """A step on a mesh as JAX traces it, and what it is given.
+
+  Returns:
+    The traced step, which donates the state; state and batch, functions that
+    make them; and their shardings.
+  """
+  init, step = stage(config, mesh)
+  state = jax.eval_shape(init)
+  shardings = meshes.state_sharding(mesh, state), meshes.batch_sharding(mesh)
+  batch = random_batch(config)
+  step = jax.jit(
+    step,
+    donate_argnums=0,
+    in_shardings=shardings,
+    out_shardings=(shardings[0], None),
+  )
+  with jax.set_mesh(mesh):
+    return step.trace(state, batch), (init, batch), shardings
+
+
+def random_batch(config):
+  """Images (B, S, S, 3) uint8 and labels (B,) int32."""
+  rng = np.random.default_rng(0)
+  count, side = config.batch_size, config.model.image_size
+  return {
+    "image": rng.integers(0, 256, (count, side, side, 3), np.uint8),
+    "label": rng.integers(0, CLASSES, count, np.int32),
+  }
 
 
 def memory_bytes(compiled):
@@ -68,23 +108,3 @@ def memory_bytes(compiled):
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
   )
-
-
-def batch_shapes(config, sharding=None):
-  """Images (B, S, S, 3) uint8 and labels (B,) int32, as shapes."""
-  count, side = config.batch_size, config.model.image_size
-  shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
-  return {
-    "image": shape((count, side, side, 3), np.uint8),
-    "label": shape((count,), np.int32),
-  }
-
-
-def random_batch(config):
-  """Random images and labels of `batch_shapes`."""
-  rng = np.random.default_rng(0)
-  highest = {"image": 256, "label": CLASSES}
-  return {
-    name: rng.integers(0, highest[name], x.shape, x.dtype)
-    for name, x in batch_shapes(config).items()
-  }

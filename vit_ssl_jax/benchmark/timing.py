@@ -6,7 +6,6 @@ import time
 
 import jax
 
-from vit_ssl_jax import models
 from vit_ssl_jax.benchmark import steps
 from vit_ssl_jax.parallel import mesh as meshes
 
@@ -31,16 +30,11 @@ def measure(config, count, rounds, trace=None):
   mesh = meshes.make_mesh(
     config.mesh.fsdp, config.batch_size, config.accumulate_steps
   )
-  init, step = steps.stage(config, mesh)
-  shardings = meshes.state_sharding(mesh, jax.eval_shape(init))
-  state = meshes.place(init(), shardings)
-  batch = jax.device_put(
-    steps.random_batch(config), meshes.batch_sharding(mesh)
-  )
-  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+  traced, (init, batch), shardings = steps.trace(config, mesh)
+  state = meshes.place(init(), shardings[0])
+  batch = jax.device_put(batch, shardings[1])
+  began = time.perf_counter()
   with jax.set_mesh(mesh):
-    traced = step.trace(state, batch)
-    began = time.perf_counter()
     compiled = traced.lower().compile()
   compile_seconds = time.perf_counter() - began
 
@@ -60,11 +54,7 @@ def measure(config, count, rounds, trace=None):
       taken.append(seconds)
   seconds = statistics.median(taken)
   return {
-    "arch": config.model.name,
-    "stage": config.stage,
-    "dataset": config.dataset,
-    "batch_size": config.batch_size,
-    "dtype": str(models.compute_dtype(config)),
+    **steps.describe(config),
     "images_per_second": config.batch_size / seconds,
     "step_seconds": seconds,
     "rounds": taken,
@@ -72,5 +62,4 @@ def measure(config, count, rounds, trace=None):
     "memory_bytes": steps.memory_bytes(compiled),
     "devices": jax.device_count(),
     "device": jax.devices()[0].device_kind,
-    "jax": jax.__version__,
   }

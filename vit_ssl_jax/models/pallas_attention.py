@@ -11,6 +11,7 @@ the kernel (N, H, d, L) is "by token" and (H, d, N, L) is "by channel", L = 128.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -179,12 +180,15 @@ def call(kernel, scale, given, bias, mixing, g=None):
   arrays, in_specs = zip(*inputs, strict=True)
   shapes, out_specs = zip(*outputs, strict=True)
   products = 2 if g is None else 5
+  grid = (W, H // heads, B // LANES)
   return pl.pallas_call(
     functools.partial(
       kernel, scale, len(given), bias is not None, mixing is not None
     ),
     out_shape=shapes,
-    grid=(W, H // heads, B // LANES),
+    # What the estimate of its time needs: how often its two loops run.
+    name=f"{kernel.__name__}_{math.prod(grid)}x{N // together}",
+    grid=grid,
     in_specs=in_specs,
     out_specs=out_specs,
     scratch_shapes=scratch,
