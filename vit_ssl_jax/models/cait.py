@@ -40,10 +40,13 @@ class CaiT(layers.Backbone):
     self.pos_embed = self.param("pos_embed", init, (1, self.side**2, D))
     self.cls_token = self.param("cls_token", init, (1, 1, D))
     block, class_block = TalkingHeadsBlock, ClassBlock
-    if self.remat:
+    # An accelerator writes out what a scan keeps for the backward pass, and
+    # reads it again, in more time than computing it takes.
+    if self.remat or not kernels.on_cpu():
       # A scan's loop keeps XLA from finding the work to be the same.
-      block = nn.remat(block, prevent_cse=False)
-      class_block = nn.remat(class_block)
+      block = nn.remat(block, prevent_cse=False, static_argnums=3)
+    if self.remat:
+      class_block = nn.remat(class_block, static_argnums=3)
     options = (
       self.num_heads,
       self.has("lsa"),
@@ -88,12 +91,12 @@ class CaiT(layers.Backbone):
     """As in `Backbone`."""
 
     def step(block, x, masks):
-      return block(x, masks), None
+      return block(x, masks, False), None
 
     x, _ = self.among_patches(step, self.tokens(images), masks)
     token = jnp.broadcast_to(self.cls_token, (len(x), 1, x.shape[-1]))
     for block in self.blocks_token_only:
-      token = block(token, x)
+      token = block(token, x, False)
     h, w = (n // self.patch_size for n in images.shape[1:3])
     return self.norm(token[:, 0]), x.reshape(len(x), h, w, -1)
 
@@ -108,7 +111,7 @@ class CaiT(layers.Backbone):
     """
 
     def step(block, x, masks):
-      return block(x, masks), block(x, None, True)
+      return block(x, masks, False), block(x, None, True)
 
     number = self.index(block)
     x, weights = self.among_patches(step, self.tokens(images), None)
@@ -117,8 +120,8 @@ class CaiT(layers.Backbone):
     token = jnp.broadcast_to(self.cls_token, (len(x), 1, x.shape[-1]))
     *before, last = self.blocks_token_only[: number - self.depth + 1]
     for each in before:
-      token = each(token, x)
-    return last(token, x, weights_only=True)
+      token = each(token, x, False)
+    return last(token, x, True)
 
   @property
   def num_features(self):

@@ -53,7 +53,9 @@ class SwinTransformer(layers.Backbone):
     side = self.side // 2**stage
     window = min(self.window_size, side)
     shift = self.window_size // 2 if side > self.window_size else 0
-    block = nn.remat(layers.Block) if self.remat else layers.Block
+    block = (
+      nn.remat(layers.Block, static_argnums=3) if self.remat else layers.Block
+    )
     attention = functools.partial(
       WindowAttention,
       self.num_heads[stage],
@@ -95,8 +97,8 @@ class SwinTransformer(layers.Backbone):
         x = self.downsample[stage - 1](x)
       for block in blocks:
         if number == stop:
-          return block(x, weights_only=True)
-        x = block(x, layers.of_block(masks, number))
+          return block(x, None, True)
+        x = block(x, layers.of_block(masks, number), False)
         number += 1
     return x
 

@@ -34,7 +34,9 @@ class VisionTransformer(layers.Backbone):
     attention = functools.partial(
       Attention, self.num_heads, self.has("lsa"), self.fast_attention
     )
-    block = nn.remat(layers.Block) if self.remat else layers.Block
+    block = (
+      nn.remat(layers.Block, static_argnums=3) if self.remat else layers.Block
+    )
     self.blocks = [
       block(attention, self.mlp_ratio, self.dtype) for _ in range(self.depth)
     ]
@@ -55,7 +57,7 @@ class VisionTransformer(layers.Backbone):
     """As in `Backbone`."""
     x = self.tokens(images)
     for i, block in enumerate(self.blocks):
-      x = block(x, layers.of_block(masks, i))
+      x = block(x, layers.of_block(masks, i), False)
     h, w = (n // self.patch_size for n in images.shape[1:3])
     return self.norm(x[:, 0]), x[:, 1:].reshape(len(x), h, w, -1)
 
@@ -71,8 +73,8 @@ class VisionTransformer(layers.Backbone):
     *before, last = self.blocks[: self.index(block) + 1]
     x = self.tokens(images)
     for each in before:
-      x = each(x)
-    return last(x, weights_only=True)
+      x = each(x, None, False)
+    return last(x, None, True)
 
   @property
   def num_features(self):
