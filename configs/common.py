@@ -107,5 +107,7 @@ def base(arch, dataset):
   config.keep_every_epochs = 50  # and one every so many epochs; 0 is none
   config.evaluate_batch_size = 512
   config.tensorboard = True
+  # A step whose loss or gradients are not finite ends the run, or is left out.
+  config.on_nonfinite = "stop"  # or skip
   config.mesh = ml_collections.ConfigDict({"fsdp": 1})
   return config

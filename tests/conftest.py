@@ -126,6 +126,7 @@ def tiny(stage, arch, dataset):
   config.update(evaluate_batch_size=16, log_every_steps=2)
   config.optim.warmup_epochs = 1
   if stage == "pretrain":
+    config.teacher.temperature_warmup_epochs = 2
     config.head.update(out_dim=16, hidden_dim=8, bottleneck_dim=8)
     config.views.update(global_size=8, local_size=4, local_views=2)
   else:

@@ -68,7 +68,8 @@ def fresh(finetune_tiny, tmp_path):
     shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
     params = jax.tree_util.tree_map_with_path(random_weights, shapes)
     workdir = tmp_path / "fresh"
-    workdirs.make(config, workdir, described)
+    with workdirs.opened(config, workdir, described):
+      pass
     (workdir / "dataset.json").write_text(
       json.dumps({"name": dataset, "classes": classes})
     )

@@ -258,7 +258,7 @@ def test_schedules(golden_dir):
   pretraining, tuning = note["pretrain"], note["finetune"]
   peak, end = number(pretraining, "base lr"), number(pretraining, "min")
   peak *= number(pretraining, "(x") / 256
-  tables = {
+  functions = {
     "pretrain_lr": schedules.pretrain_learning_rate(
       peak, end, steps, round(before(pretraining, " warm-up")) * per_epoch
     ),
@@ -273,7 +273,6 @@ def test_schedules(golden_dir):
     "teacher_temp_per_epoch": schedules.teacher_temperature(
       number(pretraining, "temperature"),
       before(pretraining, " over"),
-      epochs,
       round(number(pretraining, "over")),
     ),
     "finetune_lr": schedules.finetune_learning_rate(
@@ -283,9 +282,14 @@ def test_schedules(golden_dir):
       round(before(tuning, " warm-up")) * per_epoch,
     ),
   }
-  for name, table in tables.items():
+  for name, function in functions.items():
+    golden = arrays[name]
+    table = function(np.arange(len(golden)))
     assert table.dtype == np.float64
-    np.testing.assert_allclose(table, arrays[name], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(table, golden, rtol=0, atol=1e-9)
+    table = jax.jit(function)(jnp.arange(len(golden)))
+    assert table.dtype == jnp.float32
+    np.testing.assert_allclose(table, golden, rtol=1e-6, atol=1e-12)
 
 
 def number(text, name):
@@ -325,6 +329,7 @@ def pretrain_config(hyper):
         "drop_path": False,
       },
       "accumulate_steps": 1,
+      "on_nonfinite": "stop",
       "dtype": "float32",
       "head": {
         "out_dim": hyper["out_dim"],
@@ -342,14 +347,16 @@ def test_pretrain_trajectory(golden_dir, name):
   config.model = sizes_in(hyper) | {"name": name}
   per_epoch = hyper["steps_per_epoch"]
   parts = pretrain.make(config, per_epoch)
-  model, head, tables = parts.model, parts.head, parts.schedules
-  for ours, golden in (
-    (tables["learning_rate"], "lr"),
-    (tables["weight_decay"], "weight_decay"),
-    (tables["momentum"], "momentum"),
-    (tables["temperature"][::per_epoch], "teacher_temp"),
+  model, head = parts.model, parts.head
+  for ours, golden, every in (
+    ("learning_rate", "lr", 1),
+    ("weight_decay", "weight_decay", 1),
+    ("momentum", "momentum", 1),
+    ("temperature", "teacher_temp", per_epoch),
   ):
-    np.testing.assert_allclose(ours, arrays[golden], rtol=0, atol=1e-9)
+    expected = arrays[golden]
+    found = parts.schedules[ours](every * np.arange(len(expected)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
   init = {
     part: interop.from_torch(under(arrays, f"init/{prefix}."), module)
     for part, prefix, module in (
@@ -389,10 +396,15 @@ def test_finetune_trajectory(golden_dir):
   model = build("vit", hyper)
   config = ml_collections.ConfigDict(
     {"label_smoothing": hyper["label_smoothing"], "accumulate_steps": 1}
+    | {"on_nonfinite": "stop"}
   )
-  optimizer = optimizers.finetune(arrays["lr"], hyper["weight_decay"])
+
+  def learning_rate(step):
+    return jnp.asarray(arrays["lr"], jnp.float32)[step]
+
+  optimizer = optimizers.finetune(learning_rate, hyper["weight_decay"])
   params = interop.from_torch(under(arrays, "init/"), model)
-  parts = finetune.Finetuning(config, model, arrays["lr"], optimizer)
+  parts = finetune.Finetuning(config, model, learning_rate, optimizer)
   state = finetune.state_of(params, {}, optimizer)
   update = jax.jit(functools.partial(finetune.update, parts))
   loss = []

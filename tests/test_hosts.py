@@ -260,10 +260,9 @@ assert "is not seen by 1" in found
 hosts.gather(None)  # the first is done with it too
 assert not list(folder.rglob("*.tmp"))
 
-class Checkpoints:
-  latest = type("", (), {"step": 4 + index})
-
-found = sentence(checkpoints.agreed_step, Checkpoints)
+path = folder / f"own_{index}"
+(path / "checkpoints" / str(4 + index)).mkdir(parents=True)
+found = sentence(checkpoints.agreed_steps, path)
 assert "the newest are of the steps 4, 5" in found
 
 # The first reads the data before the other does.

@@ -28,7 +28,7 @@ def run(optimizer, gradients, steps):
 
 
 def test_pretraining_decays_matrices_alone():
-  optimizer = optimizers.pretrain(np.full(9, 0.1), np.full(9, 0.5), 0, 0)
+  optimizer = optimizers.pretrain(lambda _: 0.1, lambda _: 0.5, 0, 0)
   params = run(optimizer, ZEROS, 1)
   decayed = {
     jax.tree_util.keystr(path)
@@ -43,7 +43,7 @@ def test_pretraining_decays_matrices_alone():
 
 
 def test_finetuning_decays_everything():
-  params = run(optimizers.finetune(np.full(9, 0.1), 0.5), ZEROS, 1)
+  params = run(optimizers.finetune(lambda _: 0.1, 0.5), ZEROS, 1)
   for leaf in jax.tree.leaves(params):
     np.testing.assert_allclose(leaf, 0.95, rtol=1e-6)
 
@@ -62,13 +62,21 @@ def test_clipping_is_by_tensor_and_by_block():
 
 def test_frozen_last_layer_begins_afresh():
   """Frozen for 3 steps, it then moves as a fresh optimizer would move it."""
-  rates, decays = np.linspace(0.1, 0.2, 6), np.linspace(0.3, 0.4, 6)
-  frozen = optimizers.pretrain(rates, decays, 0, 3)
+
+  def rate(step):
+    return 0.1 + 0.02 * step
+
+  def decay(step):
+    return 0.3 + 0.02 * step
+
+  frozen = optimizers.pretrain(rate, decay, 0, 3)
   params = run(frozen, ONES, 3)
   np.testing.assert_array_equal(params["head"]["last_layer"]["kernel"], 1)
   assert (params["backbone"]["cls_token"] < 1).all()
   params = run(frozen, ONES, 5)
-  fresh = optimizers.pretrain(rates[3:], decays[3:], 0, 0)
+  fresh = optimizers.pretrain(
+    lambda step: rate(step + 3), lambda step: decay(step + 3), 0, 0
+  )
   np.testing.assert_allclose(
     params["head"]["last_layer"]["kernel"],
     run(fresh, ONES, 2)["head"]["last_layer"]["kernel"],

@@ -42,7 +42,7 @@ def test_summary_is_a_picture(pretrain_tiny, tmp_path):
   for name, value in (("pretrain", "knn"), ("tune", "top1")):
     (tmp_path / name).mkdir()
     lines = [
-      f'{{"step": {i}, "epoch": {i}, "loss": 1.5, "{value}": 50}}'
+      f'{{"step": {i}, "epoch": {i}, "loss": 1.5, "{value}": 50, "seconds": 1}}'
       for i in (1, 2)
     ]
     files.write(tmp_path / name / "metrics.jsonl", "\n".join(lines) + "\n")

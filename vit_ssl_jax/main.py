@@ -127,7 +127,11 @@ def check_keys(argv, recipe):
 def print_help(recipe):
   print(__doc__)
   if recipe is not None:
-    print(f"The recipe's keys and values:\n\n{recipe}")
+    from vit_ssl_jax.report import tables
+    from vit_ssl_jax.run import schema
+
+    header = ("key", "value", "possible", "meaning")
+    print(tables.table(header, schema.rows(recipe), left=True))
 
 
 def main(argv):

@@ -36,8 +36,8 @@ def summary(path, config, params, images, pretraining, finetuning):
 
 def draw_pretraining(axes, lines):
   """Loss by epoch, and k-NN accuracy where it was measured."""
-  epochs = [line["epoch"] for line in lines]
-  axes.plot(epochs, [line["loss"] for line in lines], color="tab:blue", lw=0.8)
+  losses = [(x["epoch"], x["loss"]) for x in lines if "loss" in x]
+  axes.plot(*zip(*losses, strict=True), color="tab:blue", lw=0.8)
   axes.set(title="Pretraining", xlabel="epoch")
   axes.set_ylabel("loss (nats)", color="tab:blue")
   knn = [(line["epoch"], line["knn"]) for line in lines if "knn" in line]

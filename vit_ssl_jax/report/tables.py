@@ -1,13 +1,14 @@
 """Plain-text tables."""
 
 
-def table(header, rows):
+def table(header, rows, left=False):
   """Lays out a table in columns.
 
   Args:
     header: the columns' titles.
     rows: sequences of as many cells; None shows as "-", floats with two
       decimals.
+    left: whether all columns begin at the left, as text does.
 
   Returns:
     The table as text, numbers to the right, without a last line break.
@@ -15,10 +16,12 @@ def table(header, rows):
   lines = [list(header), *([cell(x) for x in row] for row in rows)]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   lines.insert(1, ["-" * width for width in widths])
-  return "\n".join(
-    "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])])
+  align = str.ljust if left else str.rjust
+  rows = (
+    [first.ljust(widths[0]), *map(align, others, widths[1:])]
     for first, *others in lines
   )
+  return "\n".join("  ".join(row).rstrip() for row in rows)
 
 
 def cell(value):

@@ -1,14 +1,17 @@
-"""Checkpoints with Orbax: asynchronous, atomic, the last few kept."""
+"""Checkpoints with Orbax: asynchronous, atomic, verified, the last few kept."""
 
 import contextlib
 import hashlib
 import pathlib
+import re
+import shutil
+from importlib import metadata
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from vit_ssl_jax import files
+from vit_ssl_jax import cli, files
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts
 from vit_ssl_jax.run import schema
@@ -28,6 +31,9 @@ def manager(workdir, keep_last, keep_every_steps):
 
   Yields:
     A Checkpointer; leaving the context waits for what is being written.
+
+  Raises:
+    UserError: they could not be written.
   """
   policies = ocp.training.preservation_policies
   best = policies.BestN(
@@ -38,64 +44,173 @@ def manager(workdir, keep_last, keep_every_steps):
   keep = [policies.LatestN(keep_last), best]
   if keep_every_steps:
     keep.append(policies.EveryNSteps(keep_every_steps))
-  with ocp.training.Checkpointer(
-    pathlib.Path(workdir, FOLDER).absolute(),
-    preservation_policy=policies.AnyPreservationPolicy(keep),
-    cleanup_tmp_directories=True,
-  ) as checkpointer:
+  folder = pathlib.Path(workdir, FOLDER).absolute()
+  with writing(folder):
+    checkpointer = ocp.training.Checkpointer(
+      folder,
+      preservation_policy=policies.AnyPreservationPolicy(keep),
+      cleanup_tmp_directories=True,
+    )
+  try:
     yield checkpointer
+  finally:
+    with writing(folder):
+      checkpointer.close()
+
+
+@contextlib.contextmanager
+def writing(folder):
+  """Turns what goes wrong in writing checkpoints into one sentence.
+
+  What was written in part is removed.
+  """
+  try:
+    yield
+  except Exception as e:  # whatever Orbax and TensorStore raise
+    if hosts.first():
+      for part in folder.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(part, ignore_errors=True)
+    raise UserError(
+      f"a checkpoint could not be written to {folder} ({short(e)}): those"
+      " before it are whole, and the same command goes on from there once that"
+      " is mended"
+    ) from e
+
+
+def short(error):
+  """An error's text as the end of a line."""
+  text = " ".join(str(error).split()) or type(error).__name__
+  reason = re.search(
+    r"No space left on device|File too large|Read-only file"
+    r" system|Permission denied|Disk quota exceeded",
+    text,
+  )
+  return reason[0] if reason else text[:200]
 
 
 def save(checkpointer, step, state, val=None):
   """Starts writing a state in the background; it counts once it is whole.
+
+  With it go a SHA-256 of its arrays, by which `restore` and `read` know whether
+  it still is what was saved, and what it was computed with.
 
   Args:
     checkpointer: of `manager`.
     step: the state's.
     state: a pytree of arrays.
     val: what validation has found, in percent, or None.
+
+  Raises:
+    UserError: it, or the one before, could not be written.
   """
   metrics = None if val is None else {"val": val}
-  checkpointer.save_async(step, state, force=True, metrics=metrics)
+  about = {"sha256": sha256(state)} | environment()
+  with writing(pathlib.Path(checkpointer.directory)):
+    checkpointer.save_async(
+      step, state, force=True, metrics=metrics, custom_metadata=about
+    )
 
 
-def latest_step(checkpointer):
-  """The newest whole checkpoint's step, or 0 where there is none."""
-  return checkpointer.latest.step if checkpointer.latest else 0
+def environment():
+  """What the bits of a state depend on beside config and seed."""
+  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+  return {
+    "devices": sorted({str(d.device_kind) for d in jax.devices()}),
+    "versions": {name: metadata.version(name) for name in packages},
+  }
 
 
-def agreed_step(checkpointer):
-  """`latest_step`, the same for all processes.
+def steps(workdir):
+  """The steps of a workdir's checkpoints, the newest first."""
+  folder = pathlib.Path(workdir, FOLDER)
+  if not folder.is_dir():
+    return []
+  names = (p.name for p in folder.iterdir() if p.is_dir())
+  return sorted((int(x) for x in names if x.isdecimal()), reverse=True)
+
+
+def agreed_steps(workdir):
+  """`steps`, the same for all processes.
 
   Raises:
     UserError: on all processes, where one of them sees other checkpoints.
   """
-  found = hosts.gather(latest_step(checkpointer))
-  if len(set(found)) > 1:
+  first, *others = found = hosts.gather(steps(workdir))
+  if any(x != first for x in others):
+    newest = ", ".join(str(max(x, default=0)) for x in found)
     raise UserError(
       "the processes see different checkpoints: the newest are of the steps"
-      f" {', '.join(map(str, found))}; all of them need the same --workdir"
+      f" {newest}; all of them need the same --workdir"
     )
-  return found[0]
+  return first
 
 
-def any_in(workdir):
-  """Whether a workdir holds a whole checkpoint."""
-  folder = pathlib.Path(workdir, FOLDER)
-  return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
+def restore(workdir, abstract_state):
+  """Reads the newest whole checkpoint into the shapes and shardings given.
+
+  Damaged ones that are newer are moved to the workdir's folder `damaged`, so
+  that the run can write them anew.
+
+  Args:
+    workdir: the run's folder.
+    abstract_state: a pytree of ShapeDtypeStruct with shardings.
+
+  Returns:
+    The state and its step; None and 0 where there are no checkpoints.
+
+  Raises:
+    UserError: there are some, and all of them are damaged; or processes see
+      different ones.
+  """
+  found = agreed_steps(workdir)
+  for step in found:
+    path = pathlib.Path(workdir, FOLDER, str(step)).absolute()
+    try:
+      with hosts.together():
+        state, about = load(path, abstract_state)
+    except UserError as e:
+      if step == found[-1]:
+        raise UserError(f"{e}; there is none before it to go on from") from e
+      cli.say(f"warning: {e}; going on from the one before")
+      if hosts.first():
+        put_aside(path, pathlib.Path(workdir, "damaged"))
+      continue
+    warn_of_environment(about)
+    return state, step
+  return None, 0
 
 
-def restore(checkpointer, abstract_state):
-  """Reads the newest checkpoint into the shapes and shardings given."""
-  return checkpointer.load(checkpointer.latest, abstract_state=abstract_state)
+def put_aside(path, folder):
+  """Moves a checkpoint to a folder."""
+  folder.mkdir(exist_ok=True)
+  files.remove(folder / path.name)
+  path.rename(folder / path.name)
+
+
+def warn_of_environment(about):
+  """Says what differs from the environment that a checkpoint was saved in."""
+  now = environment()
+  differ = [
+    f"{name} {version} ({about['versions'].get(name)} before)"
+    for name, version in now["versions"].items()
+    if about["versions"].get(name) != version
+  ]
+  if about["devices"] != now["devices"]:
+    before = ", ".join(about["devices"])
+    differ.append(f"{', '.join(now['devices'])} ({before} before)")
+  if differ:
+    cli.say(
+      f"warning: resuming with {', '.join(differ)}: the numbers are the same to"
+      " rounding, not to the last bit"
+    )
 
 
 def read(path):
   """Reads a checkpoint as it was saved, and its run's config.
 
   Args:
-    path: a workdir, of which the newest checkpoint is taken, or one of its
-      checkpoints (`WORKDIR/checkpoints/STEP`).
+    path: a workdir, of which the newest whole checkpoint is taken, or one of
+      its checkpoints (`WORKDIR/checkpoints/STEP`).
 
   Returns:
     The state as nested dicts of NumPy arrays, and the config as a dict.
@@ -106,21 +221,60 @@ def read(path):
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
     raise UserError(f"there is no checkpoint {path}: no such folder")
-  if not any_in(path) and (path / "config.json").is_file():
+  found = steps(path)
+  if not found and (path / "config.json").is_file():
     raise UserError(f"{path} holds no finished checkpoint")
-  if any_in(path):
-    steps = [p for p in (path / FOLDER).iterdir() if p.name.isdigit()]
-    path = max(steps, key=lambda p: int(p.name))
   workdir = workdir_of(path)
   if workdir is None:
     raise UserError(
       f"{path} is neither a workdir nor one of its checkpoints"
       f" (WORKDIR/{FOLDER}/STEP)"
     )
-  state, _ = read_tree(path)
-  if "step" not in state:
-    raise UserError(f"{path} is no checkpoint of a run: it has no step")
-  return state, schema.read_config(workdir)
+  config = schema.read_config(workdir)
+  for step in found:
+    try:
+      return load(path / FOLDER / str(step))[0], config
+    except UserError as e:
+      if step == found[-1]:
+        raise
+      cli.say(f"warning: {e}; taking the one before")
+  return load(path)[0], config
+
+
+def newest_whole(workdir):
+  """The folder of the newest checkpoint that is whole, or None."""
+  for step in steps(workdir):
+    path = pathlib.Path(workdir, FOLDER, str(step))
+    try:
+      load(path)
+    except UserError:
+      continue
+    return path
+  return None
+
+
+def load(path, abstract_state=None):
+  """Reads one checkpoint of a run, and makes sure that it is what was saved.
+
+  Args:
+    path: `WORKDIR/checkpoints/STEP`.
+    abstract_state: of `restore`; without one the state is nested dicts of NumPy
+      arrays.
+
+  Returns:
+    The state, and what was saved with it, of `environment`.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  state, about = read_tree(path, abstract_state)
+  if "sha256" not in about:
+    raise UserError(f"{path} is no checkpoint of a run")
+  if sha256(state) != about["sha256"]:
+    raise UserError(
+      f"the checkpoint {path} is damaged: it is not what was saved"
+    )
+  return state, about
 
 
 def workdir_of(path):
@@ -139,33 +293,34 @@ def is_tree(path):
   return any(pathlib.Path(path, name).is_file() for name in marks)
 
 
-def read_tree(path):
+def read_tree(path, abstract_state=None):
   """Reads any checkpoint of Orbax.
 
   Args:
     path: its folder.
+    abstract_state: of `restore`, or None.
 
   Returns:
-    Nested dicts of NumPy arrays, as saved, and its custom metadata, a dict.
+    The state, or else nested dicts of NumPy arrays, as saved; and its custom
+    metadata, a dict.
 
   Raises:
     UserError: it is no checkpoint of Orbax, or damaged.
   """
   path = pathlib.Path(path).absolute()
   if not is_tree(path):
-    raise UserError(f"{path} is no checkpoint of Orbax")
+    raise UserError(f"{path} is no checkpoint of Orbax, or a damaged one")
   try:
     about = ocp.metadata(path)
     # Asking for NumPy arrays makes the devices it was saved from irrelevant.
-    wanted = jax.tree.map(
+    wanted = abstract_state or jax.tree.map(
       lambda leaf: np.empty(leaf.shape, leaf.dtype), about.metadata
     )
     return ocp.load(path, wanted), about.custom_metadata or {}
   except AttributeError as e:
     raise UserError(f"{path} holds something other than arrays") from e
-  except (OSError, ValueError, KeyError) as e:
-    why = " ".join(str(e).split())[:200]
-    raise UserError(f"the checkpoint {path} is damaged: {why}") from e
+  except Exception as e:  # whatever Orbax and TensorStore raise
+    raise UserError(f"the checkpoint {path} is damaged: {short(e)}") from e
 
 
 def write_tree(path, tree, metadata):
@@ -183,11 +338,19 @@ def write_tree(path, tree, metadata):
 def sha256(state):
   """SHA-256 over the bytes of a state's arrays, in the order of their names.
 
-  Of the whole state, wherever its parts lie; all processes have to ask.
+  Of the whole state, wherever its parts lie; all processes have to ask. It is
+  the same for a state as saved and as read in nested dicts.
   """
   digest = hashlib.sha256()
   leaves = jax.tree_util.tree_leaves_with_path(state)
-  for path, leaf in sorted(leaves, key=lambda x: jax.tree_util.keystr(x[0])):
-    digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.asarray(hosts.replicated(leaf)).tobytes())
+  named = [(path_name(path), leaf) for path, leaf in leaves]
+  for key, leaf in sorted(named, key=lambda x: x[0]):
+    array = np.ascontiguousarray(hosts.replicated(leaf))
+    digest.update(f"{key} {array.dtype} {array.shape}".encode())
+    digest.update(array)
   return digest.hexdigest()
+
+
+def path_name(path):
+  """A path of JAX's as "a/b/0", whatever the containers on it are."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import itertools
 import json
 import math
 import pathlib
@@ -15,18 +16,31 @@ from vit_ssl_jax.parallel import hosts
 
 NAME = "metrics.jsonl"
 RECENT = 100  # lines that are kept at hand
+MOST_SKIPPED = 10  # steps in a row that are not finite, with which a run ends
 VAL = "val_"  # begins the names of figures on validation images
 
 
 def read(workdir):
-  """The lines of a workdir's metrics.jsonl, as a list of dicts."""
+  """The lines of a workdir's metrics.jsonl, as a list of dicts.
+
+  What is no line of it is left out, such as the last one where a kill cut it
+  off.
+  """
   path = pathlib.Path(workdir, NAME)
   if not path.exists():
     return []
-  lines = path.read_text().splitlines()
-  # A kill in the middle of writing leaves a last line that is cut off.
-  whole = [line for line in lines if line.endswith("}")]
-  return [json.loads(line) for line in whole]
+  text = path.read_text(encoding="utf-8", errors="replace")
+  return [x for x in map(parse, text.splitlines()) if x]
+
+
+def parse(line):
+  """A line as a dict, or None where it is damaged."""
+  try:
+    content = json.loads(line)
+    steps, others = content["step"], content["epoch"] + content["seconds"]
+  except (ValueError, TypeError, KeyError):
+    return None
+  return content if steps >= 1 and math.isfinite(others) else None
 
 
 class NotFiniteError(Exception):
@@ -41,20 +55,41 @@ class Recorder:
   dropped first, so that every step stands in the file once. Of several
   processes the first alone writes; all of them see what is not finite.
 
+  Values that are not finite are left out of a line, and it says "skipped"; a
+  run goes on after such a line if it is told to skip them.
+
   Attributes:
     recent: the last lines, dicts with "step", "epoch", "seconds" and values.
     warned: the warning that the user has been given, or None.
   """
 
-  def __init__(self, workdir, start_step, steps_per_epoch, tensorboard):
+  def __init__(
+    self,
+    workdir,
+    start_step,
+    steps_per_epoch,
+    tensorboard,
+    tensors=(),
+    skips=False,
+  ):
     self.path = pathlib.Path(workdir, NAME)
     kept = [line for line in read(workdir) if line["step"] <= start_step]
+    if len(kept) != start_step:
+      cli.say(
+        f"warning: {self.path} has {len(kept)} whole lines of {start_step}"
+        " steps: the figures of the others are lost"
+      )
+    self.tensors = tensors
+    self.skips = skips
     self.writes = hosts.first()
     if self.writes:
       files.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
     self.steps_per_epoch = steps_per_epoch
     self.pending = []
     self.warned = None
+    # Of the steps before, how many in a row were skipped.
+    flags = ("skipped" in line for line in reversed(kept))
+    self.skipped = len(list(itertools.takewhile(bool, flags)))
     self.recent = collections.deque(kept[-RECENT:], RECENT)
     found = [v for x in kept for k, v in x.items() if k.startswith(VAL)]
     self.best = max(found, default=-1.0)
@@ -120,8 +155,11 @@ class Recorder:
     count = len(self.pending) - keep_last
     ready, self.pending = self.pending[:count], self.pending[count:]
     lines = [line for added in ready for line in self.lines(*added)]
-    bad = next((line for line in lines if not_finite(line)), None)
-    good = lines[: lines.index(bad)] if bad else lines
+    found = ((i, self.not_finite(line)) for i, line in enumerate(lines))
+    bad = next(((i, name) for i, name in found if name), None)
+    good = lines[: bad[0]] if bad else lines
+    for line in good:
+      line.pop("bad_tensor", None)
     if self.writes:
       with self.path.open("a") as f:
         f.writelines(json.dumps(line) + "\n" for line in good)
@@ -129,7 +167,29 @@ class Recorder:
       self.written.append(self.thread.submit(write_events, self.events, good))
     self.recent.extend(good)
     if bad:
-      raise NotFiniteError(bad["step"], not_finite(bad))
+      raise NotFiniteError(lines[bad[0]]["step"], bad[1])
+
+  def not_finite(self, line):
+    """What in a line ends the run because it is not finite, or None.
+
+    Where such steps are skipped it is the tenth of them in a row; a line of one
+    loses the values that JSON cannot hold.
+    """
+    bad = [k for k, v in line.items() if not math.isfinite(v)]
+    number = line.get("bad_tensor", -1)
+    if not bad and number < 0:
+      self.skipped = 0
+      return None
+    name = f"the gradient of {self.tensors[number]}" if number >= 0 else bad[0]
+    self.skipped += 1
+    if not self.skips or self.skipped == MOST_SKIPPED:
+      return name
+    if self.skipped == 1:
+      cli.say(f"warning: step {line['step']} is skipped: {name} is not finite")
+    for key in bad:
+      line.pop(key)
+    line["skipped"] = 1
+    return None
 
   def lines(self, steps, values, endings):
     """The lines of what was added, with numbers from the device."""
@@ -140,11 +200,6 @@ class Recorder:
       epoch = round(step / self.steps_per_epoch, 4)
       now = {name: value[i] for name, value in values.items()}
       yield {"step": step, "epoch": epoch} | now | ending
-
-
-def not_finite(line):
-  """The name of a value that is not finite, or None."""
-  return next((k for k, v in line.items() if not math.isfinite(v)), None)
 
 
 def open_events(workdir):

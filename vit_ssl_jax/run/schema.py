@@ -1,13 +1,18 @@
-"""What the values of a config may be, checked once, before a run does anything.
+"""What the values of a config mean and may be, checked before a run begins.
 
-The recipes in `configs/` say which keys there are, what they mean and of which
-type they are; sizes of models are checked by `models.build`.
+`KEYS` has every key of both recipes; `--help` and docs/config.md are made from
+it. How sizes of a model have to fit together is checked by `models.build`.
+
+  python -m vit_ssl_jax.run.schema > docs/config.md
 """
 
+import dataclasses
 import difflib
 import json
 import math
+import numbers
 import pathlib
+from collections.abc import Callable
 
 from flax import traverse_util
 
@@ -15,57 +20,264 @@ from vit_ssl_jax import files
 from vit_ssl_jax.errors import UserError
 
 # Of config.json. Raised where an older run can no longer be read.
-FORMAT = 2
+FORMAT = 3
+MOST = 2**31 - 1  # that a step's number, or a size, can be
+LARGEST_SIDE = 4096  # pixels
 
-# Key -> the least value.
-LEAST = {
-  "seed": 0,
-  "split_seed": 0,
-  "epochs": 1,
-  "batch_size": 1,
-  "accumulate_steps": 1,
-  "max_steps": 0,  # 0 is the whole run
-  "steps_per_dispatch": 0,  # 0 is chosen by the device
-  "log_every_steps": 1,
-  "checkpoint_every_steps": 1,
-  "evaluate_every_epochs": 1,
-  "evaluate_batch_size": 1,
-  "keep_last": 1,
-  "keep_every_epochs": 0,
-  "mesh.fsdp": 1,
-  "optim.warmup_epochs": 0,
-  "optim.freeze_last_layer_epochs": 0,
-  "head.out_dim": 1,
-  "head.hidden_dim": 1,
-  "head.bottleneck_dim": 1,
-  "views.global_size": 1,
-  "views.local_size": 1,
-  "views.local_views": 0,
-  "augment.crop_padding": 0,
-  "drloc.pairs": 1,
-  "drloc.weight": 0,
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+  """One key of a config.
+
+  Attributes:
+    meaning: what it is.
+    possible: what it may be, in words.
+    fits: whether a value is that.
+  """
+
+  meaning: str
+  possible: str
+  fits: Callable[[object], bool]
+
+
+def whole(meaning, low, high=MOST):
+  """A whole number."""
+  possible = f"a whole number of at least {low}"
+  if high != MOST:
+    possible = f"a whole number in [{low}, {high}]"
+  return Key(meaning, possible, lambda x: is_whole(x) and low <= x <= high)
+
+
+def number(meaning, low, high, open_low=False, open_high=False):
+  """A finite number in an interval, which may be without its ends."""
+  brackets = "[("[open_low], "])"[open_high]
+  return Key(
+    meaning,
+    f"a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}",
+    lambda x: (
+      is_number(x)
+      and low <= x <= high
+      and not (open_low and x == low)
+      and not (open_high and x == high)
+    ),
+  )
+
+
+def share(meaning):
+  """A probability or another share."""
+  return number(meaning, 0, 1)
+
+
+def flag(meaning):
+  return Key(meaning, "True or False", lambda x: isinstance(x, bool))
+
+
+def text(meaning):
+  """Any text without a line break, such as a path."""
+
+  def fits(x):
+    return isinstance(x, str) and x.isprintable()
+
+  return Key(meaning, "text", fits)
+
+
+def choice(meaning, *choices):
+  return Key(meaning, " or ".join(map(repr, choices)), lambda x: x in choices)
+
+
+def several(meaning, possible, fits):
+  """A tuple of finite numbers, for which further holds what `fits` says."""
+  return Key(
+    meaning,
+    possible,
+    lambda x: (
+      isinstance(x, tuple | list) and all(map(is_number, x)) and fits(x)
+    ),
+  )
+
+
+def interval(meaning, what, fits):
+  """Two numbers, low and high, both of which `fits`."""
+  return several(
+    meaning,
+    f"two {what}, low and high",
+    lambda x: len(x) == 2 and x[0] <= x[1] and all(map(fits, x)),
+  )
+
+
+def area(meaning):
+  """Two shares of an image's area."""
+  what = "shares of the area in (0, 1]"
+  return interval(meaning, what, lambda x: 0 < x <= 1)
+
+
+def sizes(meaning, high):
+  """A whole number for each stage of Swin."""
+  return several(
+    meaning,
+    f"whole numbers in [1, {high}], one for each stage",
+    lambda x: bool(x) and all(is_whole(n) and 1 <= n <= high for n in x),
+  )
+
+
+def channels(meaning, low_open):
+  """A number for each of three channels, or ()."""
+  low = "(0" if low_open else "[0"
+  return several(
+    meaning,
+    f"three numbers in {low}, 1], or ()",
+    lambda x: (
+      len(x) in (0, 3)
+      and all(0 <= n <= 1 and not (low_open and n == 0) for n in x)
+    ),
+  )
+
+
+def is_whole(x):
+  return isinstance(x, numbers.Integral) and not isinstance(x, bool)
+
+
+def is_number(x):
+  real = isinstance(x, numbers.Real) and not isinstance(x, bool)
+  return real and math.isfinite(x)
+
+
+KEYS = {
+  "stage": choice("the recipe's stage", "pretrain", "finetune"),
+  "seed": whole("of all that is random in training", 0, 2**32 - 1),
+  "init_from": text("a workdir, or a file of weights; '' is scratch"),
+  "epochs": whole("passes over the training images", 1),
+  "batch_size": whole("images a step, of all devices together", 1),
+  "evaluate_every_epochs": whole("how often the test images are used", 1),
+  # The model.
+  "model.name": choice("architecture", "vit", "swin", "cait"),
+  "model.image_size": whole("pixels a side of an image", 1, LARGEST_SIDE),
+  "model.patch_size": whole("pixels a side of a patch", 1, LARGEST_SIDE),
+  "model.embed_dim": whole("width D; of Swin's first stage", 1, 16384),
+  "model.depth": whole("blocks; of CaiT those among patches", 1, 256),
+  "model.depths": sizes("blocks of each stage of Swin", 256),
+  "model.depth_token_only": whole("class-attention blocks of CaiT", 1, 256),
+  "model.num_heads": Key(
+    "attention heads; of Swin by stage",
+    "a whole number in [1, 1024], or one for each stage",
+    lambda x: (
+      all(is_whole(n) and 1 <= n <= 1024 for n in x)
+      if isinstance(x, tuple | list)
+      else is_whole(x) and 1 <= x <= 1024
+    ),
+  ),
+  "model.window_size": whole("patches a side of a window of Swin", 1, 1024),
+  "model.layer_scale_init": number("of CaiT's LayerScale; 0 is none", 0, 10),
+  "model.mlp_ratio": number("hidden width of an MLP over D", 0, 64, True),
+  "model.drop_path_rate": number("stochastic depth", 0, 1, open_high=True),
+  "model.locality": choice(
+    "shifted patch tokenisation, locality self-attention",
+    *("", "spt", "lsa", "spt+lsa"),
+  ),
+  "dtype": choice("of the model's body", "auto", "float32", "bfloat16"),
+  "accumulate_steps": whole("micro-batches a batch", 1),
+  "fast_attention": flag("the device's kernel, or the plain form"),
+  "remat": flag("activation checkpointing, block by block"),
+  # The data.
+  "dataset": text("a set's name, folder:/path or npz:/path/file.npz"),
+  "data_dir": text("of TFDS; '' is $TFDS_DATA_DIR or its default"),
+  "train_split": text("of a TFDS set; '' is what the paper trains on"),
+  "val_split": text("of a TFDS set; '' is none"),
+  "test_split": text("of a TFDS set; '' is what the paper tests on"),
+  "split_seed": whole("of the three shares below", 0, 2**32 - 1),
+  "val_fraction": number(
+    "of each class's training images, held out", 0, 1, open_high=True
+  ),
+  "test_fraction": number(
+    "held out of a folder without train and test", 0, 1, True, True
+  ),
+  "data_fraction": number("of each class's training images", 0, 1, True),
+  "data_fraction_keeps": choice("of a whole run's", "epochs", "steps"),
+  "resize": choice("to the model's size", "crop", "squash"),
+  "skip_broken_images": flag("of a folder"),
+  "mean": channels("of the channels; () is the set's", False),
+  "std": channels("of the channels; () is the set's", True),
+  "placement": choice(
+    "of the training images", "auto", "device", "host", "disk"
+  ),
+  "memory_share": number(
+    "of a memory that they may take, if auto", 0, 1, open_high=True
+  ),
+  # The run.
+  "steps_per_dispatch": whole("0 is chosen by the device", 0, 10**6),
+  "max_steps": whole("stops after so many; 0 is the whole run", 0),
+  "log_every_steps": whole("how often lines are written", 1),
+  "checkpoint_every_steps": whole("how often the state is saved", 1),
+  "keep_last": whole("checkpoints", 1),
+  "keep_every_epochs": whole("a checkpoint that is kept; 0 is none", 0),
+  "evaluate_batch_size": whole("images", 1),
+  "tensorboard": flag("whether events are written"),
+  "on_nonfinite": choice(
+    "a step whose loss or gradients are not finite", "stop", "skip"
+  ),
+  "mesh.fsdp": whole("devices that a state is sharded over", 1),
+  # The optimizer.
+  "optim.learning_rate": number(
+    "the peak; in pretraining of a batch of 256", 0, 100
+  ),
+  "optim.min_learning_rate": number("at the end", 0, 100),
+  "optim.warmup_epochs": whole("of the learning rate", 0),
+  "optim.weight_decay": number("of AdamW; the start's", 0, 100),
+  "optim.weight_decay_end": number("the end's", 0, 100),
+  "optim.clip_per_tensor": number("largest L2 norm; 0 is none", 0, 1e6),
+  "optim.freeze_last_layer_epochs": whole("of the head", 0),
+  # Pretraining.
+  "student_temperature": number("of the softmax", 1e-3, 10),
+  "teacher.momentum": number("at the start; a cosine to 1", 0, 1, False, True),
+  "teacher.warmup_temperature": number("at the start", 1e-3, 10),
+  "teacher.temperature": number("of the softmax", 1e-3, 10),
+  "teacher.temperature_warmup_epochs": whole("of it", 0),
+  "teacher.centering": choice("against collapse", "mean", "sinkhorn"),
+  "teacher.center_momentum": number("of the mean", 0, 1, False, True),
+  "teacher.drop_path": flag("as in the paper's code"),
+  "head.out_dim": whole("outputs K", 2, 2**20),
+  "head.hidden_dim": whole("width", 1, 2**16),
+  "head.bottleneck_dim": whole("width", 1, 2**16),
+  "views.global_size": whole("pixels a side", 1, LARGEST_SIDE),
+  "views.local_size": whole("pixels a side", 1, LARGEST_SIDE),
+  "views.local_views": whole("how many; global ones are two", 0, 100),
+  "views.global_scale": area("of the image"),
+  "views.local_scale": area("of the image"),
+  "views.flip_probability": share("of a view"),
+  "views.color_jitter": several(
+    "of brightness, contrast, saturation, hue",
+    "four numbers in [0, 1], the last one at most 0.5",
+    lambda x: len(x) == 4 and all(0 <= n <= 1 for n in x) and x[3] <= 0.5,
+  ),
+  "views.color_jitter_probability": share("of a view"),
+  "views.grayscale_probability": share("of a view"),
+  "views.blur_probability": several(
+    "of the first and the second global view, of local ones",
+    "three numbers in [0, 1]",
+    lambda x: len(x) == 3 and all(0 <= n <= 1 for n in x),
+  ),
+  "views.solarize_probability": share("of the second global view"),
+  # Fine-tuning.
+  "label_smoothing": number("of the targets", 0, 1, open_high=True),
+  "drloc.enabled": flag("dense relative localisation, of vit and swin"),
+  "drloc.weight": number("of its loss", 0, 1000),
+  "drloc.pairs": whole("of tokens, in each image", 1, 10**6),
+  "mix.probability": share("of a batch that is mixed"),
+  "mix.mixup_alpha": number("of Mixup", 0, 1000, True),
+  "mix.cutmix_alpha": number("of CutMix", 0, 1000, True),
+  "augment.flip_probability": share("of an image"),
+  "augment.crop_padding": whole("pixels", 0, 1024),
+  "augment.autoaugment": choice(
+    "the policy; '' is none", "", "cifar", "svhn", "imagenet"
+  ),
+  "augment.erasing_probability": share("of an image"),
+  "augment.erasing_area": area("of a box that is erased"),
+  "augment.erasing_aspect": interval(
+    "of that box, width over height",
+    "numbers in [0.01, 100]",
+    lambda x: 0.01 <= x <= 100,
+  ),
 }
-# Key -> what it may be, and whether a number is that.
-SHARES = {
-  "val_fraction": ("in [0, 1)", lambda x: 0 <= x < 1),
-  "memory_share": ("in [0, 1)", lambda x: 0 <= x < 1),
-  "label_smoothing": ("in [0, 1)", lambda x: 0 <= x < 1),
-  "model.drop_path_rate": ("in [0, 1)", lambda x: 0 <= x < 1),
-  "test_fraction": ("in (0, 1)", lambda x: 0 < x < 1),
-  "data_fraction": ("in (0, 1]", lambda x: 0 < x <= 1),
-}
-CHOICES = {
-  "dtype": ("auto", "float32", "bfloat16"),
-  "placement": ("auto", "device", "host", "disk"),
-  "resize": ("crop", "squash"),
-  "data_fraction_keeps": ("epochs", "steps"),
-  "teacher.centering": ("mean", "sinkhorn"),
-  "augment.autoaugment": ("", "cifar", "svhn", "imagenet"),
-}
-# Two shares of an image's area.
-INTERVALS = ("views.global_scale", "views.local_scale", "augment.erasing_area")
-LENGTHS = {"views.color_jitter": 4, "views.blur_probability": 3}
-PATCHES = ("views.global_size", "views.local_size")
 
 
 def flat(config):
@@ -100,51 +312,72 @@ def read_config(workdir):
 def check(config):
   """Raises a UserError that names the first key whose value makes no sense."""
   values = flat(config)
-  for key, value in values.items():
-    may = expected(key, value)
-    if may:
-      raise UserError(f"{key}={value} has to be {may}")
-    if key in CHOICES and value not in CHOICES[key]:
-      raise UserError(unknown(key, value, CHOICES[key]))
-  for key in PATCHES:
-    patch = values["model.patch_size"]
-    if key in values and patch > 0 and values[key] % patch:
+  for name, value in values.items():
+    key = KEYS.get(name)
+    if key is None:
+      raise UserError(unknown("the config's key", name, list(KEYS)))
+    if not fits(key, value):
+      near = nearest(value, key.possible)
+      raise UserError(f"{name}={value!r} has to be {key.possible}{near}")
+  check_relations(values)
+
+
+def fits(key, value):
+  """Whether a value is what a key may be."""
+  try:
+    return bool(key.fits(value))
+  except (TypeError, ValueError, OverflowError):
+    return False
+
+
+def nearest(value, possible):
+  """A hint for a misspelt choice, or ""."""
+  choices = possible.replace("'", "").split(" or ")
+  near = difflib.get_close_matches(str(value), choices, 1)
+  return f": did you mean {near[0]!r}?" if near else ""
+
+
+def check_relations(values):
+  """Raises a UserError where values do not fit to each other."""
+
+  def at_most(name, other, why):
+    if name in values and other in values and values[name] > values[other]:
       raise UserError(
-        f"{key}={values[key]} is not a multiple of model.patch_size={patch}"
+        f"{name}={values[name]} is more than {other}={values[other]}: {why}"
       )
-  drloc = values.get("drloc.enabled")
-  if drloc and values["model.name"] not in ("vit", "swin"):
+
+  if values["optim.warmup_epochs"] >= values["epochs"]:
+    raise UserError(
+      f"optim.warmup_epochs={values['optim.warmup_epochs']} has to be less than"
+      f" epochs={values['epochs']}"
+    )
+  at_most(
+    *("teacher.temperature_warmup_epochs", "epochs"),
+    "it would not end within the run",
+  )
+  at_most(
+    *("optim.freeze_last_layer_epochs", "epochs"),
+    "the last layer would never be trained",
+  )
+  at_most(
+    *("optim.min_learning_rate", "optim.learning_rate"),
+    "the learning rate falls from the one to the other",
+  )
+  at_most(
+    *("views.local_size", "views.global_size"),
+    "local views are the smaller ones",
+  )
+  patch = values["model.patch_size"]
+  for name in ("views.global_size", "views.local_size"):
+    if values.get(name, 0) % patch:
+      raise UserError(
+        f"{name}={values[name]} is not a multiple of model.patch_size={patch}"
+      )
+  if values.get("drloc.enabled") and values["model.name"] == "cait":
     raise UserError(
       "drloc.enabled=True: dense relative localisation is for vit and swin,"
-      f" not for {values['model.name']}"
+      " not for cait"
     )
-
-
-def expected(key, value):
-  """What a key's value has to be, or None where it is that."""
-  if isinstance(value, float) and not math.isfinite(value):
-    return "a finite number"
-  if key in LEAST and value < LEAST[key]:
-    return f"at least {LEAST[key]}"
-  if key in SHARES and not SHARES[key][1](value):
-    return SHARES[key][0]
-  if key in LENGTHS and len(value) != LENGTHS[key]:
-    return f"{LENGTHS[key]} numbers"
-  if key in INTERVALS and not is_interval(value):
-    return "two shares of the area, low and high, in (0, 1]"
-  if key in ("mean", "std") and not fits_channels(value, key == "std"):
-    return "three numbers in [0, 1], a std above 0, or () for the set's own"
-  return None
-
-
-def is_interval(value):
-  numbers = all(isinstance(x, int | float) for x in value)
-  return len(value) == 2 and numbers and 0 < value[0] <= value[1] <= 1
-
-
-def fits_channels(value, positive):
-  inside = all(0 <= x <= 1 and (x or not positive) for x in value)
-  return len(value) in (0, 3) and inside
 
 
 def unknown(key, value, choices):
@@ -153,3 +386,34 @@ def unknown(key, value, choices):
   hint = f"did you mean {near[0]!r}? " if near else ""
   known = ", ".join(map(repr, choices))
   return f"{key}={value!r} is unknown: {hint}possible are {known}"
+
+
+def rows(config):
+  """(key, value, what is possible, meaning) of each of a recipe's keys."""
+  for name, value in flat(config).items():
+    if name in KEYS:
+      yield name, value, KEYS[name].possible, KEYS[name].meaning
+
+
+def markdown():
+  """docs/config.md."""
+  from configs import finetune, pretrain
+
+  lines = [
+    "# Config keys",
+    "",
+    "Every key of the two recipes, with CIFAR-10's values for ViT; Swin and",
+    "CaiT have sizes of their own. `--config.KEY=VALUE` changes one. This page",
+    "is made by `python -m vit_ssl_jax.run.schema`.",
+  ]
+  for title, module in (("Pretraining", pretrain), ("Fine-tuning", finetune)):
+    lines += ["", f"## {title}", "", "| key | value | possible | meaning |"]
+    lines.append("|---|---|---|---|")
+    for row in rows(module.get_config("vit,cifar10")):
+      name, value, possible, meaning = row
+      lines.append(f"| `{name}` | `{value!r}` | {possible} | {meaning} |")
+  return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+  print(markdown(), end="")

@@ -1,5 +1,7 @@
 """A run's folder: its config, the data set it is trained on, and its result."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -8,12 +10,11 @@ import shlex
 import sys
 import time
 import uuid
-from importlib import metadata
 
 import jax
 import numpy as np
 
-from vit_ssl_jax import files
+from vit_ssl_jax import cli, files
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts
 from vit_ssl_jax.run import checkpoints, metrics, schema
@@ -55,10 +56,11 @@ def claim(config, workdir):
       the processes have different configs or folders, or the workdir holds
       another run, whose keys the message names.
   """
+  with hosts.together():
+    schema.check(config)
   own = schema.flat(json.loads(schema.dump(config)))
   own.pop("data_dir")  # of each host
   hosts.agree(own, "config")
-  schema.check(config)
   with hosts.together():
     check_owner(config, workdir)
   if jax.process_count() > 1:
@@ -68,6 +70,11 @@ def claim(config, workdir):
 def check_owner(config, workdir):
   """Raises a UserError where a workdir is not this config's, and not new."""
   if not pathlib.Path(workdir, "config.json").exists():
+    if checkpoints.steps(workdir):
+      raise UserError(
+        f"{workdir} holds checkpoints and no config.json: put it back, or"
+        " choose another --workdir"
+      )
     above = existing(workdir)
     if not (above.is_dir() and os.access(above, os.W_OK)):
       raise UserError(f"cannot write to --workdir={workdir}: see {above}")
@@ -133,33 +140,61 @@ def touch(file):
     raise UserError(f"cannot write to {file.parent}: {e.strerror}") from e
 
 
-def make(config, workdir, dataset):
-  """Makes a workdir: config.json, dataset.json and command.txt.
+@contextlib.contextmanager
+def opened(config, workdir, dataset):
+  """A workdir that is this process's alone: makes it, or goes on with it.
+
+  It gets config.json, dataset.json and command.txt.
 
   Raises:
-    UserError: it cannot be written to, or holds another run, or one that was
-      trained on other images, or processes have read other images.
+    UserError: it cannot be written to, another process is training in it, it
+      holds another run, or one that was trained on other images, or processes
+      have read other images.
   """
   path = pathlib.Path(workdir)
   described = describe(dataset)
   hosts.agree(schema.flat(described), "data set")
-  with hosts.together():
-    about = path / "dataset.json"
-    if checkpoints.any_in(workdir) and about.exists():
-      check_same(files.read_json(about), described, workdir)
-    check_owner(config, workdir)
-  with hosts.together():  # after all have looked
-    if not hosts.first():
-      return
+  with contextlib.ExitStack() as stack:
+    with hosts.together():
+      check_owner(config, workdir)
+      check_dataset(path, described)
+    with hosts.together():  # after all have looked
+      if hosts.first():
+        try:
+          path.mkdir(parents=True, exist_ok=True)
+          stack.enter_context(locked(path))
+          write(path, config, described)
+        except OSError as e:
+          raise UserError(f"cannot write to --workdir={workdir}: {e}") from e
+    yield
+
+
+def write(path, config, described):
+  """Writes config.json, dataset.json and, for a new run, command.txt."""
+  files.write(path / "config.json", schema.dump(config))
+  files.write(path / "dataset.json", json.dumps(described, indent=2) + "\n")
+  if not (path / "command.txt").exists():
+    started = shlex.join(["python", *sys.orig_argv[1:]])
+    files.write(path / "command.txt", started + "\n")
+
+
+@contextlib.contextmanager
+def locked(path):
+  """Keeps other processes from training in a workdir.
+
+  The system lets go of the lock when this process ends, however it ends.
+  """
+  with (path / ".lock").open("a") as file:
     try:
-      path.mkdir(parents=True, exist_ok=True)
-      files.write(path / "config.json", schema.dump(config))
-      files.write(about, json.dumps(described, indent=2) + "\n")
-      if not (path / "command.txt").exists():
-        started = shlex.join(["python", *sys.orig_argv[1:]])
-        files.write(path / "command.txt", started + "\n")
-    except OSError as e:
-      raise UserError(f"cannot write to --workdir={workdir}: {e}") from e
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise UserError(
+        f"another process is training in {path}: wait for it, or choose another"
+        " --workdir"
+      ) from e
+    except OSError:
+      cli.say(f"warning: {path} cannot be locked: start one process there only")
+    yield
 
 
 def describe(dataset):
@@ -187,6 +222,19 @@ def describe(dataset):
   }
 
 
+def check_dataset(path, described):
+  """Raises a UserError where a run goes on with other images."""
+  if not checkpoints.steps(path):
+    return
+  if not (path / "dataset.json").exists():
+    cli.say(
+      f"warning: {path} has no dataset.json any more: whether the images are"
+      " those that it was trained on cannot be told"
+    )
+    return
+  check_same(files.read_json(path / "dataset.json"), described, path)
+
+
 def check_same(old, new, workdir):
   """Raises a UserError where a data set has changed since a run's start."""
   if word := difference(old, new):
@@ -207,8 +255,14 @@ def difference(old, new):
 def finished(workdir, step):
   """The result of a run that has reached a step, or None."""
   path = pathlib.Path(workdir, "result.json")
-  result = json.loads(path.read_text()) if path.exists() else {}
-  return result if result.get("step") == step else None
+  try:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return result if result["step"] == step else None
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, TypeError, KeyError):
+    cli.say(f"warning: {path} is damaged")
+    return None
 
 
 def write_result(workdir, state, summarize, figures):
@@ -227,15 +281,14 @@ def write_result(workdir, state, summarize, figures):
   result = None
   if hosts.first():
     lines = metrics.read(workdir)
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     result = {
       **summarize(lines),
       **figures,
-      **{key: lines[-1][key] for key in ("step", "epoch", "loss")},
+      "loss": lines[-1].get("loss") if lines else None,
       "state_sha256": digest,
+      **checkpoints.environment(),
       "devices": [str(d.device_kind) for d in jax.devices()],
       "platform": jax.default_backend(),
-      "versions": {name: metadata.version(name) for name in packages},
     }
     text = json.dumps(result, indent=2) + "\n"
     files.write(pathlib.Path(workdir, "result.json"), text)

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
 from vit_ssl_jax import cli, evaluate, models
@@ -44,14 +44,14 @@ class Finetuning:
   Attributes:
     config: the run's config.
     model: the classifier.
-    learning_rate: (steps,).
+    learning_rate: a function of the step.
     optimizer: an optax transformation.
     mesh: over which the state is sharded; None is one device.
   """
 
   config: ml_collections.ConfigDict
   model: Any
-  learning_rate: np.ndarray
+  learning_rate: Callable
   optimizer: optax.GradientTransformation
   mesh: jax.sharding.Mesh | None = None
 
@@ -60,7 +60,7 @@ def make(config, num_classes, steps_per_epoch, mesh=None):
   """The `Finetuning` of a config.
 
   Raises:
-    UserError: as of `models.build` and the schedule.
+    UserError: as of `models.build`.
   """
   o = config.optim
   learning_rate = schedules.finetune_learning_rate(
@@ -134,8 +134,14 @@ def update(parts, state, images, targets, key):
     updates, opt_state = parts.optimizer.update(grads, state.opt_state, trained)
     params, offset_head = optax.apply_updates(trained, updates)
   new_state = FinetuneState(state.step + 1, params, offset_head, opt_state)
-  norm = optax.tree.norm(grads)
-  return new_state, {"loss": loss, **terms, "gradient_norm": norm}
+  norm, bad_tensor = gradients.norm(grads)
+  values = {
+    "loss": loss,
+    **terms,
+    "gradient_norm": norm,
+    "bad_tensor": bad_tensor,
+  }
+  return gradients.step_or_skip(config, state, new_state, values), values
 
 
 def make_step(parts):
@@ -159,7 +165,7 @@ def make_step(parts):
       )
       targets = jax.nn.one_hot(batch["label"], parts.model.num_classes)
       images, targets = mix.random_mix(mix_key, images, targets, **config.mix)
-    rate = jnp.asarray(parts.learning_rate, jnp.float32)[state.step]
+    rate = parts.learning_rate(state.step)
     state, values = update(parts, state, images, targets, drop_key)
     return state, values | {"learning_rate": rate}
 
@@ -208,6 +214,7 @@ def make_stage(config, dataset, steps_per_epoch, mesh, given=None):
     evaluate=make_evaluate(parts, dataset),
     summarize=summarize,
     parameters=models.count(parts.model),
+    trained=lambda state: (state.params, state.offset_head),
   )
 
 
@@ -228,7 +235,7 @@ def run(config, workdir):
   # What does not fit is said before the data set is read. A run that resumes
   # from its own checkpoint no longer needs where it came from.
   given = None
-  if config.init_from and not checkpoints.any_in(workdir):
+  if config.init_from and not checkpoints.steps(workdir):
     given = read_init(config, model)
   return loop.run(config, workdir, functools.partial(make_stage, given=given))
 

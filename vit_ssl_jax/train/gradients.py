@@ -5,6 +5,7 @@ lie on one device stay there. Results are those of the whole batch, to rounding.
 """
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.microbatching import AccumulationType
 
@@ -30,6 +31,41 @@ def averaged(loss_fn, accumulate_steps):
 def concatenated(function, accumulate_steps):
   """A function (params, batch) -> (B, ...), by micro-batches."""
   return microbatched(function, accumulate_steps, AccumulationType.CONCAT)
+
+
+def norm(gradients):
+  """The L2 norm of all gradients, and where they are not finite.
+
+  Returns:
+    (), and () int32, the number of the first tensor in the order of
+    `jax.tree.leaves` that is not finite, or -1.
+  """
+  leaves = jax.tree.leaves(gradients)
+  squares = jnp.stack([jnp.sum(jnp.square(x)) for x in leaves])
+  broken = ~jnp.isfinite(squares)
+  first = jnp.where(broken.any(), jnp.argmax(broken), -1)
+  return jnp.sqrt(jnp.sum(squares)), first.astype(jnp.int32)
+
+
+def step_or_skip(config, state, new_state, values):
+  """The state after a step, which config.on_nonfinite = "skip" may leave out.
+
+  Args:
+    config: the run's.
+    state, new_state: before and after.
+    values: the step's metrics, with "loss" and "bad_tensor" (of `norm`).
+
+  Returns:
+    The new state; or the old one, one step later, where the loss or a gradient
+    is not finite.
+  """
+  if config.on_nonfinite != "skip":
+    return new_state
+  good = jnp.isfinite(values["loss"]) & (values["bad_tensor"] < 0)
+  kept = jax.tree.map(
+    lambda new, old: jnp.where(good, new, old), new_state, state
+  )
+  return kept.replace(step=new_state.step)
 
 
 def microbatched(function, accumulate_steps, accumulation):

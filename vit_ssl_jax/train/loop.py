@@ -15,7 +15,8 @@ from vit_ssl_jax import cli
 from vit_ssl_jax.data import inputs
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts, mesh as meshes
-from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
+from vit_ssl_jax.run import checkpoints, metrics, schema, workdir as workdirs
+from vit_ssl_jax.train import losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Stage:
       they go into result.json alone.
     summarize: (all lines of metrics) -> dict of final figures.
     parameters: how many the network has that the stage is for.
+    trained: (state) -> the pytree of parameters that gradients are of.
     warn: (the recent lines) -> a sentence for the user, or None.
   """
 
@@ -39,6 +41,7 @@ class Stage:
   evaluate: Callable[[Any, bool], dict]
   summarize: Callable[[list], dict]
   parameters: int
+  trained: Callable[[Any], Any]
   warn: Callable[[list], str | None] = lambda lines: None
 
 
@@ -72,39 +75,34 @@ def run(config, workdir, make_stage):
   )
   config, dataset, source = inputs.open_data(config, mesh)
   stage = make_stage(config, dataset, source.steps_per_epoch, mesh)
-  workdirs.make(config, workdir, dataset)
   plan = Plan(config, source.steps_per_epoch)
-  keep_every_steps = config.keep_every_epochs * plan.per_epoch
-  with (
-    jax.set_mesh(mesh),
-    checkpoints.manager(workdir, config.keep_last, keep_every_steps) as saver,
-  ):
-    start = checkpoints.agreed_step(saver)
+  plan.check()
+  with jax.set_mesh(mesh), workdirs.opened(config, workdir, dataset):
+    state, start, shardings = first_state(workdir, mesh, stage.init)
     done = workdirs.finished(workdir, start) if start >= plan.stop else None
     if result := hosts.same(done):
       cli.say(f"finished already, at step {start} of {plan.total}")
       return result
-    state, shardings = first_state(saver, mesh, stage.init)
     cli.say(
       f"{config.model.name}, {stage.parameters:,} parameters, on {mesh.size} x"
       f" {jax.devices()[0].device_kind}"
       + (f": resuming from step {start} of {plan.total}" if start else "")
     )
     dispatch, most = make_dispatch(config, source, stage.step, shardings)
-    with training(workdir, plan, stage, saver, start) as loop:
-      try:
+    try:
+      with training(workdir, plan, stage, state, start) as loop:
         state, reached = loop.train(
           state, start, source.items(start), dispatch, most
         )
-      except metrics.NotFiniteError as e:
-        raise not_finite(e, workdir, saver) from e
-      if reached < plan.stop:
-        raise KeyboardInterrupt(
-          f"stopped at step {reached} of {plan.total} with a checkpoint: the"
-          " same command resumes from there"
-        )
-      figures = loop.final_figures(state, reached)
-  return workdirs.write_result(workdir, state, stage.summarize, figures)
+        if reached < plan.stop:
+          raise KeyboardInterrupt(
+            f"stopped at step {reached} of {plan.total} with a checkpoint: the"
+            " same command resumes from there"
+          )
+        figures = loop.final_figures(state, reached)
+    except metrics.NotFiniteError as e:
+      raise not_finite(e, workdir) from e
+    return workdirs.write_result(workdir, state, stage.summarize, figures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +126,14 @@ class Plan:
   def stop(self):
     """The last step of this run."""
     return min(self.total, self.config.max_steps or self.total)
+
+  def check(self):
+    """Raises a UserError where steps could not be counted in 32 bits."""
+    if self.total > schema.MOST:
+      raise UserError(
+        f"epochs={self.config.epochs} of {self.per_epoch} steps each are more"
+        f" than {schema.MOST:,} steps"
+      )
 
   def logs(self, step):
     return step % self.config.log_every_steps == 0 or step == self.stop
@@ -222,10 +228,14 @@ class Loop:
 
   def final_figures(self, state, reached):
     """Figures for result.json, beside those of the lines of metrics."""
+    due = self.plan.evaluates(reached)
+    last = [x for x in self.recorder.recent if x["step"] == reached]
     figures = {}
-    if not self.plan.evaluates(reached):
-      figures = hosts.same(self.stage.evaluate(state, False))
+    if not (due and self.stage.summarize(last)):  # nor is it in a lost line
+      figures = hosts.same(self.stage.evaluate(state, due))
     return figures | {
+      "step": reached,
+      "epoch": round(reached / self.plan.per_epoch, 4),
       "parameters": self.stage.parameters,
       "images_per_second": self.clock.rate(self.plan.config.batch_size),
       "seconds": self.recorder.elapsed(),
@@ -234,18 +244,19 @@ class Loop:
   def show(self):
     """Brings the bar's loss up to date; says once what there is to warn of."""
     lines = self.recorder.recent
+    lines = [line for line in lines if "loss" in line]  # not of skipped steps
     if not lines:
       return
     self.bar.set_postfix({"loss": f"{lines[-1]['loss']:.4g}"}, refresh=False)
-    warning = self.stage.warn(lines)
+    warning = self.stage.warn(lines) or losses.warn_of_jump(lines)
     if warning and warning != self.recorder.warned:
       cli.say(f"warning: step {lines[-1]['step']}: {warning}")
     self.recorder.warned = warning
 
 
 @contextlib.contextmanager
-def training(workdir, plan, stage, saver, start):
-  """Yields a `Loop` that begins after step `start`."""
+def training(workdir, plan, stage, state, start):
+  """Yields a `Loop` that begins after step `start`, with `state`."""
   config = plan.config
   # TensorBoard's writer needs TensorFlow, which a run on an npz does without.
   events = config.tensorboard and not config.dataset.startswith("npz:")
@@ -255,40 +266,53 @@ def training(workdir, plan, stage, saver, start):
     initial=start * config.batch_size,
     disable=not hosts.first(),
   )
+  tensors = jax.tree_util.tree_leaves_with_path(stage.trained(state))
+  tensors = [checkpoints.path_name(path) for path, _ in tensors]
+  keep_every_steps = config.keep_every_epochs * plan.per_epoch
   with (
-    metrics.Recorder(workdir, start, plan.per_epoch, events) as recorder,
+    checkpoints.manager(workdir, config.keep_last, keep_every_steps) as saver,
+    metrics.Recorder(
+      *(workdir, start, plan.per_epoch, events),
+      tensors=tensors,
+      skips=config.on_nonfinite == "skip",
+    ) as recorder,
     cli.stop_signals() as stopping,
     bar,
   ):
     yield Loop(plan, stage, saver, recorder, bar, Clock(), stopping)
 
 
-def first_state(saver, mesh, init):
-  """The newest checkpoint's state, or a fresh one, and its shardings."""
+def first_state(workdir, mesh, init):
+  """The newest whole checkpoint's state and step, or a fresh one and 0.
+
+  Returns:
+    The state, its step, and its shardings.
+  """
   shape = jax.eval_shape(init)
   shardings = meshes.state_sharding(mesh, shape)
-  if not checkpoints.latest_step(saver):
-    return meshes.place(init(), shardings), shardings
   placed = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shape,
     shardings,
   )
-  return checkpoints.restore(saver, placed), shardings
+  state, step = checkpoints.restore(workdir, placed)
+  if not step:
+    state = meshes.place(init(), shardings)
+  return state, step, shardings
 
 
-def not_finite(error, workdir, saver):
+def not_finite(error, workdir):
   """The UserError for a step whose value was not finite."""
   step, name = error.args
-  saved = checkpoints.latest_step(saver)
+  saved = checkpoints.newest_whole(workdir)
   last = (
-    f"the last good checkpoint is {workdir}/{checkpoints.FOLDER}/{saved}"
+    f"the last checkpoint, which is whole, is {saved}"
     if saved
-    else "there is no checkpoint before it"
+    else "there is no whole checkpoint before it"
   )
   return UserError(
     f"stopped: {name} is not finite at step {step}; {last}; a lower"
-    " optim.learning_rate or dtype=float32 may help"
+    " optim.learning_rate, dtype=float32 or on_nonfinite=skip may help"
   )
 
 

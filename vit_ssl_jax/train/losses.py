@@ -1,6 +1,7 @@
 """Losses of both stages. Logits and probabilities are float32."""
 
 import math
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,25 @@ def collapse(lines, outputs):
   if near("teacher_entropy", 0) and near("teacher_kl", 0):
     return "one-hot"
   return None
+
+
+def warn_of_jump(lines):
+  """A sentence where the loss has jumped to twice what it was, or None.
+
+  Args:
+    lines: the last steps' metrics; the last tenth is compared with the others.
+  """
+  if len(lines) < 100:
+    return None
+  values = [line["loss"] for line in lines]
+  before, now = statistics.median(values[:-10]), statistics.median(values[-10:])
+  if now <= 2 * before:
+    return None
+  return (
+    "the loss has jumped to more than twice its value; if it does not come"
+    " down again, a lower optim.learning_rate, a longer optim.warmup_epochs or"
+    " dtype=float32 may help"
+  )
 
 
 def classification(logits, targets, smoothing):

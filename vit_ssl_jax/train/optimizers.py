@@ -16,8 +16,7 @@ def pretrain(
   appendix C).
 
   Args:
-    learning_rate: (steps,) table.
-    weight_decay: (steps,) table.
+    learning_rate, weight_decay: functions of the step.
     clip: largest L2 norm of a tensor's gradient; 0 for no clipping.
     frozen_steps: for how many steps the last layer is frozen.
     last_layer: a key on the path of the last layer's parameters.
@@ -27,13 +26,11 @@ def pretrain(
   """
 
   def adamw(first_step):
-    def rate(step):
-      return jnp.asarray(learning_rate, jnp.float32)[step + first_step]
-
-    def decay(step):
-      return jnp.asarray(weight_decay, jnp.float32)[step + first_step]
-
-    return optax.adamw(rate, weight_decay=decay, mask=is_matrix)
+    return optax.adamw(
+      lambda step: learning_rate(step + first_step),
+      weight_decay=lambda step: weight_decay(step + first_step),
+      mask=is_matrix,
+    )
 
   def label(params):
     return jax.tree_util.tree_map_with_path(
@@ -53,14 +50,13 @@ def finetune(learning_rate, weight_decay):
   """AdamW with one weight decay on every parameter, for fine-tuning.
 
   Args:
-    learning_rate: (steps,) table.
+    learning_rate: a function of the step.
     weight_decay: a number.
 
   Returns:
     An optax transformation.
   """
-  table = jnp.asarray(learning_rate, jnp.float32)
-  return optax.adamw(lambda step: table[step], weight_decay=weight_decay)
+  return optax.adamw(learning_rate, weight_decay=weight_decay)
 
 
 def clip_per_tensor(largest):

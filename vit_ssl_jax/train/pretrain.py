@@ -66,22 +66,22 @@ def make(config, steps_per_epoch, mesh=None):
   """The `Pretraining` of a config.
 
   Raises:
-    UserError: as of `models.build` and the schedules.
+    UserError: as of `models.build`.
   """
   model = models.from_config(config, num_classes=0)
   head = models.ProjectionHead(**config.head, dtype=model.dtype)
-  tables = make_schedules(config, steps_per_epoch)
+  values = make_schedules(config, steps_per_epoch)
   optimizer = optimizers.pretrain(
-    tables["learning_rate"],
-    tables["weight_decay"],
+    values["learning_rate"],
+    values["weight_decay"],
     clip=config.optim.clip_per_tensor,
     frozen_steps=config.optim.freeze_last_layer_epochs * steps_per_epoch,
   )
-  return Pretraining(config, model, head, tables, optimizer, mesh)
+  return Pretraining(config, model, head, values, optimizer, mesh)
 
 
 def make_schedules(config, steps_per_epoch):
-  """Learning rate, weight decay, momentum and temperature, each (steps,).
+  """Learning rate, weight decay, momentum and temperature, by the step.
 
   The learning rate in the config is for a batch of 256 and is scaled with the
   batch (Goyal et al., 2017).
@@ -89,10 +89,9 @@ def make_schedules(config, steps_per_epoch):
   o, t = config.optim, config.teacher
   steps = config.epochs * steps_per_epoch
   peak = o.learning_rate * config.batch_size / 256
-  temperatures = schedules.teacher_temperature(
+  temperature = schedules.teacher_temperature(
     t.warmup_temperature,
     t.temperature,
-    config.epochs,
     t.temperature_warmup_epochs,
   )
   return {
@@ -101,7 +100,7 @@ def make_schedules(config, steps_per_epoch):
     ),
     "weight_decay": schedules.cosine(o.weight_decay, o.weight_decay_end, steps),
     "momentum": schedules.cosine(t.momentum, 1.0, steps),
-    "temperature": temperatures.repeat(steps_per_epoch),
+    "temperature": lambda step: temperature(step // steps_per_epoch),
   }
 
 
@@ -182,8 +181,8 @@ def update(parts, state, global_views, local_views, key):
   """
   config, t = parts.config, parts.config.teacher
   now = {
-    name: jnp.asarray(table, jnp.float32)[state.step]
-    for name, table in parts.schedules.items()
+    name: jnp.asarray(schedule(state.step), jnp.float32)
+    for name, schedule in parts.schedules.items()
   }
   student_key, teacher_key = jax.random.split(key)
   gathered = meshes.gathered(parts.mesh)
@@ -232,13 +231,16 @@ def update(parts, state, global_views, local_views, key):
       state.center, teacher_logits, t.center_momentum
     ),
   )
-  return new_state, {
+  norm, bad_tensor = gradients.norm(grads)
+  values = {
     "loss": loss,
     "teacher_entropy": entropy,
     "teacher_kl": divergence,
-    "gradient_norm": optax.tree.norm(grads),
+    "gradient_norm": norm,
+    "bad_tensor": bad_tensor,
     **now,
   }
+  return gradients.step_or_skip(config, state, new_state, values), values
 
 
 def make_step(parts):
@@ -308,6 +310,7 @@ def make_stage(config, dataset, steps_per_epoch, mesh):
     evaluate=make_evaluate(parts, dataset),
     summarize=summarize,
     parameters=models.count(parts.model),
+    trained=lambda state: state.student,
     warn=lambda lines: warn_of_collapse(
       lines, steps_per_epoch, config.head.out_dim
     ),

@@ -1,23 +1,27 @@
-"""Schedules as tables: one float64 value a step, made once before training.
+"""Schedules: what a value is at each step of a run.
 
-A table depends on the configured length of the run alone, so that a run
+Each is a function of the step: in float64 of NumPy's integers, in float32 of a
+device's. It depends on the configured length of the run alone, so that a run
 stopped early, or resumed, follows the same schedule as a whole one.
 """
 
 import numpy as np
-
-from vit_ssl_jax.errors import UserError
 
 
 def cosine(start, end, steps):
   """Half a cosine from `start` towards `end`, which it would reach at `steps`.
 
   Returns:
-    (steps,) float64.
+    A function of the step.
   """
-  return (
-    end + (start - end) * (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
-  )
+
+  def value(step):
+    xp = step.__array_namespace__()
+    # (1 + cos x) / 2, in a form that float32 has exact at the end.
+    left = (steps - step) / steps
+    return end + (start - end) * xp.sin(np.pi / 2 * left) ** 2
+
+  return value
 
 
 def pretrain_learning_rate(peak, end, steps, warmup_steps):
@@ -26,14 +30,10 @@ def pretrain_learning_rate(peak, end, steps, warmup_steps):
   As in DINO (Caron et al., 2021, section 3.2).
 
   Returns:
-    (steps,) float64.
-
-  Raises:
-    UserError: the warm-up is longer than the run.
+    A function of the step.
   """
-  check_warmup(steps, warmup_steps)
-  warmup = np.linspace(0, peak, warmup_steps)
-  return np.concatenate([warmup, cosine(peak, end, steps - warmup_steps)])
+  warmup = linear(0, peak, warmup_steps - 1)
+  return in_turn(warmup, warmup_steps, cosine(peak, end, steps - warmup_steps))
 
 
 def finetune_learning_rate(peak, end, steps, warmup_steps):
@@ -43,29 +43,32 @@ def finetune_learning_rate(peak, end, steps, warmup_steps):
   `end` and this one at `peak`.
 
   Returns:
-    (steps,) float64.
-
-  Raises:
-    UserError: the warm-up is longer than the run.
+    A function of the step.
   """
-  check_warmup(steps, warmup_steps)
-  warmup = end + (peak - end) * np.arange(warmup_steps) / max(warmup_steps, 1)
-  return np.concatenate([warmup, cosine(peak, end, steps - warmup_steps)])
+  warmup = linear(end, peak, warmup_steps)
+  return in_turn(warmup, warmup_steps, cosine(peak, end, steps - warmup_steps))
 
 
-def teacher_temperature(start, end, epochs, warmup_epochs):
+def teacher_temperature(start, end, warmup_epochs):
   """Linear from `start` to `end` over the warm-up, epoch by epoch.
 
   Returns:
-    (epochs,) float64; a run shorter than the warm-up sees its beginning.
+    A function of the epoch.
   """
-  warmup = np.linspace(start, end, warmup_epochs)[:epochs]
-  return np.concatenate([warmup, np.full(epochs - len(warmup), float(end))])
+  warmup = linear(start, end, warmup_epochs - 1)
+  return in_turn(warmup, warmup_epochs, lambda epoch: end)
 
 
-def check_warmup(steps, warmup_steps):
-  if warmup_steps >= steps:
-    raise UserError(
-      f"a warm-up of {warmup_steps} steps leaves nothing of a run of {steps}:"
-      " optim.warmup_epochs has to be less than epochs"
-    )
+def linear(start, end, steps):
+  """From `start` to `end`, which it reaches at `steps`."""
+  return lambda step: start + (end - start) * (step / max(steps, 1))
+
+
+def in_turn(first, steps, then):
+  """A schedule for the first steps, and another one that begins after them."""
+
+  def value(step):
+    xp = step.__array_namespace__()
+    return xp.where(step < steps, first(step), then(step - steps))
+
+  return value
