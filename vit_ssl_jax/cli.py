@@ -42,6 +42,10 @@ def reporting_errors():
     yield
   except UserError as e:
     fail(str(e))
+  except OSError as e:  # such as a full disk
+    fail(f"{e.strerror or e}" + (f": {e.filename}" if e.filename else ""))
+  except MemoryError:
+    fail("there is not enough memory")
   except KeyboardInterrupt as e:
     print(str(e) or "interrupted", file=sys.stderr)
     sys.exit(130)
@@ -53,9 +57,11 @@ def set_up(distributed=False):
   Args:
     distributed: whether this is one process of several, see `hosts.start`.
   """
-  absl.logging.set_verbosity(absl.logging.ERROR)
+  # What Orbax logs as an error it also raises.
+  absl.logging.set_verbosity(absl.logging.FATAL)
   # Where a checkpoint is damaged, each of Orbax's tasks would say so.
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  sys.unraisablehook = without_late_tasks
   # On a CPU alone, and read when JAX starts: steps run, and allocate, on the
   # main thread (see `keep_freed_memory`), which would only wait for them.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -67,6 +73,12 @@ def set_up(distributed=False):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
   if jax.default_backend() == "cpu":
     keep_freed_memory()
+
+
+def without_late_tasks(unraisable):
+  """Python's hook, but for what reaches Orbax's tasks once they have failed."""
+  if "Event loop is closed" not in str(unraisable.exc_value):
+    sys.__unraisablehook__(unraisable)
 
 
 def keep_freed_memory():
@@ -87,8 +99,13 @@ def keep_freed_memory():
 
 
 def fail(sentence):
-  print(f"error: {sentence}", file=sys.stderr)
+  print(f"error: {printable(sentence)}", file=sys.stderr)
   sys.exit(2)
+
+
+def printable(text):
+  """A text on one line: names of files may have line breaks in them."""
+  return "".join(x if x.isprintable() else repr(x)[1:-1] for x in text)
 
 
 def say(text):

@@ -1,5 +1,6 @@
 """One .npz file as a data set, laid out as in MedMNIST. No TensorFlow."""
 
+import math
 import os
 import zipfile
 
@@ -68,7 +69,7 @@ def open_archive(path: str, file) -> np.lib.npyio.NpzFile:
   """The archive, after checking which arrays it has."""
   try:
     archive = np.load(file, allow_pickle=False)
-  except (ValueError, EOFError, zipfile.BadZipFile):
+  except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile):
     archive = None
   if not isinstance(archive, np.lib.npyio.NpzFile):
     raise UserError(f"{path} is not an .npz file as numpy.savez writes it.")
@@ -83,39 +84,83 @@ def open_archive(path: str, file) -> np.lib.npyio.NpzFile:
   return archive
 
 
+def check_headers(path: str, archive, part: str) -> None:
+  """Raises a UserError for types and shapes, before any array is read."""
+  shapes, types = [], []
+  for key in (f"{part}_images", f"{part}_labels"):
+    shape, dtype = reading(path, key, lambda key=key: header(archive, key))
+    shapes.append(shape)
+    types.append(dtype)
+  images, labels = shapes
+  grey = len(images) == 3
+  colour = len(images) == 4 and images[-1] in (1, 3)
+  if types[0] != np.uint8 or not (grey or colour) or 0 in images:
+    raise UserError(
+      f"{path}: {part}_images is {types[0]} of shape {images}; it must be uint8"
+      " of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), not empty."
+    )
+  flat = len(labels) == 1 or (len(labels) == 2 and labels[1] == 1)
+  if not np.issubdtype(types[1], np.integer) or not flat:
+    raise UserError(
+      f"{path}: {part}_labels is {types[1]} of shape {labels}; it must be"
+      " integers of shape (N,) or (N, 1)."
+    )
+  if images[0] != labels[0]:
+    raise UserError(
+      f"{path} has {images[0]} {part}_images but {labels[0]} {part}_labels;"
+      " there must be one label per image."
+    )
+
+
+def header(archive, key: str) -> tuple[tuple[int, ...], np.dtype]:
+  """An array's shape and type, which its bytes in the archive have to fit.
+
+  Raises:
+    ValueError: they do not, or would not fit into the machine's memory.
+  """
+  name = f"{key}.npy"
+  with archive.zip.open(name) as file:
+    version = np.lib.format.read_magic(file)
+    read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+      raise ValueError("Objects are never read")
+    size = file.tell() + math.prod(shape) * dtype.itemsize
+  if size != archive.zip.getinfo(name).file_size:
+    raise ValueError(f"it is not as long as {dtype} of shape {shape}")
+  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  if size > memory / 2:
+    raise ValueError(
+      f"{size / 1e9:.0f} GB are more than half of the memory of"
+      f" {memory / 1e9:.0f} GB"
+    )
+  return shape, dtype
+
+
+def reading(path: str, key: str, read):
+  """What `read` gives, or a UserError where the array is damaged."""
+  try:
+    return read()
+  except Exception as error:  # zip files and headers break in many ways
+    why = " ".join(str(error).split()).rstrip(".")[:200]
+    raise UserError(
+      f"{path}: {key} cannot be read ({why or type(error).__name__})."
+    ) from error
+
+
 def read_part(path: str, archive, part: str) -> cache.Stored:
   """One part's images and labels, checked."""
-  found = []
-  for key in (f"{part}_images", f"{part}_labels"):
-    try:
-      found.append(archive[key])
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-      raise UserError(f"{path}: {key} cannot be read ({error}).") from error
-  images, labels = found
-  grey = images.ndim == 3
-  colour = images.ndim == 4 and images.shape[-1] in (1, 3)
-  if images.dtype != np.uint8 or not (grey or colour) or not images.size:
-    raise UserError(
-      f"{path}: {part}_images is {images.dtype} of shape {images.shape}; it"
-      " must be uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), not"
-      " empty."
-    )
-  flat = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
-  if not np.issubdtype(labels.dtype, np.integer) or not flat:
-    raise UserError(
-      f"{path}: {part}_labels is {labels.dtype} of shape {labels.shape}; it"
-      " must be integers of shape (N,) or (N, 1)."
-    )
+  check_headers(path, archive, part)
+  images, labels = (
+    reading(path, key, lambda key=key: archive[key])
+    for key in (f"{part}_images", f"{part}_labels")
+  )
+  colour = images.ndim == 4
   labels = labels.reshape(-1)
   if labels.size and (labels.min() < 0 or labels.max() >= MAX_CLASSES):
     raise UserError(
       f"{path}: {part}_labels runs from {labels.min()} to {labels.max()};"
       f" labels are class indices from 0 to at most {MAX_CLASSES - 1}."
-    )
-  if len(images) != len(labels):
-    raise UserError(
-      f"{path} has {len(images)} {part}_images but {len(labels)} "
-      f"{part}_labels; there must be one label per image."
     )
   if colour and images.shape[-1] == 1:
     images = images[..., 0]

@@ -31,6 +31,7 @@ RESIZES = ("crop", "squash")
 Stored = str | os.PathLike | bytes | np.ndarray
 
 MOST_THREADS = 16  # more would wait for each other to hold Python's lock
+MOST_PIXELS = 2**26  # of an image; what has more is a bomb
 CHUNK = 8  # images that a thread takes at a time
 BATCH = 64  # images that are read ahead, per thread
 
@@ -196,6 +197,10 @@ def upright(data: bytes) -> Image.Image:
   except UnidentifiedImageError:
     known = "JPEG, PNG, WebP, BMP or GIF"
     raise BrokenImageError(f"no {known} image") from None
+  if image.width * image.height > MOST_PIXELS:
+    raise BrokenImageError(
+      f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}"
+    )
   image.load()
   with contextlib.suppress(Exception):  # damaged EXIF; the pixels are whole
     ImageOps.exif_transpose(image, in_place=True)

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from vit_ssl_jax.data import npz
 from vit_ssl_jax.errors import UserError
 
 # Where a PyTorch checkpoint keeps its weights, the first that is there.
@@ -266,6 +267,8 @@ def strip(name):
 def from_npz(path, metadata):
   """The Weights of an npz; bfloat16, for NumPy two bytes, is recognised."""
   with np.load(path, allow_pickle=False) as file:
+    for name in file.files:
+      npz.header(file, name)  # sizes, before anything is read
     stored = {name: file[name] for name in file.files}
   arrays = {
     name: x.view(ml_dtypes.bfloat16) if x.dtype == "V2" else x

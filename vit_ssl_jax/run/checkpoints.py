@@ -5,6 +5,7 @@ import hashlib
 import pathlib
 import re
 import shutil
+import time
 from importlib import metadata
 
 import jax
@@ -54,22 +55,31 @@ def manager(workdir, keep_last, keep_every_steps):
   try:
     yield checkpointer
   finally:
-    with writing(folder):
-      checkpointer.close()
+    try:
+      with writing(folder):
+        checkpointer.close()
+    finally:
+      if hosts.first():
+        remove_parts(folder)
+
+
+def remove_parts(folder):
+  """Removes what was written in part, to which late tasks may still add."""
+  for _ in range(20):
+    parts = list(folder.glob("*.orbax-checkpoint-tmp*"))
+    for part in parts:
+      shutil.rmtree(part, ignore_errors=True)
+    if not parts:
+      return
+    time.sleep(0.1)
 
 
 @contextlib.contextmanager
 def writing(folder):
-  """Turns what goes wrong in writing checkpoints into one sentence.
-
-  What was written in part is removed.
-  """
+  """Turns what goes wrong in writing checkpoints into one sentence."""
   try:
     yield
   except Exception as e:  # whatever Orbax and TensorStore raise
-    if hosts.first():
-      for part in folder.glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(part, ignore_errors=True)
     raise UserError(
       f"a checkpoint could not be written to {folder} ({short(e)}): those"
       " before it are whole, and the same command goes on from there once that"
@@ -88,7 +98,7 @@ def short(error):
   return reason[0] if reason else text[:200]
 
 
-def save(checkpointer, step, state, val=None):
+def save(checkpointer, step, state, val=None, lines=None):
   """Starts writing a state in the background; it counts once it is whole.
 
   With it go a SHA-256 of its arrays, by which `restore` and `read` know whether
@@ -99,12 +109,13 @@ def save(checkpointer, step, state, val=None):
     step: the state's.
     state: a pytree of arrays.
     val: what validation has found, in percent, or None.
+    lines: a SHA-256 of the lines of metrics until then, or None.
 
   Raises:
     UserError: it, or the one before, could not be written.
   """
   metrics = None if val is None else {"val": val}
-  about = {"sha256": sha256(state)} | environment()
+  about = {"sha256": sha256(state), "lines": lines} | environment()
   with writing(pathlib.Path(checkpointer.directory)):
     checkpointer.save_async(
       step, state, force=True, metrics=metrics, custom_metadata=about
@@ -156,7 +167,8 @@ def restore(workdir, abstract_state):
     abstract_state: a pytree of ShapeDtypeStruct with shardings.
 
   Returns:
-    The state and its step; None and 0 where there are no checkpoints.
+    The state, its step, and the `lines` that it was saved with; None, 0 and
+    None where there are no checkpoints.
 
   Raises:
     UserError: there are some, and all of them are damaged; or processes see
@@ -176,8 +188,8 @@ def restore(workdir, abstract_state):
         put_aside(path, pathlib.Path(workdir, "damaged"))
       continue
     warn_of_environment(about)
-    return state, step
-  return None, 0
+    return state, step, about["lines"]
+  return None, 0, None
 
 
 def put_aside(path, folder):

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import hashlib
 import itertools
 import json
 import math
@@ -59,6 +60,7 @@ class Recorder:
   run goes on after such a line if it is told to skip them.
 
   Attributes:
+    digest: SHA-256 of the lines until now.
     recent: the last lines, dicts with "step", "epoch", "seconds" and values.
     warned: the warning that the user has been given, or None.
   """
@@ -69,21 +71,29 @@ class Recorder:
     start_step,
     steps_per_epoch,
     tensorboard,
+    digest=None,
     tensors=(),
     skips=False,
   ):
     self.path = pathlib.Path(workdir, NAME)
     kept = [line for line in read(workdir) if line["step"] <= start_step]
+    self.digest = hashlib.sha256()
+    text = self.encode(kept)
     if len(kept) != start_step:
       cli.say(
         f"warning: {self.path} has {len(kept)} whole lines of {start_step}"
         " steps: the figures of the others are lost"
       )
+    elif digest and self.digest.hexdigest() != digest:
+      cli.say(
+        f"warning: {self.path} is not what the run has written: figures of the"
+        " steps before may be wrong"
+      )
     self.tensors = tensors
     self.skips = skips
     self.writes = hosts.first()
     if self.writes:
-      files.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+      files.write(self.path, text)
     self.steps_per_epoch = steps_per_epoch
     self.pending = []
     self.warned = None
@@ -115,6 +125,12 @@ class Recorder:
       self.events.result().close()
     if problem:
       cli.say(f"warning: TensorBoard events were not written: {problem}")
+
+  def encode(self, lines):
+    """Lines as text, which the digest takes in."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    self.digest.update(text.encode())
+    return text
 
   def elapsed(self):
     """Seconds of wall time in this workdir, earlier runs' included."""
@@ -162,7 +178,7 @@ class Recorder:
       line.pop("bad_tensor", None)
     if self.writes:
       with self.path.open("a") as f:
-        f.writelines(json.dumps(line) + "\n" for line in good)
+        f.write(self.encode(good))
     if self.events is not None:
       self.written.append(self.thread.submit(write_events, self.events, good))
     self.recent.extend(good)

@@ -78,7 +78,7 @@ def run(config, workdir, make_stage):
   plan = Plan(config, source.steps_per_epoch)
   plan.check()
   with jax.set_mesh(mesh), workdirs.opened(config, workdir, dataset):
-    state, start, shardings = first_state(workdir, mesh, stage.init)
+    state, start, lines, shardings = first_state(workdir, mesh, stage.init)
     done = workdirs.finished(workdir, start) if start >= plan.stop else None
     if result := hosts.same(done):
       cli.say(f"finished already, at step {start} of {plan.total}")
@@ -90,7 +90,7 @@ def run(config, workdir, make_stage):
     )
     dispatch, most = make_dispatch(config, source, stage.step, shardings)
     try:
-      with training(workdir, plan, stage, state, start) as loop:
+      with training(workdir, plan, stage, state, start, lines) as loop:
         state, reached = loop.train(
           state, start, source.items(start), dispatch, most
         )
@@ -213,7 +213,8 @@ class Loop:
       best = self.evaluate(step, state)
     if self.plan.saves(step) or best is not None or stops:
       self.recorder.flush()
-      checkpoints.save(self.saver, step, state, best)
+      lines = self.recorder.digest.hexdigest()
+      checkpoints.save(self.saver, step, state, best, lines)
 
   def evaluate(self, step, state):
     """Evaluates; the validation figure, where it is the best so far."""
@@ -255,7 +256,7 @@ class Loop:
 
 
 @contextlib.contextmanager
-def training(workdir, plan, stage, state, start):
+def training(workdir, plan, stage, state, start, lines):
   """Yields a `Loop` that begins after step `start`, with `state`."""
   config = plan.config
   # TensorBoard's writer needs TensorFlow, which a run on an npz does without.
@@ -273,6 +274,7 @@ def training(workdir, plan, stage, state, start):
     checkpoints.manager(workdir, config.keep_last, keep_every_steps) as saver,
     metrics.Recorder(
       *(workdir, start, plan.per_epoch, events),
+      digest=lines,
       tensors=tensors,
       skips=config.on_nonfinite == "skip",
     ) as recorder,
@@ -286,7 +288,7 @@ def first_state(workdir, mesh, init):
   """The newest whole checkpoint's state and step, or a fresh one and 0.
 
   Returns:
-    The state, its step, and its shardings.
+    The state, its step, the digest of its lines, and its shardings.
   """
   shape = jax.eval_shape(init)
   shardings = meshes.state_sharding(mesh, shape)
@@ -295,10 +297,10 @@ def first_state(workdir, mesh, init):
     shape,
     shardings,
   )
-  state, step = checkpoints.restore(workdir, placed)
+  state, step, lines = checkpoints.restore(workdir, placed)
   if not step:
     state = meshes.place(init(), shardings)
-  return state, step, shardings
+  return state, step, lines, shardings
 
 
 def not_finite(error, workdir):

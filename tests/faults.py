@@ -1,0 +1,420 @@
+"""What a run does when something goes wrong: tries it, and counts.
+
+  python tests/faults.py [--scale=1] [--write]
+
+Prints the table of docs/reliability.md, or writes it there. Each trial is a run
+of the command line in a process of its own; it has to end right, or with one
+sentence and status 2. Half an hour on two cores; --scale=0.1 tries a tenth.
+"""
+
+import argparse
+import collections
+import contextlib
+import json
+import multiprocessing
+import os
+import pathlib
+import random
+import re
+import resource
+import shutil
+import sys
+import tempfile
+import threading
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
+SECONDS = 120  # that a run may take
+STEPS = 30
+# Of the tiny run: 48 images in batches of 16, 3 steps an epoch.
+CONFIG = {
+  "epochs": STEPS // 3,
+  "batch_size": 16,
+  "tensorboard": False,
+  "evaluate_every_epochs": 5,
+  "checkpoint_every_steps": 2,
+  "evaluate_batch_size": 16,
+  "log_every_steps": 2,
+  "optim.warmup_epochs": 1,
+  "teacher.temperature_warmup_epochs": 2,
+  "model.image_size": 8,
+  "model.patch_size": 4,
+  "model.embed_dim": 8,
+  "model.depth": 1,
+  "model.num_heads": 2,
+  "head.out_dim": 16,
+  "head.hidden_dim": 8,
+  "head.bottleneck_dim": 8,
+  "views.local_size": 4,
+  "views.local_views": 1,
+}
+
+
+def fork_server():
+  """Processes that have imported the program, and not started JAX."""
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+  sys.path.insert(0, str(ROOT))
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload(
+    ["vit_ssl_jax.train.pretrain", "vit_ssl_jax.train.finetune", "main"]
+  )
+  return context
+
+
+def child(arguments, pipe, limits):
+  """The command line, in a process of its own."""
+  os.dup2(pipe.fileno(), 1)
+  os.dup2(pipe.fileno(), 2)
+  pipe.close()
+  os.chdir(ROOT)
+  for kind, limit in limits.items():
+    resource.setrlimit(kind, (limit, limit))
+  sys.argv = sys.orig_argv = ["main", *arguments]
+  from vit_ssl_jax import main
+
+  main.run()
+
+
+class Run:
+  """A process, and what it says, as it goes on."""
+
+  def __init__(self, context, arguments, limits):
+    reader, writer = context.Pipe(duplex=False)
+    self.process = context.Process(
+      target=child, args=(arguments, writer, limits)
+    )
+    self.process.start()
+    writer.close()
+    self.said = []
+    self.thread = threading.Thread(target=self.listen, args=(reader,))
+    self.thread.start()
+
+  def listen(self, reader):
+    with reader:
+      while data := os.read(reader.fileno(), 1 << 16):
+        self.said.append(data)
+
+  def alive(self):
+    return self.process.is_alive()
+
+  def kill(self):
+    self.process.kill()
+    self.process.join()
+
+  def wait(self):
+    """Its exit status, or "hang", and what it has said."""
+    self.process.join(SECONDS)
+    code = "hang" if self.alive() else self.process.exitcode
+    if self.alive():
+      self.kill()
+    self.thread.join()
+    return code, b"".join(self.said).decode(errors="replace")
+
+
+class Trials:
+  """Runs of the command line on a set of tiny images.
+
+  Attributes:
+    folder: for all that they write.
+    rng: what is random.
+    rows: (fault, tried, Counter of how they ended), the table.
+  """
+
+  def __init__(self, folder, seed=0):
+    self.folder = pathlib.Path(folder)
+    self.context = fork_server()
+    self.rng = random.Random(seed)
+    self.rows = []
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 48), ("test", 20)):
+      arrays[f"{part}_labels"] = np.arange(count) % 2
+      shape = (count, 8, 8, 3)
+      arrays[f"{part}_images"] = rng.integers(0, 256, shape, np.uint8)
+    self.data = self.folder / "tiny.npz"
+    np.savez(self.data, **arrays)
+    os.environ["XDG_CACHE_HOME"] = str(self.folder / "cache")
+    self.whole = self.folder / "whole"
+    code, text = self.run(self.whole)
+    assert code == 0, text
+    self.expected = self.result(self.whole)
+
+  def arguments(self, workdir, stage="pretrain", **changes):
+    values = CONFIG | {"dataset": f"npz:{self.data}"} | changes
+    if stage == "finetune":
+      names = ("head.", "views.", "teacher.")
+      values = {k: v for k, v in values.items() if not k.startswith(names)}
+    return [
+      f"--workdir={workdir}",
+      f"--config=configs/{stage}.py:vit,cifar10",
+      *(f"--config.{key}={value}" for key, value in values.items()),
+    ]
+
+  def start(self, workdir, limits=None, **changes):
+    """A `Run` of the command line."""
+    return Run(self.context, self.arguments(workdir, **changes), limits or {})
+
+  def run(self, workdir, limits=None, **changes):
+    """Its exit status, and what it says."""
+    return self.start(workdir, limits, **changes).wait()
+
+  def result(self, workdir):
+    """What of a result has to be the same for the same run."""
+    result = json.loads((workdir / "result.json").read_text())
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    return {k: result[k] for k in ("state_sha256", "knn", "step")}, steps
+
+  def judge(self, workdir, code, text):
+    """How a run ended: "right", "said", or what is wrong with it."""
+    if "Traceback" in text or code == "hang" or code not in (0, 2):
+      return f"wrong: status {code}: {text[-1500:]}"
+    if list(workdir.rglob("*.tmp")) or list(workdir.rglob("*checkpoint-tmp*")):
+      return "wrong: something half-written is left"
+    if code == 2:
+      last = text.strip().splitlines()[-1]
+      return "said" if last.startswith("error: ") else f"wrong: {text[-500:]}"
+    found, steps = self.result(workdir)
+    if found != self.expected[0]:
+      return f"wrong: {found} and not {self.expected[0]}"
+    if steps != self.expected[1] and "warning" not in text:
+      return f"wrong: {len(steps)} lines, and not a word"
+    return "right"
+
+  def add(self, fault, outcomes):
+    counted = collections.Counter(
+      "wrong" if x.startswith("wrong") else x for x in outcomes
+    )
+    self.rows.append((fault, len(outcomes), counted))
+    for wrong in (x for x in outcomes if x.startswith("wrong")):
+      print(f"{fault}: {wrong}", file=sys.stderr)
+
+  # Kills.
+
+  def kills(self, count):
+    """SIGKILLs at any time, of which a part hits a checkpoint's writing."""
+    outcomes, killed, number = [], collections.Counter(), 0
+    while sum(killed.values()) < count:
+      workdir = self.folder / f"killed_{number}"
+      number += 1
+      for _ in range(self.rng.randint(2, 6)):
+        at_write = self.rng.random() < 0.5
+        kind = self.kill_one(workdir, at_write)
+        if kind is None:
+          break
+        killed[kind] += 1
+      code, text = self.run(workdir)
+      outcomes.append(self.judge(workdir, code, text))
+      shutil.rmtree(workdir)
+    writing = killed["while a checkpoint was written"]
+    total = sum(killed.values())
+    self.add(f"SIGKILL, {total} times in {number} runs, {writing} of them while"
+             " a checkpoint was written", outcomes)  # fmt: skip
+    return killed
+
+  def kill_one(self, workdir, at_write):
+    """Kills a run; what it was doing, or None where it had ended before."""
+    run = self.start(workdir)
+    until = time.monotonic() + self.rng.uniform(0.5, 8)
+    parts = workdir / "checkpoints"
+
+    def writing():
+      with contextlib.suppress(OSError):
+        return any("tmp" in x.name for x in parts.iterdir())
+      return False
+
+    while run.alive() and time.monotonic() < until + 20 * at_write:
+      if at_write and time.monotonic() > until - 4 and writing():
+        break
+      time.sleep(0.0005)
+    if not run.alive():
+      run.wait()
+      return None
+    run.kill()
+    return "while a checkpoint was written" if writing() else "elsewhere"
+
+  # Damage.
+
+  def half(self):
+    """The workdir of a run that has stopped in the middle."""
+    half = self.folder / "half"
+    if not half.exists():
+      code, text = self.run(half, max_steps=STEPS // 2)
+      assert code == 0, text
+    return half
+
+  def damage(self, count):
+    """Flips a bit in, or cuts off, any file of a workdir that goes on."""
+    half = self.half()
+    files = sorted(p for p in half.rglob("*") if p.is_file())
+    outcomes = collections.defaultdict(list)
+    for number in range(count):
+      workdir = self.folder / f"damaged_{number}"
+      shutil.copytree(half, workdir)
+      name = files[number % len(files)].relative_to(half)
+      how = self.rng.choice(["a bit is flipped", "cut off"])
+      spoil(workdir / name, how, self.rng)
+      code, text = self.run(workdir)
+      kind = "a checkpoint" if name.parts[0] == "checkpoints" else name.name
+      outcomes[kind, how].append(self.judge(workdir, code, text))
+      shutil.rmtree(workdir)
+    for (kind, how), found in sorted(outcomes.items()):
+      self.add(f"{kind}: {how}", found)
+
+  def missing(self):
+    """Removes what a workdir that goes on is made of."""
+    half = self.half()
+    for name in (
+      "config.json",
+      "dataset.json",
+      "metrics.jsonl",
+      "result.json",
+      "command.txt",
+      "checkpoints",
+      "checkpoints/15",
+      "checkpoints/15/_CHECKPOINT_METADATA",
+      "checkpoints/15/state",
+      "checkpoints/15/state/manifest.ocdbt",
+      "checkpoints/15/state/_METADATA",
+    ):
+      workdir = self.folder / "missing"
+      shutil.copytree(half, workdir)
+      path = workdir / name
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
+      code, text = self.run(workdir)
+      self.add(f"{name} is deleted", [self.judge(workdir, code, text)])
+      shutil.rmtree(workdir)
+
+  # Files that cannot be written.
+
+  def writes(self, count):
+    """A disk that is full after so many bytes of a file; then there is room."""
+    outcomes = []
+    for _ in range(count):
+      workdir = self.folder / "full"
+      limit = self.rng.randint(200, 12000)
+      code, text = self.run(workdir, {resource.RLIMIT_FSIZE: limit})
+      first = self.judge(workdir, code, text)
+      code, text = self.run(workdir)
+      after = self.judge(workdir, code, text)
+      outcomes.append(first if first.startswith("wrong") else after)
+      shutil.rmtree(workdir, ignore_errors=True)
+    self.add("no room for a file, and later there is", outcomes)
+
+  def two_at_once(self):
+    """A second process on a workdir."""
+    workdir = self.folder / "two"
+    first = self.start(workdir)
+    while not (workdir / "checkpoints").exists() and first.alive():
+      time.sleep(0.01)
+    code, text = self.run(workdir)
+    refused = code == 2 and "another process is training" in text
+    outcome = "said" if refused else f"wrong: {text[-500:]}"
+    self.add("a second process on a workdir", [outcome])
+    self.add("the first process, meanwhile", [
+      self.judge(workdir, *first.wait())
+    ])  # fmt: skip
+
+  def long_run(self, steps):
+    """A run of many steps.
+
+    Returns:
+      Memory and speed over the last thousand steps, over those of the second
+      thousand; and how many files there are at the end.
+    """
+    workdir = self.folder / "long"
+    run = self.start(
+      workdir,
+      epochs=-(-steps // 3),
+      evaluate_every_epochs=steps,
+      checkpoint_every_steps=200,
+      log_every_steps=20,
+      steps_per_dispatch=20,
+    )
+    status = pathlib.Path(f"/proc/{run.process.pid}/status")
+    sizes = []  # (step, kilobytes, seconds)
+    lines = workdir / "metrics.jsonl"
+    while run.alive():
+      with contextlib.suppress(OSError, IndexError, ValueError):
+        kilobytes = int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1])
+        last = lines.read_text().splitlines()[-1]
+        sizes.append((json.loads(last)["step"], kilobytes, time.monotonic()))
+      time.sleep(0.2)
+    code, text = run.wait()
+    assert code == 0, text
+
+    def over(first, last):
+      some = [x for x in sizes if first <= x[0] <= last]
+      memory = sorted(x[1] for x in some)[len(some) // 2]
+      return memory, (some[-1][0] - some[0][0]) / (some[-1][2] - some[0][2])
+
+    early, late = over(1000, 2000), over(steps - 1000, steps - 1)
+    self.add(
+      f"{steps} steps: memory {late[0] / early[0]:.3f}, steps a second"
+      f" {late[1] / early[1]:.2f} of those at the beginning", ["right"],
+    )  # fmt: skip
+    files = [p for p in workdir.rglob("*") if p.is_file()]
+    return {
+      "memory": late[0] / early[0],
+      "speed": late[1] / early[1],
+      "files": len(files),
+    }
+
+  def table(self):
+    """The table, in Markdown."""
+    lines = ["| fault | tried | went on right | said, status 2 | wrong |"]
+    lines.append("|---|---|---|---|---|")
+    for fault, tried, counted in self.rows:
+      ends = " | ".join(str(counted[x]) for x in ("right", "said", "wrong"))
+      lines.append(f"| {fault} | {tried} | {ends} |")
+    return "\n".join(lines)
+
+
+def spoil(path, how, rng):
+  """Flips a bit of a file, or cuts it off."""
+  data = bytearray(path.read_bytes())
+  if how == "cut off" or not data:
+    path.write_bytes(data[: rng.randrange(len(data) or 1)])
+    return
+  data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+  path.write_bytes(data)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--scale", type=float, default=1.0)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--only", default="")
+  parser.add_argument("--write", action="store_true")
+  args = parser.parse_args()
+  with tempfile.TemporaryDirectory() as folder:
+    trials = Trials(folder, args.seed)
+    for name, count in (
+      ("damage", 200),
+      ("missing", None),
+      ("writes", 20),
+      ("two_at_once", None),
+      ("long_run", 20_000),
+      ("kills", 50),
+    ):
+      if args.only and name not in args.only.split(","):
+        continue
+      function = getattr(trials, name)
+      began = time.monotonic()
+      function(*([max(1, round(count * args.scale))] if count else []))
+      print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    table = trials.table()
+  print(table)
+  if args.write:
+    page = ROOT / "docs" / "reliability.md"
+    text = page.read_text()
+    begin, end = "<!-- faults -->\n", "<!-- end of faults -->"
+    old = re.search(f"{begin}.*{end}", text, re.DOTALL)[0]
+    page.write_text(text.replace(old, f"{begin}{table}\n{end}"))
+
+
+if __name__ == "__main__":
+  main()
