@@ -338,7 +338,7 @@ class Trials:
     sizes = []  # (step, kilobytes, seconds)
     lines = workdir / "metrics.jsonl"
     while run.alive():
-      with contextlib.suppress(OSError, IndexError, ValueError):
+      with contextlib.suppress(OSError, IndexError, TypeError, ValueError):
         kilobytes = int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1])
         last = lines.read_text().splitlines()[-1]
         sizes.append((json.loads(last)["step"], kilobytes, time.monotonic()))

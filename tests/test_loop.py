@@ -230,6 +230,76 @@ def test_not_finite_stops_with_step_and_checkpoint(
   assert not (tmp_path / "checkpoints" / "6").exists()
 
 
+def spoil_images(monkeypatch, first, last):
+  """Makes fine-tuning's images NaN in some steps."""
+  real = finetune.update
+
+  def update(parts, state, images, targets, key):
+    step = state.step + 1
+    bad = (first <= step) & (step <= last)
+    images = jax.numpy.where(bad, jax.numpy.nan, images)
+    return real(parts, state, images, targets, key)
+
+  monkeypatch.setattr(finetune, "update", update)
+
+
+def test_steps_that_are_not_finite_are_skipped(
+  finetune_tiny, tmp_path, monkeypatch, capsys
+):
+  spoil_images(monkeypatch, 5, 6)
+  finetune_tiny.on_nonfinite = "skip"
+  finetune.run(finetune_tiny, tmp_path)
+  lines = metrics.read(tmp_path)
+  assert [x["step"] for x in lines if "skipped" in x] == [5, 6]
+  assert [x["step"] for x in lines if "loss" not in x] == [5, 6]
+  before, after = (
+    checkpoints.read(tmp_path / "checkpoints" / name)[0] for name in "89"
+  )
+  assert (before["step"], after["step"]) == (8, 9)
+  leaves = jax.tree.leaves(after["params"])
+  assert all(np.isfinite(x).all() for x in leaves)
+  said = capsys.readouterr().err
+  assert said.count("is skipped") == 1
+  assert "the gradient of 0/" in said
+
+
+def test_ten_steps_in_a_row_are_not_skipped(
+  finetune_tiny, tmp_path, monkeypatch
+):
+  spoil_images(monkeypatch, 3, 99)
+  finetune_tiny.update(on_nonfinite="skip", epochs=6)
+  words = r"the gradient of 0/.* is not finite at step 12; .* is .*/10;"
+  with pytest.raises(UserError, match=words):
+    finetune.run(finetune_tiny, tmp_path)
+
+
+def test_a_loss_that_jumps_is_said():
+  lines = [{"loss": 1.0 + 0.1 * (i % 3)} for i in range(90)]
+  assert losses.warn_of_jump(lines + lines[:10]) is None
+  assert "jumped" in losses.warn_of_jump(lines + [{"loss": 9.0}] * 10)
+
+
+def test_what_has_changed_is_said(
+  trained, finetune_tiny, tmp_path, monkeypatch, capsys
+):
+  """Other packages, and lines of metrics that the run has not written."""
+  with finetune_tiny.unlocked():
+    finetune_tiny.max_steps = 4
+  finetune.run(finetune_tiny, tmp_path)
+  file = tmp_path / "metrics.jsonl"
+  file.write_text(file.read_text().replace('"loss": 0.', '"loss": 1.'))
+  real = checkpoints.environment()
+  other = real | {"versions": real["versions"] | {"jax": "0.0.1"}}
+  monkeypatch.setattr(checkpoints, "environment", lambda: other)
+  with finetune_tiny.unlocked():
+    finetune_tiny.max_steps = 0
+  result = finetune.run(finetune_tiny, tmp_path)
+  said = capsys.readouterr().err
+  assert "resuming with jax 0.0.1" in said
+  assert "is not what the run has written" in said
+  assert result["state_sha256"] == trained[1]["state_sha256"]
+
+
 def test_workdir_of_another_run(trained, finetune_tiny):
   workdir, _ = trained
   finetune_tiny.optim.learning_rate = 0.5

@@ -1,0 +1,80 @@
+"""What values of a config may be."""
+
+import pathlib
+
+import pytest
+
+from configs import finetune, pretrain
+from vit_ssl_jax.data import registry
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.run import schema
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def test_every_recipe_fits_and_every_key_is_used():
+  used = set()
+  for recipe in (pretrain, finetune):
+    for arch in ("vit", "swin", "cait"):
+      for dataset in registry.SETS:
+        config = recipe.get_config(f"{arch},{dataset}")
+        schema.check(config)
+        used |= schema.flat(config).keys()
+  assert used == schema.KEYS.keys()
+
+
+def test_the_page_of_keys_is_up_to_date():
+  page = (ROOT / "docs" / "config.md").read_text()
+  assert page == schema.markdown()
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("optim.learning_rate", -1e-3),
+    ("optim.learning_rate", NAN),
+    ("optim.weight_decay", -0.1),
+    ("optim.weight_decay", INF),
+    ("optim.clip_per_tensor", -1.0),
+    ("optim.freeze_last_layer_epochs", -1),
+    ("optim.min_learning_rate", -5.0),
+    ("optim.min_learning_rate", 0.5),
+    ("optim.warmup_epochs", 200),
+    ("student_temperature", -0.1),
+    ("student_temperature", 0.0),
+    ("teacher.temperature", -0.07),
+    ("teacher.momentum", 2.0),
+    ("teacher.momentum", -1.0),
+    ("teacher.temperature_warmup_epochs", -1),
+    ("teacher.temperature_warmup_epochs", 201),
+    ("head.out_dim", 1),
+    ("head.hidden_dim", 0),
+    ("head.bottleneck_dim", -1),
+    ("views.color_jitter", (-0.4, 0.4, 0.2, 0.1)),
+    ("views.color_jitter", (0.4, 0.4, 0.2)),
+    ("views.local_size", 1_000_000),
+    ("views.local_size", 18),
+    ("views.global_scale", (0.9, 0.1)),
+    ("model.embed_dim", 10_000_000),
+    ("epochs", 10**20),
+    ("epochs", 0),
+    ("mean", (0.5, 0.5)),
+    ("dataset", "folder:/a\nb"),
+    ("on_nonfinite", "ignore"),
+  ],
+)
+def test_nonsense_is_named(key, value):
+  config = pretrain.get_config("vit,cifar10")
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(UserError, match=key):
+    schema.check(config)
+
+
+def test_a_hint_for_a_misspelt_choice():
+  config = pretrain.get_config("vit,cifar10")
+  config.dtype = "bfloat61"
+  with pytest.raises(UserError, match="did you mean 'bfloat16'"):
+    schema.check(config)
