@@ -7,7 +7,7 @@ import pytest
 from configs import finetune, pretrain
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.run import schema
+from vit_ssl_jax.run import keys, schema
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -20,12 +20,19 @@ def test_every_recipe_fits_and_every_key_is_used():
         config = recipe.get_config(f"{arch},{dataset}")
         schema.check(config)
         used |= schema.flat(config).keys()
-  assert used == schema.KEYS.keys()
+  assert used == keys.KEYS.keys()
+
+
+def page_of_keys():
+  modules = {"Pretraining": pretrain, "Fine-tuning": finetune}
+  return schema.markdown(
+    {title: x.get_config("vit,cifar10") for title, x in modules.items()}
+  )
 
 
 def test_the_page_of_keys_is_up_to_date():
   page = (ROOT / "docs" / "config.md").read_text()
-  assert page == schema.markdown()
+  assert page == page_of_keys()
 
 
 NAN, INF = float("nan"), float("inf")
@@ -78,3 +85,7 @@ def test_a_hint_for_a_misspelt_choice():
   config.dtype = "bfloat61"
   with pytest.raises(UserError, match="did you mean 'bfloat16'"):
     schema.check(config)
+
+
+if __name__ == "__main__":
+  print(page_of_keys(), end="")

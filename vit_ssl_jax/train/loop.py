@@ -15,7 +15,7 @@ from vit_ssl_jax import cli
 from vit_ssl_jax.data import inputs
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts, mesh as meshes
-from vit_ssl_jax.run import checkpoints, metrics, schema, workdir as workdirs
+from vit_ssl_jax.run import checkpoints, keys, metrics, workdir as workdirs
 from vit_ssl_jax.train import losses
 
 
@@ -129,10 +129,10 @@ class Plan:
 
   def check(self):
     """Raises a UserError where steps could not be counted in 32 bits."""
-    if self.total > schema.MOST:
+    if self.total > keys.MOST:
       raise UserError(
         f"epochs={self.config.epochs} of {self.per_epoch} steps each are more"
-        f" than {schema.MOST:,} steps"
+        f" than {keys.MOST:,} steps"
       )
 
   def logs(self, step):
