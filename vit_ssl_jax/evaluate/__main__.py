@@ -1,16 +1,18 @@
-"""Evaluates a fine-tuned classifier: top-1 on its test images and on others.
+"""Evaluates what was trained: a classifier's accuracy, a backbone's features.
 
   python -m vit_ssl_jax.evaluate --workdir=B
   python -m vit_ssl_jax.evaluate --workdir=B --suite=test,cifar10_c
   python -m vit_ssl_jax.evaluate --workdir=B/checkpoints/1200 --suite=val
   python -m vit_ssl_jax.evaluate --init_from=FILE --arch=vit --dataset=cifar10
   python -m vit_ssl_jax.evaluate --workdir=B --suite=cinic10,folder:/my/photos
+  python -m vit_ssl_jax.evaluate --workdir=A --suite=knn,linear,features
+  python -m vit_ssl_jax.evaluate --workdir=B --suite=attention --beside=SCRATCH
 
 FILE is anything that was exported from a run, or the PyTorch weights of the
 paper's authors. What was exported here says itself what it is; else --arch and
 --dataset do, and the model has the paper's sizes.
 
-suites:
+suites of a classifier:
   test                    the run's own test images, or those of --dataset
   val                     the run's own validation images
   cifar10_c, cifar100_c   CIFAR's test images under 15 corruptions, and 4 extra
@@ -21,28 +23,42 @@ suites:
   folder:/path            the folder's test images; where it has no train and
                           test, those that the run would have held out
 
+suites of any checkpoint or weights, of either stage, on the run's own images:
+  knn                     nearest neighbours on frozen features
+  linear                  logistic regression on frozen features
+  attention               attention.png: where the last block looks, on average
+                          and head by head; --beside adds another model's
+  features                features.png: PCA, t-SNE, nearest neighbours
+
 Images are resized to the model's size as the run's own were. A suite's classes
 have to be those of the checkpoint's head, in its order; where one of both knows
 its classes by numbers alone, only how many there are can be compared.
 
 The figures are printed, and those of a run put into WORKDIR/evaluation.json,
 which keeps those of other suites. Of each suite it holds the checkpoint's step,
-the number of images and top1, in percent. Of a corrupted set it holds each
-corruption's top-1 at severities 1 to 5, each on that number of images; top1 is
-their mean over the 15 corruptions, and mean_error is 100 less that.
+the number of images and, in percent, top1, top5, the expected calibration error
+and the accuracy of each class, and the confusion matrix. Of knn and linear it
+holds the same of raw pixels and of the untrained network. Of a corrupted set it
+holds each corruption's top-1 at severities 1 to 5, each on so many images; top1
+is their mean over the 15 corruptions, and mean_error is 100 less that.
 """
 
 import difflib
 import json
 import os
+import pathlib
 
 import numpy as np
 
 from vit_ssl_jax.cli import Parser, reporting_errors, set_up
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate import corruptions, suites
-from vit_ssl_jax.evaluate.classifier import add_classifier, read_classifier
+from vit_ssl_jax.evaluate import corruptions, features, suites
+from vit_ssl_jax.evaluate.classifier import (
+  add_classifier,
+  check_source,
+  read_classifier,
+)
 from vit_ssl_jax.report.tables import table
 
 
@@ -69,6 +85,25 @@ def parse(argv):
     f" {', '.join(registry.SETS)}",
   )
   parser.add_argument(
+    "--beside",
+    default="",
+    metavar="PATH",
+    help="another workdir or FILE, whose attention is drawn beside",
+  )
+  parser.add_argument(
+    "--image_size",
+    type=int,
+    default=0,
+    metavar="S",
+    help="of attention: another size than the model was trained at",
+  )
+  parser.add_argument(
+    "--out",
+    default="",
+    metavar="FOLDER",
+    help="where pictures go; the workdir if left out",
+  )
+  parser.add_argument(
     "--json",
     action="store_true",
     help="print the content of evaluation.json in one line, and no table",
@@ -79,6 +114,16 @@ def parse(argv):
 def run_suites(args):
   """Checks everything, then evaluates suite by suite, saving as it goes."""
   names = suite_names(args.suite)
+  if args.beside and "attention" not in names:
+    raise UserError("--beside goes with --suite=attention")
+  if set(names) <= set(features.KINDS):
+    run_features(args, names)
+    return
+  if both := sorted(set(names) & set(features.KINDS)):
+    raise UserError(
+      f"--suite={args.suite}: {', '.join(both)} look at features, the others at"
+      " a classifier: give them apart"
+    )
   classifier = read_classifier(args)
   workdir, results, before = classifier.workdir, {}, {}
   if workdir:
@@ -100,6 +145,22 @@ def run_suites(args):
       print(json.dumps(before | results) if args.json else shown(results))
 
 
+def run_features(args, names):
+  """The suites that look at features, of `features.KINDS`."""
+  path = args.workdir or args.init_from
+  check_source(args)
+  backbone, dataset = features.read(args, path)
+  results, workdir = {}, backbone.workdir
+  before = suites.read_results(workdir) if workdir else {}
+  step = {} if backbone.step is None else {"step": backbone.step}
+  out = pathlib.Path(args.out or workdir or ".")
+  for name in names:
+    results[name] = step | features.evaluate(name, backbone, dataset, args, out)
+    if workdir:
+      suites.write_results(workdir, results)
+  print(json.dumps(before | results) if args.json else shown(results))
+
+
 def suite_names(given):
   """Splits --suite.
 
@@ -109,7 +170,8 @@ def suite_names(given):
   Raises:
     UserError: a suite is unknown, or named twice.
   """
-  known, names = [*suites.OWN, *corruptions.SETS, *registry.SETS], {}
+  known, names = [*suites.OWN, *features.KINDS], {}
+  known += [*corruptions.SETS, *registry.SETS]
   for name in map(str.strip, given.split(",")):
     kind = name.partition(":")[0]
     corrupted = kind in corruptions.SETS
@@ -130,11 +192,19 @@ def suite_names(given):
 
 def shown(results):
   """The results as tables, in percent."""
-  plain, corrupted = [], []
+  plain, corrupted, frozen = [], [], []
   for key, figures in results.items():
+    if "picture" in figures:
+      corrupted.append(f"{key}: {figures['picture']}")
+      continue
+    if "raw_pixels" in figures:
+      columns = ("images", "top1", "raw_pixels", "untrained")
+      frozen.append((key, *(figures[x] for x in columns)))
+      continue
     images = f"{figures['images']:,}"
     if "corruptions" not in figures:
-      plain.append((key, images, figures["top1"]))
+      columns = ("top1", "top5", "calibration_error")
+      plain.append((key, images, *map(figures.get, columns)))
       continue
     header = (key, "images", "mean", *map(str, corruptions.SEVERITIES))
     rows = [
@@ -144,7 +214,11 @@ def shown(results):
     error = f"mean error over the 15: {figures['mean_error']:.2f}"
     corrupted.append(f"{table(header, rows)}\n{error}")
   if plain:
-    corrupted.insert(0, table(("suite", "images", "top-1"), plain))
+    header = ("suite", "images", "top-1", "top-5", "calibration error")
+    corrupted.insert(0, table(header, plain))
+  if frozen:
+    header = ("suite", "images", "top-1", "raw pixels", "untrained")
+    corrupted.insert(0, table(header, frozen))
   return "\n\n".join(corrupted)
 
 

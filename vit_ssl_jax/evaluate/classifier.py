@@ -89,6 +89,18 @@ def read_classifier(args):
   Raises:
     UserError: they name none, or what they name is none.
   """
+  check_source(args)
+  path = args.workdir or args.init_from
+  found = read(path, args.arch, args.dataset, args.data_dir)
+  if args.workdir and found.workdir is None:
+    raise UserError(
+      f"--workdir={path} is no workdir: did you mean --init_from?"
+    )
+  return found
+
+
+def check_source(args):
+  """Raises a UserError where a command's arguments name no model, or two."""
   if args.batch_size < 1:
     raise UserError(f"--batch_size={args.batch_size} has to be at least 1")
   if bool(args.workdir) == bool(args.init_from):
@@ -97,13 +109,6 @@ def read_classifier(args):
     raise UserError(
       "--arch and --dataset go with --init_from: a run knows both itself"
     )
-  path = args.workdir or args.init_from
-  found = read(path, args.arch, args.dataset, args.data_dir)
-  if args.workdir and found.workdir is None:
-    raise UserError(
-      f"--workdir={path} is no workdir: did you mean --init_from?"
-    )
-  return found
 
 
 def read(path, arch="", dataset="", data_dir=""):

@@ -8,7 +8,7 @@ from vit_ssl_jax import cli, files
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.data.load import load as load_set
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate import accuracy, corruptions
+from vit_ssl_jax.evaluate import accuracy, corruptions, figures
 from vit_ssl_jax.run import workdir as workdirs
 
 OWN = ("test", "val")  # of the classifier's own set
@@ -102,16 +102,19 @@ def check_count(name, count, classifier, exact):
 def evaluate(name, suite, classifier, batch_size):
   """The figures of a suite of `open_suite`, as evaluation.json has them."""
 
-  def top1(images, labels):
-    return accuracy.top1(
-      classifier.predict, images, labels, batch_size, classifier.sharding
+  def logits(images):
+    return accuracy.extract(
+      classifier.predict, images, batch_size, classifier.sharding
     )
+
+  def top1(images, labels):
+    return accuracy.percent_correct(logits(images), labels)
 
   if isinstance(suite, corruptions.Place):
     return evaluate_corruptions(suite, top1, classifier.data["image_size"])
   images, labels = suite
   cli.say(f"{name}: {len(labels):,} images")
-  return {"images": len(labels), "top1": top1(images, labels)}
+  return figures.classification(logits(images), labels)
 
 
 def evaluate_corruptions(place, top1, image_size):

@@ -8,9 +8,11 @@
 import dataclasses
 import difflib
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import layers, positions
@@ -101,6 +103,29 @@ def count(model):
   return sum(leaf.size for leaf in jax.tree.leaves(shapes(model)))
 
 
+def attention_maps(attention):
+  """The attention to each patch, head by head.
+
+  It is the class token's; where there is none, what patches get from all others
+  on average.
+
+  Args:
+    attention: (B, heads, N, M), of a model's `attention`.
+
+  Returns:
+    (B, heads, rows, columns).
+  """
+  attention = np.asarray(attention)
+  rows, tokens = attention.shape[2:]
+  side = math.isqrt(tokens)
+  if rows == tokens == side**2:  # patches alone
+    found = attention.mean(2)
+  else:
+    found = attention[:, :, 0, 1:]
+    side = math.isqrt(tokens - 1)
+  return found.reshape(*found.shape[:2], side, side)
+
+
 def from_config(config, num_classes):
   """Builds the model that a run's config describes.
 
@@ -171,6 +196,7 @@ __all__ = [
   "CaiT",
   "OffsetHead",
   "ProjectionHead",
+  "attention_maps",
   "build",
   "check_parameters",
   "count",

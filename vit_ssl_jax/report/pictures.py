@@ -1,7 +1,5 @@
 """Pictures of a run: curves, views of an image, attention maps."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,11 +111,6 @@ def attention_maps(config, params, images):
   @jax.jit
   def attend(params, images):
     x = multi_crop.evaluation_view(images, config.mean, config.std)
-    return model.apply({"params": params}, x, method="attention").mean(1)
+    return model.apply({"params": params}, x, method="attention")
 
-  attention = np.asarray(attend(params, jnp.asarray(images)))
-  tokens = attention.shape[-1]
-  side = math.isqrt(tokens)
-  alone = side**2 == tokens  # patches, without a class token
-  maps = attention.mean(1) if alone else attention[:, 0, 1:]
-  return maps.reshape(len(images), side, side)
+  return models.attention_maps(attend(params, jnp.asarray(images))).mean(1)
