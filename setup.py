@@ -11,6 +11,7 @@ INSTALL = [
   "flax>=0.12,<0.13",
   "importlib_resources>=6.0",  # needed by tensorflow-datasets to prepare a set
   "jax>=0.10,<0.12",
+  "jinja2>=3.1",
   "matplotlib>=3.9",
   "ml-collections>=1.1",
   "numpy>=2.0",
@@ -53,6 +54,7 @@ setuptools.setup(
   package_data={
     "vit_ssl_jax.benchmark": ["h100.txtpb"],
     "vit_ssl_jax.data.builders": ["checksums.tsv"],
+    "vit_ssl_jax.report": ["page.html"],
   },
   install_requires=INSTALL,
   extras_require={

@@ -20,7 +20,7 @@ from configs import (
 )
 from vit_ssl_jax import cli, files
 from vit_ssl_jax.data import load
-from vit_ssl_jax.report import pictures, tables
+from vit_ssl_jax.report import __main__ as report, pictures, tables
 from vit_ssl_jax.run import checkpoints
 from vit_ssl_jax.train import finetune, pretrain
 
@@ -56,6 +56,8 @@ def quickstart(out, arch, seed):
     seconds += result["seconds"]
     curves[title] = workdir
   draw(out / "summary.png", out / "pretrain", curves)
+  shown = [report.read(path) for path in (out / "pretrain", *curves.values())]
+  files.write(out / "report.html", report.make(shown, ""))
   # The runs' own time is more where they were stopped and went on.
   seconds = round(max(time.perf_counter() - begin, seconds), 1)
   summary = {"runs": runs, "knn": pretrained["knn"], "seconds": seconds}
@@ -101,7 +103,7 @@ def show(summary, out):
   print(tables.table(("labels", "scratch", "pretrained", "gain"), rows))
   print("top-1 on 360 test images, in percent")
   print(f"\nk-NN on the teacher's features: {summary['knn']:.2f} %")
-  print(f"{summary['seconds']:.0f} seconds; see {out}/summary.png")
+  print(f"{summary['seconds']:.0f} seconds; see {out}/report.html")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,127 @@
+"""Curves of runs, in the colors of a page."""
+
+import matplotlib as mpl
+from matplotlib import figure
+
+from vit_ssl_jax.report import page
+
+STYLE = {
+  "axes.edgecolor": page.TEXT,
+  "axes.labelcolor": page.TEXT,
+  "text.color": page.TEXT,
+  "xtick.color": page.TEXT,
+  "ytick.color": page.TEXT,
+  "legend.framealpha": 0,
+  "svg.fonttype": "none",
+  "svg.hashsalt": "vit-ssl-jax",  # so that the same curves are the same file
+}
+# Of the lines of metrics, with the axis's label.
+KINDS = {
+  "loss": "loss (nats)",
+  "learning_rate": "learning rate",
+  "teacher_entropy": "entropy of the teacher (nats)",
+  "knn": "k-NN top-1 (%)",
+  "top1": "top-1 (%)",
+}
+MOST = 1000  # points of a curve
+
+
+def draw(runs):
+  """Draws each kind of value that the runs have.
+
+  Args:
+    runs: title -> lines of metrics.
+
+  Returns:
+    A list of matplotlib figures.
+  """
+  found = []
+  for kind, label in KINDS.items():
+    curves = {
+      title: [(x["epoch"], x[kind]) for x in lines if kind in x]
+      for title, lines in runs.items()
+    }
+    if not any(curves.values()):
+      continue
+    with mpl.rc_context(STYLE):
+      fig = figure.Figure(figsize=(5, 3), layout="constrained")
+      axis = fig.subplots()
+      for title, points in curves.items():
+        some = points[:: max(1, len(points) // MOST)]
+        if some:
+          style = "o-" if len(some) < 50 else "-"
+          axis.plot(*zip(*some, strict=True), style, ms=3, lw=1, label=title)
+      axis.set(xlabel="epoch", ylabel=label)
+      axis.grid(alpha=0.2)
+      axis.legend(fontsize=7)
+    found.append(fig)
+  return found
+
+
+def bars(groups):
+  """Draws means with the spread over seeds.
+
+  Args:
+    groups: title -> figures in percent.
+  """
+  with mpl.rc_context(STYLE):
+    fig = figure.Figure(
+      figsize=(7, 0.6 + 0.4 * len(groups)), layout="constrained"
+    )
+    axis = fig.subplots()
+    for at, found in enumerate(reversed(groups.values())):
+      mean = sum(found) / len(found)
+      axis.barh(at, mean, color="tab:blue", alpha=0.6)
+      axis.plot(found, [at] * len(found), "o", color="tab:orange", ms=4)
+      axis.text(mean, at, f" {mean:.2f}", va="center")
+    axis.set_yticks(range(len(groups)), list(reversed(groups)))
+    axis.set(xlabel="top-1 (%)")
+  return fig
+
+
+def confusion(matrix, classes, file):
+  """Draws a confusion matrix, rows in percent of the class's images."""
+  shares = [[100 * x / max(sum(row), 1) for x in row] for row in matrix]
+  side = max(4, min(12, 0.35 * len(classes) + 2))
+  fig = figure.Figure(figsize=(side, side), layout="constrained")
+  axis = fig.subplots()
+  axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+  if len(classes) <= 30:
+    axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
+    axis.set_yticks(range(len(classes)), classes, fontsize=8)
+    for i, row in enumerate(shares):
+      for j, x in enumerate(row):
+        if x >= 1:
+          color = "white" if x > 60 else "black"
+          axis.text(
+            *(j, i, f"{x:.0f}"), ha="center", va="center", fontsize=7,
+            color=color,
+          )  # fmt: skip
+  axis.set(xlabel="taken for", ylabel="class")
+  fig.savefig(file, format="png", dpi=90)
+
+
+def mistakes(images, labels, guesses, confidence, classes, file):
+  """Draws images beside what they were taken for.
+
+  Args:
+    images: (N, S, S, 3) uint8.
+    labels, guesses: (N,) integers.
+    confidence: (N,) in [0, 1].
+    classes: names.
+    file: where to, a PNG.
+  """
+  columns = 6
+  rows = -(-len(images) // columns)
+  fig = figure.Figure(figsize=(10, 2 * rows), layout="constrained")
+  axes = fig.subplots(rows, columns, squeeze=False).ravel()
+  for axis in axes:
+    axis.set_axis_off()
+  for axis, image, label, guess, share in zip(
+    axes, images, labels, guesses, confidence, strict=False
+  ):
+    axis.imshow(image)
+    axis.set_title(
+      f"{classes[label]}\nas {classes[guess]} ({share:.0%})", fontsize=8
+    )
+  fig.savefig(file, format="png", dpi=90)
