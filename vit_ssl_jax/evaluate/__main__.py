@@ -8,9 +8,11 @@
   python -m vit_ssl_jax.evaluate --workdir=A --suite=knn,linear,features
   python -m vit_ssl_jax.evaluate --workdir=B --suite=attention --beside=SCRATCH
 
-FILE is anything that was exported from a run, or the PyTorch weights of the
-paper's authors. What was exported here says itself what it is; else --arch and
---dataset do, and the model has the paper's sizes.
+FILE is anything that was exported from a run, the PyTorch weights of the
+paper's authors, or these by name, such as authors:vit,cifar10, which are
+downloaded once; the published accuracy then stands beside. What was exported
+here says itself what it is; else --arch and --dataset do, and the model has the
+paper's sizes.
 
 suites of a classifier:
   test                    the run's own test images, or those of --dataset
@@ -59,6 +61,7 @@ from vit_ssl_jax.evaluate.classifier import (
   check_source,
   read_classifier,
 )
+from vit_ssl_jax.interop import authors
 from vit_ssl_jax.report.tables import table
 
 
@@ -138,6 +141,8 @@ def run_suites(args):
     for key in names:
       figures = suites.evaluate(key, opened[key], classifier, args.batch_size)
       results[key] = step | figures
+      if key == "test" and args.init_from.startswith(authors.PREFIX):
+        results[key]["published"] = authors.published(args.init_from)
       if workdir:
         suites.write_results(workdir, results)
   finally:  # what was found is shown, whatever became of the rest
@@ -203,7 +208,7 @@ def shown(results):
       continue
     images = f"{figures['images']:,}"
     if "corruptions" not in figures:
-      columns = ("top1", "top5", "calibration_error")
+      columns = ("top1", "top5", "calibration_error", "published")
       plain.append((key, images, *map(figures.get, columns)))
       continue
     header = (key, "images", "mean", *map(str, corruptions.SEVERITIES))
@@ -215,6 +220,9 @@ def shown(results):
     corrupted.append(f"{table(header, rows)}\n{error}")
   if plain:
     header = ("suite", "images", "top-1", "top-5", "calibration error")
+    header += ("published",)
+    if not any(row[-1] for row in plain):
+      header, plain = header[:-1], [row[:-1] for row in plain]
     corrupted.insert(0, table(header, plain))
   if frozen:
     header = ("suite", "images", "top-1", "raw pixels", "untrained")

@@ -10,6 +10,7 @@ from flax import traverse_util
 from vit_ssl_jax import files, interop, models
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import (
+  authors,
   metadata as provenance,
   programs,
   recognise,
@@ -65,7 +66,8 @@ def read(path):
 
   Args:
     path: a workdir, one of its checkpoints, a checkpoint of Orbax, a folder of
-      transformers', or a file that `interop.weights.read` reads.
+      transformers', a file that `interop.weights.read` reads, or a name of
+      `interop.authors`.
 
   Raises:
     UserError: it is none of them, damaged, or a pickle that would execute
@@ -78,6 +80,10 @@ def read(path):
 
 def found_at(path):
   """As `read`, without looking at what is said."""
+  if str(path).startswith(authors.PREFIX):
+    given = of_file(path, weights.read(authors.download(str(path))))
+    about = given.about | authors.about(str(path))
+    return dataclasses.replace(given, about=about)
   folder = pathlib.Path(path)
   if not folder.exists():
     raise UserError(f"there is no file or folder {path}")

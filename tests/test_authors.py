@@ -1,0 +1,140 @@
+"""The authors' weights by name, from a server of our own."""
+
+import functools
+import http.server
+import json
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from vit_ssl_jax import interop, models
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.evaluate import __main__ as command
+from vit_ssl_jax.interop import authors, pretrained
+
+NAME = "vit_cifar10_patch4_input32.pth"
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+  cut = None  # bytes after which the connection ends
+
+  def log_message(self, *_):
+    pass
+
+  def copyfile(self, source, outputfile):
+    outputfile.write(source.read(Handler.cut))
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory, torch_module):
+  """A folder as the release page has it, with weights of the paper's sizes."""
+  folder = tmp_path_factory.mktemp("release")
+  model = models.build(
+    *("vit",), num_classes=10, image_size=32, patch_size=4, embed_dim=192,
+    depth=9, num_heads=12,
+  )  # fmt: skip
+  params = models.init(model, jax.random.key(0))
+  state = {
+    name: torch_module.from_numpy(np.array(x))
+    for name, x in interop.to_torch(params, model).items()
+  }
+  torch_module.save({"model": state, "epoch": 99}, folder / NAME)
+  return folder, params
+
+
+@pytest.fixture(scope="module")
+def torch_module():
+  return pytest.importorskip("torch")
+
+
+@pytest.fixture
+def server(released, monkeypatch):
+  handler = functools.partial(Handler, directory=str(released[0]))
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{running.server_port}"
+    monkeypatch.setattr(authors, "URL", url)
+    monkeypatch.setattr(Handler, "cut", None)
+    yield running
+    running.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  return tmp_path / "vit_ssl_jax" / "authors"
+
+
+def test_names_are_those_of_the_release():
+  names = {
+    authors.file_name(arch, dataset)
+    for arch in authors.ARCHITECTURES
+    for dataset in authors.SETS
+  }
+  assert len(names) == 15
+  assert {NAME, "swin_timnet_patch4_input64.pth"} <= names
+  assert "cait_cinic_patch4_input32.pth" in names
+
+
+@pytest.mark.parametrize(
+  "name", ["authors:vit", "authors:vit,digits", "authors:"]
+)
+def test_names_that_nobody_released(name):
+  with pytest.raises(UserError, match="have released authors:ARCH,DATASET"):
+    pretrained.read(name)
+
+
+def test_downloaded_once_and_compared_later(server, released, cache):
+  given = pretrained.read("authors:vit,cifar10")
+  assert given.architecture == "vit"
+  assert given.about["dataset"] == "cifar10"
+  assert given.num_classes == 10
+  server.shutdown()
+  again = pretrained.read("authors:vit,cifar10")
+  assert again.arrays.keys() == given.arrays.keys()
+  data = bytearray((cache / NAME).read_bytes())
+  data[-9] ^= 1
+  (cache / NAME).write_bytes(data)
+  with pytest.raises(UserError, match="is not what was downloaded first"):
+    pretrained.read("authors:vit,cifar10")
+
+
+def test_an_interrupted_download_leaves_nothing(server, cache, monkeypatch):
+  monkeypatch.setattr(Handler, "cut", 1000)
+  with pytest.raises(UserError, match=r"after 1,000 of|IncompleteRead"):
+    pretrained.read("authors:vit,cifar10")
+  assert not list(cache.iterdir())
+  monkeypatch.setattr(Handler, "cut", None)
+  assert pretrained.read("authors:vit,cifar10").num_classes == 10
+
+
+def test_a_damaged_download_leaves_nothing(server, released, cache, tmp_path):
+  folder, _ = released
+  (folder / "swin_svhn_patch2_input32.pth").write_bytes(b"<html>busy</html>")
+  with pytest.raises(UserError, match="holds no weights: it is no safetensors"):
+    pretrained.read("authors:swin,svhn")
+  assert not list(cache.iterdir())
+
+
+def test_a_file_that_is_missing(server):
+  with pytest.raises(UserError, match="cannot be downloaded: "):
+    pretrained.read("authors:cait,svhn")
+
+
+def test_evaluated_beside_the_published(server, tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for part in ("train", "test"):
+    shape = (20, 32, 32, 3)
+    arrays[f"{part}_images"] = rng.integers(0, 256, shape, np.uint8)
+    arrays[f"{part}_labels"] = np.arange(20) % 10
+  np.savez(tmp_path / "x.npz", **arrays)
+  command.main([
+    "--init_from=authors:vit,cifar10", f"--dataset=npz:{tmp_path / 'x.npz'}",
+    "--json",
+  ])  # fmt: skip
+  found = json.loads(capsys.readouterr().out)["test"]
+  assert found["images"] == 20
+  assert found["published"] == 96.41
