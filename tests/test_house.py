@@ -8,7 +8,7 @@ PACKAGE = ROOT / "vit_ssl_jax"
 # A room imports from the floors below it alone: rooms of one floor do not know
 # each other.
 FLOORS = [
-  {"main", "export", "predict", "benchmark"},
+  {"main", "export", "predict", "benchmark", "reproduce"},
   {"train"},
   {"report", "evaluate"},
   {"interop"},

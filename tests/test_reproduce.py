@@ -1,0 +1,92 @@
+"""The paper's tables: what is run for them, and how they are filled."""
+
+import json
+import shlex
+
+import pytest
+
+from vit_ssl_jax import reproduce
+
+
+def call(capsys, *arguments):
+  reproduce.main(list(arguments))
+  return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("name", "count"),
+  [
+    ("main", 15),
+    ("fine_grained", 6),
+    ("corruptions", 4),
+    ("data_fraction", 3),
+  ],
+)
+def test_a_command_for_each_cell(name, count, tmp_path, capsys):
+  out = call(capsys, f"--table={name}", f"--workdir={tmp_path}", "--list")
+  lines = out.splitlines()
+  assert len(lines) == count
+  for line in lines:
+    first, *_, last = line.split(" && ")
+    assert "configs/pretrain.py" in first
+    assert shlex.split(first)[:3] == ["python", "-m", "main"]
+    suite = "--suite=cifar" in last
+    assert suite == (name == "corruptions")
+    assert suite or "--config.init_from=" in last
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_says_what_is_done(tmp_path, capsys):
+  done = tmp_path / "vit_cifar10_seed0" / "pretrain"
+  done.mkdir(parents=True)
+  (done / "result.json").write_text('{"step": 1}')
+  arguments = ("--table=main", "--only=vit,cifar10", f"--workdir={tmp_path}")
+  out = call(capsys, *arguments, "--dry-run", "--seeds=2")
+  rows = [line.split() for line in out.splitlines()[2:]]
+  assert [row[3:5] for row in rows] == [["2", "3"], ["3", "3"]]
+
+
+def test_the_table_is_filled(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(reproduce, "run_all", lambda plan, args: None)
+  for seed in (0, 1):
+    for name, top1 in (("scratch", 90), ("pretrained", 95), ("pretrain", 0)):
+      workdir = tmp_path / f"vit_cifar10_seed{seed}" / name
+      workdir.mkdir(parents=True)
+      result = {"best_top1_on_test": top1 + seed, "seconds": 1800}
+      result["devices"] = ["cpu", "cpu"]
+      (workdir / "result.json").write_text(json.dumps(result))
+  out = call(
+    capsys, "--table=main", "--only=cifar10", f"--workdir={tmp_path}",
+    "--seeds=2",
+  )  # fmt: skip
+  vit, swin, _ = out.splitlines()[2:]
+  assert vit == (
+    "| vit_cifar10 | 93.58 | 96.41 | 90.50 ± 0.71 | 95.50 ± 0.71 | 2 | cpu |"
+    " 3.00 |"
+  )
+  assert "not run | not run | 0" in swin
+  assert (tmp_path / "main.md").read_text() == out
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    (["--table=mains"], "invalid choice"),
+    (["--table=main", "--only=vit,aircraft"], "the table main has vit,tiny_im"),
+    (["--table=main", "--seeds=0"], "--seeds=0 has to be at least 1"),
+  ],
+)
+def test_arguments_that_make_no_sense(arguments, words, tmp_path, capsys):
+  with pytest.raises(SystemExit) as stop:
+    reproduce.main([*arguments, f"--workdir={tmp_path}"])
+  assert stop.value.code == 2
+  assert words in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+def test_smoke(tmp_path, capsys):
+  arguments = ["--table=corruptions", "--only=vit,cifar10", "--scale=smoke"]
+  reproduce.main([*arguments, f"--workdir={tmp_path}"])
+  assert "| vit_cifar10 | 39.93 | 26.01 | " in capsys.readouterr().out
+  assert "not run" not in (tmp_path / "corruptions.md").read_text()

@@ -1,0 +1,378 @@
+"""Repeats the paper's tables: runs what is missing, and fills them.
+
+  python -m vit_ssl_jax.reproduce --table=main --only=vit,cifar10 --workdir=R
+  python -m vit_ssl_jax.reproduce --table=main --workdir=R --list > jobs
+  python -m vit_ssl_jax.reproduce --table=corruptions --workdir=R --scale=smoke
+
+tables:
+  main           top-1 of ViT, Swin and CaiT on five sets, from scratch and
+                 pretrained on the same set
+  fine_grained   the same at 224 pixels on FGVC-Aircraft and Stanford Cars
+  corruptions    mean error of ViT and Swin on CIFAR-10-C and CIFAR-100-C
+  data_fraction  Swin on 25, 50 and 75 % of CIFAR-10
+
+Each cell is a pretraining and two fine-tunings in R/CELL, made by the commands
+that --list prints, one a line, where those of a cell are joined by &&. Finished
+runs are skipped, and what was killed goes on with the same command. The table
+goes to R/TABLE.md, with the mean over the seeds that there are, the paper's
+figures beside it, the device and the hours; "not run" stands where nothing is.
+
+--scale=smoke makes a few steps of tiny models on random images instead: it
+shows that everything runs, and its accuracies mean nothing.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+
+from vit_ssl_jax import cli, files
+from vit_ssl_jax.data import registry
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.report import tables
+
+ARCHITECTURES = ("vit", "swin", "cait")
+# The paper's figures in percent, from scratch and pretrained: tables 2, 3 and 5
+# to 7. Top-1 is that of the best epoch on the test images.
+MAIN = {
+  "tiny_imagenet": ((57.07, 63.36), (60.05, 65.13), (64.37, 67.46)),
+  "cifar10": ((93.58, 96.41), (93.97, 96.18), (94.91, 96.42)),
+  "cifar100": ((73.81, 79.15), (77.32, 80.95), (76.89, 80.79)),
+  "cinic10": ((83.73, 86.91), (83.75, 87.84), (85.44, 88.27)),
+  "svhn": ((97.82, 98.03), (97.83, 98.01), (98.13, 98.18)),
+}
+# It names no architecture.
+FINE_GRAINED = {"aircraft": (None, 66.04), "cars": (None, 43.89)}
+CORRUPTIONS = {
+  ("vit", "cifar10"): (39.93, 26.01),
+  ("swin", "cifar10"): (36.13, 25.38),
+  ("vit", "cifar100"): (65.04, 48.10),
+  ("swin", "cifar100"): (53.83, 45.10),
+}
+DATA_FRACTION = {
+  0.25: (83.36, 91.75),
+  0.5: (90.83, 94.26),
+  0.75: (91.73, 95.40),
+}
+TABLES = ("main", "fine_grained", "corruptions", "data_fraction")
+SMOKE = {
+  "epochs": 2,
+  "batch_size": 8,
+  "model.embed_dim": 12,
+  "optim.warmup_epochs": 1,
+  "evaluate_every_epochs": 1,
+  "evaluate_batch_size": 8,
+  "checkpoint_every_steps": 2,
+  "tensorboard": False,
+}
+SMOKE_PRETRAIN = {
+  "teacher.temperature_warmup_epochs": 1,
+  "views.local_views": 1,
+  "head.out_dim": 16,
+  "head.hidden_dim": 8,
+  "head.bottleneck_dim": 8,
+}
+SMOKE_SIZES = {
+  "vit": {"model.depth": 1},
+  "swin": {"model.depths": "(1,1,1)"},
+  "cait": {"model.depth": 1, "model.depth_token_only": 1},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A pair of figures in a table.
+
+  Attributes:
+    arch, dataset, fraction: what is trained, on which share of a set.
+    paper: its figures from scratch and pretrained, or None.
+    suite: what else is evaluated, or "".
+  """
+
+  arch: str
+  dataset: str
+  paper: tuple[float | None, float | None]
+  fraction: float = 1.0
+  suite: str = ""
+
+  @property
+  def name(self):
+    share = f"_{self.fraction:g}" if self.fraction < 1 else ""
+    return f"{self.arch}_{self.dataset}{share}"
+
+
+def main(argv=None):
+  """Runs the command line; a user's mistake costs one sentence and status 2."""
+  parser = cli.Parser(
+    prog="python -m vit_ssl_jax.reproduce", description=__doc__
+  )
+  option = parser.add_argument
+  option("--table", required=True, choices=TABLES)
+  option("--only", default="", help="ARCH, DATASET or both: vit,cifar10")
+  option("--workdir", required=True, help="the folder of all runs, R")
+  option("--seeds", type=int, default=1, help="of each cell; %(default)s")
+  option("--scale", default="full", choices=("full", "smoke"))
+  option("--dry-run", action="store_true", help="what would be run")
+  option("--list", action="store_true", help="one command a line, for a queue")
+  args = parser.parse_args(argv)
+  with cli.reporting_errors():
+    if args.seeds < 1:
+      raise UserError(f"--seeds={args.seeds} has to be at least 1")
+    cells = chosen(args.table, args.only)
+    plan = [
+      (cell, seed, jobs(cell, seed, args))
+      for cell in cells
+      for seed in range(args.seeds)
+    ]
+    if args.list:
+      for _, _, made in plan:
+        print(" && ".join(shlex.join(command) for _, command in made))
+    elif args.dry_run:
+      print(planned(plan, args))
+    else:
+      run_all(plan, args)
+      text = table(args.table, cells, args)
+      path = pathlib.Path(args.workdir, f"{args.table}.md")
+      files.write(path, text + "\n")
+      print(text)
+
+
+def chosen(name, only):
+  """The cells of a table, or those of an architecture or set.
+
+  Raises:
+    UserError: there are none of these.
+  """
+  if name == "main":
+    cells = [
+      Cell(arch, dataset, figures)
+      for dataset, row in MAIN.items()
+      for arch, figures in zip(ARCHITECTURES, row, strict=True)
+    ]
+  elif name == "fine_grained":
+    cells = [
+      Cell(arch, dataset, figures)
+      for dataset, figures in FINE_GRAINED.items()
+      for arch in ARCHITECTURES
+    ]
+  elif name == "corruptions":
+    cells = [
+      Cell(arch, dataset, figures, suite=f"{dataset}_c")
+      for (arch, dataset), figures in CORRUPTIONS.items()
+    ]
+  else:
+    cells = [
+      Cell("swin", "cifar10", figures, fraction=fraction)
+      for fraction, figures in DATA_FRACTION.items()
+    ]
+  wanted = [x for x in only.split(",") if x]
+  found = [x for x in cells if set(wanted) <= {x.arch, x.dataset}]
+  if not found:
+    raise UserError(
+      f"--only={only}: the table {name} has"
+      f" {', '.join(f'{x.arch},{x.dataset}' for x in cells)}"
+    )
+  return found
+
+
+def jobs(cell, seed, args):
+  """(workdir, command) of what a cell needs, in order."""
+  root = pathlib.Path(args.workdir, f"{cell.name}_seed{seed}")
+  workdirs = {x: root / x for x in ("pretrain", "scratch", "pretrained")}
+  found = []
+  for name, workdir in workdirs.items():
+    stage = "pretrain" if name == "pretrain" else "finetune"
+    values = {"seed": seed, "data_fraction": cell.fraction}
+    if name == "pretrained":
+      values["init_from"] = workdirs["pretrain"]
+    if args.scale == "smoke":
+      values |= SMOKE | SMOKE_SIZES[cell.arch]
+      values |= SMOKE_PRETRAIN if stage == "pretrain" else {}
+      values["dataset"] = f"npz:{stand_in(args, cell)}"
+      heads = {"vit": 2, "swin": "(1,2,2)", "cait": 2}
+      values["model.num_heads"] = heads[cell.arch]
+    found.append(
+      (
+        workdir,
+        [
+          "python",
+          *("-m", "main"),
+          f"--config=configs/{stage}.py:{cell.arch},{cell.dataset}",
+          f"--workdir={workdir}",
+          *(f"--config.{key}={value}" for key, value in values.items()),
+        ],
+      )
+    )
+  if cell.suite:
+    suite = "test" if args.scale == "smoke" else cell.suite
+    found += [
+      (
+        workdirs[name],
+        [
+          *("python", "-m", "vit_ssl_jax.evaluate"),
+          f"--workdir={workdirs[name]}",
+          f"--suite={suite}",
+        ],
+      )
+      for name in ("scratch", "pretrained")
+    ]
+  return found
+
+
+def stand_in(args, cell):
+  """The path of random images of a set's size."""
+  side = registry.SETS[cell.dataset].image_size
+  return pathlib.Path(args.workdir, f"stand_in_{side}.npz").absolute()
+
+
+def make_stand_in(path, side):
+  """Writes 48 random images, 16 of which are for testing."""
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for part, count in (("train", 32), ("test", 16)):
+    shape = (count, side, side, 3)
+    arrays[f"{part}_images"] = rng.integers(0, 256, shape, np.uint8)
+    arrays[f"{part}_labels"] = np.arange(count) % 4
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with files.placing(path) as temporary, temporary.open("wb") as file:
+    np.savez(file, **arrays)
+
+
+def done(workdir, command):
+  """Whether a job has been done."""
+  if "vit_ssl_jax.evaluate" in command:
+    suite = command[-1].partition("=")[2]
+    return suite in content(workdir / "evaluation.json")
+  return bool(content(workdir / "result.json"))
+
+
+def content(path):
+  """What a file of JSON holds, or {} where it is none yet."""
+  return files.read_json(path) if path.is_file() else {}
+
+
+def run_all(plan, args):
+  """Runs what is missing.
+
+  Raises:
+    UserError: a command has failed.
+  """
+  if args.scale == "smoke":
+    for cell, *_ in plan:
+      path = stand_in(args, cell)
+      if not path.exists():
+        make_stand_in(path, registry.SETS[cell.dataset].image_size)
+  missing = [job for _, _, made in plan for job in made if not done(*job)]
+  for number, (workdir, command) in enumerate(missing, 1):
+    cli.say(f"[{number}/{len(missing)}] {workdir}")
+    # In a process of its own, so that nothing of one is left to the next.
+    ended = subprocess.run([sys.executable, *command[1:]], check=False)
+    if ended.returncode in (130, -2):
+      raise KeyboardInterrupt("stopped; the same command goes on")
+    if ended.returncode:
+      raise UserError(
+        f"{shlex.join(command)} ended with status {ended.returncode}; the same"
+        " command goes on after that is mended"
+      )
+
+
+def hours(cell):
+  """Estimated hours on one TPU v5e chip, or None where nothing is known.
+
+  Of `benchmarks/compiled/v5e.jsonl`; they hold for 32 pixels alone.
+  """
+  path = pathlib.Path("benchmarks", "compiled", "v5e.jsonl")
+  facts = registry.SETS[cell.dataset]
+  if not path.is_file() or facts.image_size != 32:
+    return None
+  speeds = {}
+  for line in path.read_text().splitlines():
+    found = json.loads(line)
+    if found["chips"] == 1:
+      key = found["arch"], found["stage"]
+      speeds[key] = found.get("images_per_second")
+  images = cell.fraction * facts.train_images
+  tuning, pretraining = (
+    speeds.get((cell.arch, x)) for x in ("finetune", "pretrain")
+  )
+  if not (tuning and pretraining):
+    return None
+  return images * (200 / pretraining + 2 * 300 / tuning) / 3600
+
+
+def planned(plan, args):
+  """What would be run, as a table."""
+  rows = [
+    (
+      f"{cell.name}, seed {seed}",
+      sum(not done(*job) for job in made),
+      len(made),
+      hours(cell) if args.scale == "full" else None,
+    )
+    for cell, seed, made in plan
+  ]
+  header = ("cell", "runs to do", "of", "hours on a TPU v5e (estimate)")
+  return tables.table(header, rows)
+
+
+def table(name, cells, args):
+  """The table in Markdown: ours beside the paper's."""
+  kind = "mean error" if name == "corruptions" else "top-1"
+  lines = [
+    f"| {kind}, % | paper: scratch | pretrained | ours: scratch | pretrained |"
+    " seeds | device | hours |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
+  for cell in cells:
+    found = [figures(cell, seed, args) for seed in range(args.seeds)]
+    found = [x for x in found if x]
+    ours = ["not run"] * 2
+    device = spent = "-"
+    if found:
+      ours = [mean([x[i] for x in found]) for i in (0, 1)]
+      device = found[0][2]
+      spent = f"{sum(x[3] for x in found) / 3600:.2f}"
+    paper = ["-" if x is None else f"{x:.2f}" for x in cell.paper]
+    row = (cell.name, *paper, *ours, len(found), device, spent)
+    lines.append(f"| {' | '.join(map(str, row))} |")
+  if args.scale == "smoke":
+    lines += ["", "Tiny models and random images: the figures mean nothing."]
+  return "\n".join(lines)
+
+
+def mean(values):
+  """The mean over seeds, and their standard deviation where there are more."""
+  spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+  return f"{np.mean(values):.2f}{spread}"
+
+
+def figures(cell, seed, args):
+  """(from scratch, pretrained, device, seconds) of a cell, or None."""
+  root = pathlib.Path(args.workdir, f"{cell.name}_seed{seed}")
+  results = [
+    content(root / x / "result.json")
+    for x in ("scratch", "pretrained", "pretrain")
+  ]
+  if not all(results):
+    return None
+  if cell.suite:
+    suite = "test" if args.scale == "smoke" else cell.suite
+    found = [
+      content(root / x / "evaluation.json").get(suite)
+      for x in ("scratch", "pretrained")
+    ]
+    if not all(found):
+      return None
+    values = [x.get("mean_error", 100 - x["top1"]) for x in found]
+  else:
+    values = [x["best_top1_on_test"] for x in results[:2]]
+  device = ", ".join(sorted(set(results[0]["devices"])))
+  return *values, device, sum(x["seconds"] for x in results)
+
+
+if __name__ == "__main__":
+  main()
