@@ -3,10 +3,12 @@
 import argparse
 import contextlib
 import ctypes
+import inspect
 import logging
 import signal
 import sys
 import threading
+import warnings
 
 import absl.logging
 import jax
@@ -62,6 +64,7 @@ def set_up(distributed=False):
   # Where a checkpoint is damaged, each of Orbax's tasks would say so.
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   sys.unraisablehook = without_late_tasks
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited")
   # On a CPU alone, and read when JAX starts: steps run, and allocate, on the
   # main thread (see `keep_freed_memory`), which would only wait for them.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -77,7 +80,8 @@ def set_up(distributed=False):
 
 def without_late_tasks(unraisable):
   """Python's hook, but for what reaches Orbax's tasks once they have failed."""
-  if "Event loop is closed" not in str(unraisable.exc_value):
+  late = "Event loop is closed" in str(unraisable.exc_value)
+  if not (late or inspect.iscoroutine(unraisable.object)):
     sys.__unraisablehook__(unraisable)
 
 

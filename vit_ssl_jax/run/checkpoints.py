@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import pathlib
 import re
 import shutil
@@ -76,10 +77,15 @@ def remove_parts(folder):
 
 @contextlib.contextmanager
 def writing(folder):
-  """Turns what goes wrong in writing checkpoints into one sentence."""
+  """Turns what goes wrong in writing checkpoints into one sentence.
+
+  Of several processes one may be alone with it, and has to leave the others.
+  """
   try:
     yield
   except Exception as e:  # whatever Orbax and TensorStore raise
+    if not hosts.alone():
+      raise
     raise UserError(
       f"a checkpoint could not be written to {folder} ({short(e)}): those"
       " before it are whole, and the same command goes on from there once that"
@@ -101,8 +107,8 @@ def short(error):
 def save(checkpointer, step, state, val=None, lines=None):
   """Starts writing a state in the background; it counts once it is whole.
 
-  With it go a SHA-256 of its arrays, by which `restore` and `read` know whether
-  it still is what was saved, and what it was computed with.
+  With it goes what it was computed with, and a SHA-256 of all, by which
+  `restore` and `read` know whether it still is what was saved.
 
   Args:
     checkpointer: of `manager`.
@@ -115,7 +121,8 @@ def save(checkpointer, step, state, val=None, lines=None):
     UserError: it, or the one before, could not be written.
   """
   metrics = None if val is None else {"val": val}
-  about = {"sha256": sha256(state), "lines": lines} | environment()
+  about = {"lines": lines} | environment()
+  about["sha256"] = digest_of(state, about)
   with writing(pathlib.Path(checkpointer.directory)):
     checkpointer.save_async(
       step, state, force=True, metrics=metrics, custom_metadata=about
@@ -280,9 +287,8 @@ def load(path, abstract_state=None):
     UserError: it is damaged.
   """
   state, about = read_tree(path, abstract_state)
-  if "sha256" not in about:
-    raise UserError(f"{path} is no checkpoint of a run")
-  if sha256(state) != about["sha256"]:
+  digest = about.pop("sha256", None)
+  if digest_of(state, about) != digest:
     raise UserError(
       f"the checkpoint {path} is damaged: it is not what was saved"
     )
@@ -345,6 +351,12 @@ def write_tree(path, tree, metadata):
   """
   with files.placing(pathlib.Path(path).absolute()) as temporary:
     ocp.save(temporary, tree, custom_metadata=metadata)
+
+
+def digest_of(state, about):
+  """SHA-256 over a state's and over what is saved with it, a dict."""
+  text = sha256(state) + json.dumps(about, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256(state):
