@@ -36,8 +36,8 @@ from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.report import tables
 
 ARCHITECTURES = ("vit", "swin", "cait")
-# The paper's figures in percent, from scratch and pretrained: tables 2, 3 and 5
-# to 7. Top-1 is that of the best epoch on the test images.
+# The paper's figures in percent, from scratch and pretrained. Top-1 is that of
+# the best epoch on the test images.
 MAIN = {
   "tiny_imagenet": ((57.07, 63.36), (60.05, 65.13), (64.37, 67.46)),
   "cifar10": ((93.58, 96.41), (93.97, 96.18), (94.91, 96.42)),
@@ -45,7 +45,7 @@ MAIN = {
   "cinic10": ((83.73, 86.91), (83.75, 87.84), (85.44, 88.27)),
   "svhn": ((97.82, 98.03), (97.83, 98.01), (98.13, 98.18)),
 }
-# It names no architecture.
+# Of which architecture is not known here.
 FINE_GRAINED = {"aircraft": (None, 66.04), "cars": (None, 43.89)}
 CORRUPTIONS = {
   ("vit", "cifar10"): (39.93, 26.01),

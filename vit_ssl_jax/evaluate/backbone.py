@@ -1,13 +1,14 @@
 """A trained backbone: features and attention, from a run or from a file."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from vit_ssl_jax import cli, models
+from vit_ssl_jax import models
 from vit_ssl_jax.augment import multi_crop
 from vit_ssl_jax.data import load
 from vit_ssl_jax.errors import UserError
@@ -44,13 +45,10 @@ class Backbone:
   def apply(self, method: str) -> Callable:
     """Makes images (B, S, S, 3) uint8 -> what the model's `method` gives."""
 
-    @jax.jit
-    def call(params, images):
-      mean, std = self.data["mean"], self.data["std"]
-      images = multi_crop.evaluation_view(images, mean, std)
-      return self.model.apply({"params": params}, images, method=method)
-
-    return lambda images: call(self.params, images)
+    mean, std = tuple(self.data["mean"]), tuple(self.data["std"])
+    return functools.partial(
+      outputs, self.model, method, mean, std, self.params
+    )
 
   def features(self, images, batch_size):
     """Images (N, S, S, 3) uint8 -> (N, D) float32."""
@@ -62,6 +60,13 @@ class Backbone:
         batch_size,
         meshes.batch_sharding(mesh),
       )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def outputs(model, method, mean, std, params, images):
+  """What a model's method gives, compiled once for all of its parameters."""
+  images = multi_crop.evaluation_view(images, mean, std)
+  return model.apply({"params": params}, images, method=method)
 
 
 def read(path, arch="", dataset="", data_dir="", image_size=0):
@@ -82,19 +87,12 @@ def read(path, arch="", dataset="", data_dir="", image_size=0):
     UserError: it cannot be read, or nothing is known of it.
   """
   given = pretrained.read(path)
-  if not given.architecture:
-    known = ", ".join(models.ARCHITECTURES)
-    raise UserError(f"{path} holds no weights of any of {known}")
-  arch, dataset = classifier.identify(path, given.about, arch, dataset)
   about = given.about
   if image_size:
     about = about | {
       "model": about.get("model", {}) | {"image_size": image_size}
     }
-  model = classifier.build(arch, about, dataset)
-  params, lines = pretrained.fit(given, model, str(path))
-  for line in lines:
-    cli.say(line)
+  model, params, dataset = classifier.network(given, about, arch, dataset)
   if not dataset:
     raise UserError(f"{path} does not say what it was trained on: --dataset")
   source = classifier.own_set(about, dataset, model.image_size, data_dir)

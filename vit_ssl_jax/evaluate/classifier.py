@@ -127,19 +127,12 @@ def read(path, arch="", dataset="", data_dir=""):
     return of_program(path, arch, dataset, data_dir)
   given = pretrained.read(path)
   about, num_classes = given.about, given.num_classes
-  if not given.architecture:
-    known = ", ".join(models.ARCHITECTURES)
-    raise UserError(f"{path} holds no weights of any of {known}")
-  if not num_classes:
+  if given.architecture and not num_classes:
     raise UserError(
       f"{path} is a {about.get('part', 'backbone')} and knows no classes:"
       " give what was fine-tuned (configs/finetune.py)"
     )
-  arch, dataset = identify(path, about, arch, dataset)
-  backbone = build(arch, about, dataset)
-  params, lines = pretrained.fit(given, backbone, str(path))
-  for line in lines:
-    cli.say(line)
+  backbone, params, dataset = network(given, about, arch, dataset)
   source = own_set(about, dataset, backbone.image_size, data_dir)
   classes, source = complete(path, about, num_classes, source)
   mesh = meshes.make_mesh(1, jax.device_count())
@@ -160,6 +153,30 @@ def read(path, arch="", dataset="", data_dir=""):
     about.get("step"),
     given.workdir,
   )
+
+
+def network(given, about, arch, dataset):
+  """The model of weights, without classes; its parameters; its set's name.
+
+  Args:
+    given: a `Pretrained`.
+    about: what is known of it, which may differ from what it says.
+    arch, dataset: of `read`.
+
+  Raises:
+    UserError: it is of no architecture, or does not fit, or nothing is known
+      of it.
+  """
+  path = given.path
+  if not given.architecture:
+    known = ", ".join(models.ARCHITECTURES)
+    raise UserError(f"{path} holds no weights of any of {known}")
+  arch, dataset = identify(path, about, arch, dataset)
+  model = build(arch, about, dataset)
+  params, lines = pretrained.fit(given, model, path)
+  for line in lines:
+    cli.say(line)
+  return model, params, dataset
 
 
 def of_program(path, arch, dataset, data_dir):

@@ -24,12 +24,11 @@ def probe(kind, backbone, dataset, batch_size):
     untrained, the same on pixels and on features of the untrained network.
   """
   labels = np.asarray(dataset.train_labels), np.asarray(dataset.test_labels)
+  fresh = backbone.untrained()
   sources = {
     "top1": lambda images: backbone.features(images, batch_size),
     "raw_pixels": backbones.pixels,
-    "untrained": lambda images: backbone.untrained().features(
-      images, batch_size
-    ),
+    "untrained": lambda images: fresh.features(images, batch_size),
   }
   found = {"images": len(dataset.test_labels)}
   with cli.progress_bar(len(sources), "probe", label=kind) as bar:

@@ -29,7 +29,7 @@ SETS = {
   "svhn": ("svhn", 32, (4, 2, 4)),
   "tiny_imagenet": ("timnet", 64, (8, 4, 8)),
 }
-# The paper's table 2: top-1 in percent of the best epoch on the test images.
+# The paper's top-1 in percent of the best epoch on the test images.
 PUBLISHED = {
   "cifar10": (96.41, 96.18, 96.42),
   "cifar100": (79.15, 80.95, 80.79),

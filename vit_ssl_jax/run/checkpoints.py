@@ -185,6 +185,7 @@ def restore(workdir, abstract_state):
   for step in found:
     path = pathlib.Path(workdir, FOLDER, str(step)).absolute()
     try:
+      # All read the same files, and so wait for each other or fail alike.
       with hosts.together():
         state, about = load(path, abstract_state)
     except UserError as e:
