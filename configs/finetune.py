@@ -1,81 +1,11 @@
-"""Stage 2: supervised fine-tuning, the paper's recipe.
+"""Stage 2: supervised fine-tuning; without init_from, from scratch.
 
   python -m main --config=configs/finetune.py:vit,cifar10 --workdir=B \
     --config.init_from=A
 
-Without init_from it trains from scratch. A is a workdir, or a file of weights
-of nearly any kind (docs/weights.md has the list). ARCH is vit, swin or cait.
-The paper's "100 epochs" take three passes over the data each; here an epoch is
-one pass.
-
-The two other methods that the paper compares with are one value each:
-
-  --config.model.locality=spt+lsa  SL-ViT, SL-Swin, SL-CaiT: shifted patch
-                                   tokenisation and locality self-attention
-  --config.drloc.enabled=True      dense relative localisation (ViT and Swin)
-
-Measured results: none yet for the whole recipe. The recipe for `digits` is
-that of `launch/quickstart.sh`; docs/results.md has its figures.
+The values are in vit_ssl_jax/recipes/finetune.py.
 """
 
-import ml_collections
+from vit_ssl_jax.recipes.finetune import get_config
 
-from configs import common
-from vit_ssl_jax.data import registry
-
-
-def get_config(arg=""):
-  """Gives the recipe for "ARCH,DATASET"."""
-  arch, dataset = common.parse(arg)
-  config = common.base(arch, dataset)
-  config.stage = "finetune"
-  config.init_from = ""  # a workdir, or a file of weights; "" is scratch
-  config.epochs = 300
-  config.batch_size = 256
-  config.evaluate_every_epochs = 3
-
-  config.optim = ml_collections.ConfigDict(
-    {
-      "learning_rate": 1e-3,
-      "min_learning_rate": 1e-6,
-      "warmup_epochs": 30,
-      "weight_decay": 0.05,
-    }
-  )
-  config.label_smoothing = 0.1
-  config.drloc = ml_collections.ConfigDict(
-    {
-      "enabled": False,
-      # As its authors chose for Swin; for T2T and CvT they chose 0.1, and for
-      # ViT they give none.
-      "weight": 0.5 if arch == "swin" else 0.1,
-      "pairs": 64,  # of tokens, in each image
-    }
-  )
-  config.mix = ml_collections.ConfigDict(
-    {"probability": 0.5, "mixup_alpha": 1.0, "cutmix_alpha": 1.0}
-  )
-  config.augment = ml_collections.ConfigDict(
-    {
-      "flip_probability": 0.5,
-      "crop_padding": 4,
-      "autoaugment": registry.get(dataset).autoaugment,  # "" is none
-      "erasing_probability": 0.25,
-      "erasing_area": (0.02, 0.4),
-      "erasing_aspect": (0.3, 1 / 0.3),
-    }
-  )
-  if dataset == "digits":
-    digits(config)
-  return config
-
-
-def digits(config):
-  """The recipe for small sets of small, centred, grey images."""
-  config.epochs = 40
-  config.batch_size = 64
-  config.evaluate_every_epochs = 5
-  config.optim.warmup_epochs = 5
-  config.augment.flip_probability = 0.0
-  config.augment.crop_padding = 1
-  config.augment.erasing_probability = 0.0
+__all__ = ["get_config"]

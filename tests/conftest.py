@@ -26,9 +26,12 @@ import numpy as np
 import pytest
 from launching import Tools
 
-from configs import finetune as finetune_recipe, pretrain as pretrain_recipe
 from vit_ssl_jax import models
 from vit_ssl_jax.parallel import mesh as meshes
+from vit_ssl_jax.recipes import (
+  finetune as finetune_recipe,
+  pretrain as pretrain_recipe,
+)
 from vit_ssl_jax.run import checkpoints, schema
 from vit_ssl_jax.train import finetune
 

@@ -73,13 +73,3 @@ def test_arguments_that_make_no_sense(arguments, words, capsys):
   printed = capsys.readouterr().err
   assert words in printed
   assert len(printed.splitlines()) == 1
-
-
-def test_needs_a_clone(monkeypatch, capsys):
-  monkeypatch.setitem(sys.modules, "configs", None)
-  monkeypatch.setitem(sys.modules, "configs.pretrain", None)
-  with pytest.raises(SystemExit):
-    benchmark.main([])
-  assert (
-    "run the benchmark in a clone of the project" in capsys.readouterr().err
-  )

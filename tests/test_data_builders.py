@@ -21,7 +21,6 @@ from PIL import Image
 from sklearn import datasets
 from tensorflow_datasets.core.download import checksums
 
-from configs import finetune
 from vit_ssl_jax.data import builders, registry, tfds_sets
 from vit_ssl_jax.data.builders.cinic10 import NAMES, Cinic10
 from vit_ssl_jax.data.builders.fgvc_aircraft import FgvcAircraft, without_banner
@@ -29,6 +28,7 @@ from vit_ssl_jax.data.builders.stanford_cars import StanfordCars
 from vit_ssl_jax.data.builders.tiny_imagenet import TinyImagenet
 from vit_ssl_jax.data.load import load
 from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.recipes import finetune
 
 NOWHERE = "http://127.0.0.1:9/file"
 WNIDS = ("n03126707", "n01443537", "n02012849")  # not in alphabetic order

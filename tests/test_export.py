@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import finetune as finetune_recipe
 from vit_ssl_jax import evaluate, export as command, interop, models
 from vit_ssl_jax.data import load, pixels
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import classifier as classifiers
 from vit_ssl_jax.export import export
 from vit_ssl_jax.interop import metadata as provenance, pretrained, programs
+from vit_ssl_jax.recipes import finetune as finetune_recipe
 from vit_ssl_jax.run import checkpoints
 from vit_ssl_jax.train import finetune
 

@@ -217,7 +217,7 @@ from vit_ssl_jax import cli, evaluate
 from vit_ssl_jax.run import checkpoints, metrics, workdir
 from vit_ssl_jax.parallel import mesh as sharding
 from vit_ssl_jax.data import batches, cache, inputs
-from configs import finetune
+from vit_ssl_jax.recipes import finetune
 
 index, folder = jax.process_index(), pathlib.Path(sys.argv[1])
 assert jax.process_count() == 2

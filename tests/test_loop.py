@@ -191,8 +191,8 @@ def test_terminated_run_saves_and_says_so(finetune_tiny, tmp_path, monkeypatch):
   """SIGTERM before the first step: one step, one checkpoint, a sentence."""
   real = inputs.open_data
 
-  def open_data(config, mesh):
-    config, dataset, source = real(config, mesh)
+  def open_data(config, mesh, dataset=None):
+    config, dataset, source = real(config, mesh, dataset)
     chosen = source.items(0)
 
     def generate(start):
@@ -445,11 +445,52 @@ def test_warning_of_collapse():
   assert losses.collapse([one] * 60, 16) == "one-hot"
   assert losses.collapse([healthy] * 60, 16) is None
   assert losses.collapse([uniform] * 59 + [healthy], 16) is None
-  lines = [{"step": i} | uniform for i in range(100, 200)]
-  assert "teacher.centering=sinkhorn" in pretrain.warn_of_collapse(
-    lines, 20, 16
-  )
-  assert pretrain.warn_of_collapse(lines, 150, 16) is None
+
+
+FAILING = [(37.7, 0.27), (37.9, 0.24), (38.3, 0.2), (37.3, 0.17)]
+SLOW = [(37.7, 0.27), (37.9, 0.29), (38.0, 0.4), (40.2, 0.9)]
+GOOD = [(42.0, 0.4), (44.0, 0.3), (45.0, 0.25)]
+
+
+@pytest.mark.parametrize(
+  ("history", "dies"), [(FAILING, True), (SLOW, False), (GOOD, False)]
+)
+def test_a_signal_that_dies_is_told_from_a_slow_start(history, dies):
+  evaluated = [{"knn": knn, "signal": signal} for knn, signal in history]
+  assert losses.signal_dies(40.0, evaluated) == dies
+  assert not losses.signal_dies(40.0, evaluated[:2])
+
+
+def test_warning_names_what_to_change(pretrain_tiny):
+  top = float(np.log(16))
+  uniform = {"loss": top, "teacher_entropy": top, "teacher_kl": 0.0}
+  alive = {"loss": 2.7, "teacher_entropy": 2.6, "teacher_kl": 0.2}
+  evaluated = [{"knn": knn, "signal": signal} for knn, signal in FAILING]
+  parts = pretrain.make(pretrain_tiny, 3)
+
+  def warn(values, steps_per_epoch=3, share=0.2, untrained=40.0):
+    lines = [{"step": i} | values for i in range(100, 200)]
+    return pretrain.warn_of_collapse(
+      *(parts, steps_per_epoch, lines, evaluated),
+      *({"knn_untrained": untrained}, share),
+    )
+
+  assert "collapsed to uniform" in warn(uniform)
+  assert "teacher.centering=sinkhorn" in warn(uniform)
+  assert warn(uniform, steps_per_epoch=150) is None
+  assert "0.270, then 0.170 nats" in warn(alive)
+  assert "only 3 steps an epoch" in warn(alive)
+  assert warn(alive, share=0.05) is None
+  assert warn(alive, untrained=30.0) is None
+
+
+def test_a_hopeless_run_is_stopped(pretrain_tiny, tmp_path, monkeypatch):
+  monkeypatch.setattr(pretrain, "warn_of_collapse", lambda *_: "no signal")
+  pretrain_tiny.on_collapse = "stop"
+  with pytest.raises(UserError, match="stopped at step 1: no signal"):
+    pretrain.run(pretrain_tiny, tmp_path)
+  monkeypatch.undo()
+  assert pretrain.run(pretrain_tiny, tmp_path)["step"] == 9
 
 
 def test_events_can_be_read(tmp_path):

@@ -4,9 +4,9 @@ import pathlib
 
 import pytest
 
-from configs import finetune, pretrain
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.recipes import finetune, pretrain
 from vit_ssl_jax.run import keys, schema
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -20,13 +20,15 @@ def test_every_recipe_fits_and_every_key_is_used():
         config = recipe.get_config(f"{arch},{dataset}")
         schema.check(config)
         used |= schema.flat(config).keys()
+      used |= schema.flat(recipe.get_config(f"{arch},npz:x.npz")).keys()
   assert used == keys.KEYS.keys()
 
 
 def page_of_keys():
   modules = {"Pretraining": pretrain, "Fine-tuning": finetune}
   return schema.markdown(
-    {title: x.get_config("vit,cifar10") for title, x in modules.items()}
+    {title: x.get_config("vit,cifar10") for title, x in modules.items()},
+    {title: x.get_config("vit,folder:/path") for title, x in modules.items()},
   )
 
 

@@ -118,6 +118,14 @@ def say(text):
     tqdm.tqdm.write(text, file=sys.stderr)
 
 
+def duration(seconds):
+  """A time in words, such as "12 minutes"."""
+  for unit, size in (("hours", 3600), ("minutes", 60)):
+    if seconds >= 1.5 * size:
+      return f"{seconds / size:.{int(unit == 'hours')}f} {unit}"
+  return f"{max(1, round(seconds))} seconds"
+
+
 def progress_bar(total, unit, *, initial=0, label=None, disable=False):
   """A bar with the rate and the time left, on standard error."""
   return tqdm.tqdm(
@@ -136,11 +144,15 @@ def progress_bar(total, unit, *, initial=0, label=None, disable=False):
 def stop_signals():
   """Yields an Event that SIGINT and SIGTERM set, for an orderly stop.
 
-  A second signal stops at once. Of several processes JAX itself hears SIGTERM
-  and tells all (`hosts.reached_preemption`), so that SIGINT is passed on as
-  SIGTERM, and the Event is never set.
+  A second signal stops at once. A thread that is not the main one hears none.
+  Of several processes JAX itself hears SIGTERM and tells all
+  (`hosts.reached_preemption`), so that SIGINT is passed on as SIGTERM, and the
+  Event is never set.
   """
   stopping = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield stopping  # signals are the main thread's
+    return
   alone = hosts.alone()
   numbers = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
 

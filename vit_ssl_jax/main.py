@@ -32,6 +32,7 @@ What the paper compares with, each by one value of the fine-tuning recipe:
 import difflib
 import importlib.util
 import pathlib
+import shlex
 import sys
 
 from absl import app, flags
@@ -150,3 +151,20 @@ def main(argv):
     return
   shown = {k: v for k, v in result.items() if isinstance(v, int | float)}
   print(tables.table(("result", ""), shown.items()))
+  for line in outlook(FLAGS.config, FLAGS.workdir):
+    print(line)
+
+
+def outlook(config, workdir):
+  """Lines on what to do next, and on what there is to compare with."""
+  from vit_ssl_jax.run import workdir as workdirs
+
+  if config.stage == "pretrain":
+    recipe = f"configs/finetune.py:{config.model.name},{config.dataset}"
+    command = ["python", "-m", "main", f"--config={recipe}"]
+    command += [f"--workdir={workdir}_finetuned"]
+    command += [f"--config.init_from={workdir}"]
+    yield f"next: {shlex.join(command)}"
+  elif config.init_from:
+    for path, top1 in workdirs.scratch_beside(workdir):
+      yield f"from scratch: {top1:.2f} ({path})"

@@ -1,12 +1,11 @@
 """The steps that are measured or compiled: those of training by its recipes."""
 
-import importlib
 import types
 
 import jax
 import numpy as np
 
-from vit_ssl_jax import models
+from vit_ssl_jax import models, recipes
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.train import finetune, pretrain
@@ -24,13 +23,7 @@ def make_config(stage, arch, args, settings):
     UserError: there is no such recipe, key or value.
   """
   try:
-    recipe = importlib.import_module(f"configs.{stage}")
-    config = recipe.get_config(f"{arch},{args.dataset}").lock()
-  except ModuleNotFoundError as e:
-    raise UserError(
-      "there is no package configs here: run the benchmark in a clone of the"
-      " project"
-    ) from e
+    config = recipes.get(stage, f"{arch},{args.dataset}").lock()
   except ValueError as e:
     raise UserError(str(e)) from e
   config.update(dtype=args.dtype, mean=(0.5,) * 3, std=(0.25,) * 3)

@@ -26,8 +26,8 @@ KEYS = (
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def open_data(config, mesh):
-  """Loads a config's data set and says what it is.
+def open_data(config, mesh, dataset=None):
+  """Loads a config's data set, where it is not given, and says what it is.
 
   Returns:
     The config with the mean and standard deviation that it left to the set, a
@@ -36,7 +36,8 @@ def open_data(config, mesh):
   Raises:
     UserError: as of `load.load` and `batches.make_source`.
   """
-  dataset = load(config)
+  if dataset is None:
+    dataset = load(config)
   config = config.copy_and_resolve_references()
   with config.ignore_type():  # lists, where it was read from JSON
     config.update(mean=dataset.mean, std=dataset.std)

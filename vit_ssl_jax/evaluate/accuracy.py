@@ -20,12 +20,14 @@ def make_predict(model, mean, std):
 def parts(dataset):
   """What a `load.Dataset` is evaluated on: (prefix of names, images, labels).
 
-  The test images, whose figures have no prefix, and any validation images.
+  The test images, whose figures have no prefix, and the validation images, of
+  each of which there may be none.
   """
-  found = [("", dataset.test_images, dataset.test_labels)]
-  if len(dataset.val_labels):
-    found.append(("val_", dataset.val_images, dataset.val_labels))
-  return found
+  found = [
+    ("", dataset.test_images, dataset.test_labels),
+    ("val_", dataset.val_images, dataset.val_labels),
+  ]
+  return [part for part in found if len(part[2])]
 
 
 def extract(function, images, batch_size, batch_sharding):

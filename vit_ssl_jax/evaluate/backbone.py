@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-import numpy as np
 
 from vit_ssl_jax import models
 from vit_ssl_jax.augment import multi_crop
@@ -42,7 +41,7 @@ class Backbone:
     fresh = models.init(self.model, jax.random.key(0))
     return dataclasses.replace(self, params=fresh)
 
-  def apply(self, method: str) -> Callable:
+  def apply(self, method: str | None) -> Callable:
     """Makes images (B, S, S, 3) uint8 -> what the model's `method` gives."""
 
     mean, std = tuple(self.data["mean"]), tuple(self.data["std"])
@@ -52,10 +51,17 @@ class Backbone:
 
   def features(self, images, batch_size):
     """Images (N, S, S, 3) uint8 -> (N, D) float32."""
+    return self.extract("features", images, batch_size)
+
+  def extract(self, method, images, batch_size):
+    """Images (N, S, S, 3) uint8 -> what the model's `method` gives, (N, ...).
+
+    Without a method it is what the model itself gives.
+    """
     mesh = meshes.make_mesh(1, jax.device_count())
     with jax.set_mesh(mesh):
       return accuracy.extract(
-        self.apply("features"),
+        self.apply(method),
         images,
         batch_size,
         meshes.batch_sharding(mesh),
@@ -101,9 +107,3 @@ def read(path, arch="", dataset="", data_dir="", image_size=0):
   params = {k: x for k, x in params.items() if k != "head"}
   step = about.get("step")
   return Backbone(str(path), model, params, source, step, given.workdir), loaded
-
-
-def pixels(images):
-  """Images (N, S, S, 3) uint8 as features (N, S · S · 3) in [0, 1]."""
-  images = np.asarray(images)
-  return images.reshape(len(images), -1).astype(np.float32) / 255

@@ -3,8 +3,7 @@
 import numpy as np
 
 from vit_ssl_jax import cli
-from vit_ssl_jax.evaluate import backbone as backbones
-from vit_ssl_jax.evaluate.knn import knn_accuracy
+from vit_ssl_jax.evaluate.knn import knn_accuracy, pixels
 from vit_ssl_jax.evaluate.linear import linear_accuracy
 
 KINDS = ("knn", "linear")
@@ -21,13 +20,14 @@ def probe(kind, backbone, dataset, batch_size):
 
   Returns:
     A dict that JSON can hold: images; and in percent top1, raw_pixels and
-    untrained, the same on pixels and on features of the untrained network.
+    untrained, the same on pixels less the set's mean, and on features of the
+    untrained network.
   """
   labels = np.asarray(dataset.train_labels), np.asarray(dataset.test_labels)
   fresh = backbone.untrained()
   sources = {
     "top1": lambda images: backbone.features(images, batch_size),
-    "raw_pixels": backbones.pixels,
+    "raw_pixels": lambda images: pixels(images, dataset.mean),
     "untrained": lambda images: fresh.features(images, batch_size),
   }
   found = {"images": len(dataset.test_labels)}

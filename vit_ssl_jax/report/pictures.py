@@ -75,6 +75,28 @@ def draw_views(fig, config, image):
     axes.set_axis_off()
 
 
+def contact_sheet(path, config, rows):
+  """Draws images by class, and the views that pretraining makes of one.
+
+  Args:
+    path: where the PNG goes.
+    config: the pretraining's config, whose mean and std may be missing.
+    rows: (class, images (N, H, W, 3) uint8) pairs.
+  """
+  most = max(len(images) for _, images in rows)
+  fig = figure.Figure(figsize=(most + 2, len(rows) + 2), layout="constrained")
+  above, below = fig.subfigures(2, height_ratios=[len(rows), 1.6])
+  grid = above.subplots(len(rows), most, squeeze=False)
+  for axes, (name, images) in zip(grid, rows, strict=True):
+    for axis in axes:
+      axis.set_axis_off()
+    for axis, image in zip(axes, images, strict=False):
+      axis.imshow(image)
+    axes[0].set_title(name, fontsize=9, loc="left")
+  draw_views(below, config, rows[0][1][0])
+  fig.savefig(path, dpi=90)
+
+
 def draw_attention(fig, images, maps):
   """Images above where the last block looks in them."""
   fig.suptitle("Where the teacher looks (last block, all heads)")

@@ -132,6 +132,7 @@ KEYS = {
   "init_from": text("a workdir, or a file of weights; '' is scratch"),
   "epochs": whole("passes over the training images", 1),
   "batch_size": whole("images a step, of all devices together", 1),
+  "budget": text("of time (30m, 2h) or of steps; '' is what suits the set"),
   "evaluate_every_epochs": whole("how often the test images are used", 1),
   # The model.
   "model.name": choice("architecture", "vit", "swin", "cait"),
@@ -196,6 +197,9 @@ KEYS = {
   "keep_every_epochs": whole("a checkpoint that is kept; 0 is none", 0),
   "evaluate_batch_size": whole("images", 1),
   "tensorboard": flag("whether events are written"),
+  "on_collapse": choice(
+    "a pretraining in which nothing is being learnt", "warn", "stop"
+  ),
   "on_nonfinite": choice(
     "a step whose loss or gradients are not finite", "stop", "skip"
   ),

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import pathlib
+import statistics
 import time
 
 import jax
@@ -18,6 +19,9 @@ from vit_ssl_jax.parallel import hosts
 NAME = "metrics.jsonl"
 RECENT = 100  # lines that are kept at hand
 MOST_SKIPPED = 10  # steps in a row that are not finite, with which a run ends
+# How far the teacher's targets of a batch differ from image to image, in nats.
+SIGNAL = "teacher_kl"
+EVALUATED = {"knn", "top1"}  # figures on the test images
 VAL = "val_"  # begins the names of figures on validation images
 
 
@@ -62,6 +66,8 @@ class Recorder:
   Attributes:
     digest: SHA-256 of the lines until now.
     recent: the last lines, dicts with "step", "epoch", "seconds" and values.
+    evaluated: the lines of steps after which the model was evaluated, each with
+      "signal", the median of the last lines' `SIGNAL`.
     warned: the warning that the user has been given, or None.
   """
 
@@ -100,7 +106,9 @@ class Recorder:
     # Of the steps before, how many in a row were skipped.
     flags = ("skipped" in line for line in reversed(kept))
     self.skipped = len(list(itertools.takewhile(bool, flags)))
-    self.recent = collections.deque(kept[-RECENT:], RECENT)
+    self.recent = collections.deque(maxlen=RECENT)
+    self.evaluated = []
+    self.remember(kept)
     found = [v for x in kept for k, v in x.items() if k.startswith(VAL)]
     self.best = max(found, default=-1.0)
     earlier = kept[-1]["seconds"] if kept else 0.0
@@ -181,9 +189,18 @@ class Recorder:
         f.write(self.encode(good))
     if self.events is not None:
       self.written.append(self.thread.submit(write_events, self.events, good))
-    self.recent.extend(good)
+    self.remember(good)
     if bad:
       raise NotFiniteError(lines[bad[0]]["step"], bad[1])
+
+  def remember(self, lines):
+    """Keeps the recent lines, and those with figures of an evaluation."""
+    for line in lines:
+      self.recent.append(line)
+      if not EVALUATED.isdisjoint(line):
+        signal = [x[SIGNAL] for x in self.recent if SIGNAL in x]
+        middle = {"signal": statistics.median(signal)} if signal else {}
+        self.evaluated.append(line | middle)
 
   def not_finite(self, line):
     """What in a line ends the run because it is not finite, or None.

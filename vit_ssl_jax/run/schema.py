@@ -133,11 +133,12 @@ def rows(config):
       yield name, value, KEYS[name].possible, KEYS[name].meaning
 
 
-def markdown(recipes):
+def markdown(recipes, own):
   """docs/config.md.
 
   Args:
-    recipes: title -> ConfigDict.
+    recipes: title -> ConfigDict of a set of the paper's.
+    own: title -> ConfigDict of images of one's own.
   """
   lines = [
     "# Config keys",
@@ -147,8 +148,30 @@ def markdown(recipes):
     "is made by `PYTHONPATH=. python tests/test_schema.py`.",
   ]
   for title, config in recipes.items():
-    lines += ["", f"## {title}", "", "| key | value | possible | meaning |"]
-    lines.append("|---|---|---|---|")
-    for name, value, possible, meaning in rows(config):
-      lines.append(f"| `{name}` | `{value!r}` | {possible} | {meaning} |")
+    lines += ["", f"## {title}", "", *table(rows(config))]
+  lines += [
+    "",
+    "## Images of your own",
+    "",
+    "The keys that differ for `folder:` and `npz:` sets. What is `by a rule`",
+    "follows from the images, the device and the budget; see",
+    "[own_images.md](own_images.md).",
+  ]
+  for title, config in own.items():
+    paper = flat(recipes[title])
+    differ = [
+      row
+      for row in rows(config)
+      if row[:2] not in paper.items() and row[0] != "dataset"
+    ]
+    lines += ["", f"### {title}", "", *table(differ)]
   return "\n".join(lines) + "\n"
+
+
+def table(rows):
+  """Lines of a Markdown table of keys."""
+  yield "| key | value | possible | meaning |"
+  yield "|---|---|---|---|"
+  for name, value, possible, meaning in rows:
+    shown = "by a rule" if value is None else f"`{value!r}`"
+    yield f"| `{name}` | {shown} | {possible} | {meaning} |"

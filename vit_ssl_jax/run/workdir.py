@@ -37,6 +37,7 @@ MAY_CHANGE = (
   "remat",
   "fast_attention",
   "steps_per_dispatch",
+  "on_collapse",
 )
 # How long a process waits for the first one's file to show itself, in seconds.
 PATIENCE = 10
@@ -263,6 +264,42 @@ def finished(workdir, step):
   except (OSError, ValueError, TypeError, KeyError):
     cli.say(f"warning: {path} is damaged")
     return None
+
+
+def scratch_beside(workdir):
+  """Runs from scratch in the same folder, on the same images and as long.
+
+  Yields:
+    (workdir, top-1 in percent) of each that has finished.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  own = schema.flat(schema.read_config(workdir))
+  for path in sorted(workdir.parent.glob("*/result.json")):
+    try:
+      other = schema.flat(schema.read_config(path.parent))
+      top1 = files.read_json(path).get("top1")
+    except UserError:
+      continue
+    differ = {k for k in own | other if own.get(k) != other.get(k)}
+    differ -= {*MAY_CHANGE, "mean", "std"}
+    if differ == {"init_from"} and other["init_from"] == "" and top1:
+      yield path.parent, top1
+
+
+def baselines(workdir, measure):
+  """What was measured before a run's first step, kept in baselines.json.
+
+  Args:
+    workdir: the run's folder.
+    measure: () -> a dict of figures, where the file is not there.
+  """
+  path = pathlib.Path(workdir, "baselines.json")
+  found = hosts.same(files.read_json(path) if path.is_file() else None)
+  if found is None:
+    found = hosts.same(measure())
+    if hosts.first() and found:
+      files.write(path, json.dumps(found, indent=2) + "\n")
+  return found
 
 
 def write_result(workdir, state, summarize, figures):

@@ -17,7 +17,14 @@ from vit_ssl_jax.evaluate.accuracy import make_predict
 from vit_ssl_jax.interop import pretrained
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
-from vit_ssl_jax.train import gradients, loop, losses, optimizers, schedules
+from vit_ssl_jax.train import (
+  budget,
+  gradients,
+  loop,
+  losses,
+  optimizers,
+  schedules,
+)
 
 
 @flax.struct.dataclass
@@ -218,8 +225,13 @@ def make_stage(config, dataset, steps_per_epoch, mesh, given=None):
   )
 
 
-def run(config, workdir):
+def run(config, workdir, dataset=None):
   """Fine-tunes a classifier in `workdir`, or resumes there.
+
+  Args:
+    config: the run's ConfigDict.
+    workdir: its folder.
+    dataset: a `load.Dataset`; None is the one that the config names.
 
   Returns:
     The content of result.json: `top1` after the last step and
@@ -230,6 +242,7 @@ def run(config, workdir):
   Raises:
     UserError: something given does not fit; the message says what.
   """
+  config = budget.complete(config, workdir, make_stage, dataset)
   workdirs.claim(config, workdir)
   model = models.from_config(config, num_classes=0)
   # What does not fit is said before the data set is read. A run that resumes
@@ -237,7 +250,8 @@ def run(config, workdir):
   given = None
   if config.init_from and not checkpoints.steps(workdir):
     given = read_init(config, model)
-  return loop.run(config, workdir, functools.partial(make_stage, given=given))
+  make = functools.partial(make_stage, given=given)
+  return loop.run(config, workdir, make, dataset)
 
 
 def summarize(lines):

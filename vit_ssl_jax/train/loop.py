@@ -18,6 +18,8 @@ from vit_ssl_jax.parallel import hosts, mesh as meshes
 from vit_ssl_jax.run import checkpoints, keys, metrics, workdir as workdirs
 from vit_ssl_jax.train import losses
 
+ESTIMATED_AFTER = 20  # steps
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -33,7 +35,9 @@ class Stage:
     summarize: (all lines of metrics) -> dict of final figures.
     parameters: how many the network has that the stage is for.
     trained: (state) -> the pytree of parameters that gradients are of.
-    warn: (the recent lines) -> a sentence for the user, or None.
+    warn: (the recent lines, the evaluated ones, the baselines, the step's share
+      of the run) -> a sentence for the user, or None. See `metrics.Recorder`.
+    baselines: () -> figures in percent of what there is before any training.
   """
 
   init: Callable[[], Any]
@@ -42,7 +46,8 @@ class Stage:
   summarize: Callable[[list], dict]
   parameters: int
   trained: Callable[[Any], Any]
-  warn: Callable[[list], str | None] = lambda lines: None
+  warn: Callable[[list, list, dict, float], str | None] = lambda *_: None
+  baselines: Callable[[], dict] = dict
 
 
 def init_key(config):
@@ -55,13 +60,14 @@ def step_key(config):
   return jax.random.split(jax.random.key(config.seed))[1]
 
 
-def run(config, workdir, make_stage):
+def run(config, workdir, make_stage, dataset=None):
   """Trains from the newest checkpoint, or from the start, to the end.
 
   Args:
     config: the run's ConfigDict, which `workdir.claim` has accepted.
     workdir: the run's folder.
     make_stage: (config, dataset, steps_per_epoch, mesh) -> `Stage`.
+    dataset: a `load.Dataset`; None is the one that the config names.
 
   Returns:
     The content of result.json.
@@ -73,7 +79,7 @@ def run(config, workdir, make_stage):
   mesh = meshes.make_mesh(
     config.mesh.fsdp, config.batch_size, config.accumulate_steps
   )
-  config, dataset, source = inputs.open_data(config, mesh)
+  config, dataset, source = inputs.open_data(config, mesh, dataset)
   stage = make_stage(config, dataset, source.steps_per_epoch, mesh)
   plan = Plan(config, source.steps_per_epoch)
   plan.check()
@@ -88,9 +94,14 @@ def run(config, workdir, make_stage):
       f" {jax.devices()[0].device_kind}"
       + (f": resuming from step {start} of {plan.total}" if start else "")
     )
+    baselines = workdirs.baselines(workdir, stage.baselines)
+    for name, value in baselines.items():
+      cli.say(f"before training: {name} {value:.2f} %")
     dispatch, most = make_dispatch(config, source, stage.step, shardings)
     try:
-      with training(workdir, plan, stage, state, start, lines) as loop:
+      with training(
+        workdir, plan, stage, state, start, lines, baselines
+      ) as loop:
         state, reached = loop.train(
           state, start, source.items(start), dispatch, most
         )
@@ -102,7 +113,9 @@ def run(config, workdir, make_stage):
         figures = loop.final_figures(state, reached)
     except metrics.NotFiniteError as e:
       raise not_finite(e, workdir) from e
-    return workdirs.write_result(workdir, state, stage.summarize, figures)
+    return workdirs.write_result(
+      workdir, state, stage.summarize, baselines | figures
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +190,7 @@ class Loop:
   bar: Any
   clock: "Clock"
   stopping: Any
+  baselines: dict
 
   def train(self, state, start, items, dispatch, most):
     """Makes the steps after `start`; the last state and its step.
@@ -194,6 +208,7 @@ class Loop:
         self.bar.unpause()
       else:
         self.clock.steps += len(steps)
+        self.estimate(steps)
       stops = self.stopping.is_set() or hosts.reached_preemption(number)
       reached = steps[-1]
       self.after(reached, state, stops)
@@ -202,6 +217,14 @@ class Loop:
     jax.block_until_ready(state)
     self.clock.pause()
     return state, reached
+
+  def estimate(self, steps):
+    """Says once, early on, how long the run will take."""
+    if not steps.start <= ESTIMATED_AFTER < steps.stop:
+      return
+    seconds = time.perf_counter() - self.clock.since
+    left = (self.plan.stop - steps[-1]) * seconds / self.clock.steps
+    cli.say(f"about {cli.duration(left)} to go, by the first steps")
 
   def after(self, step, state, stops):
     """Does what is due after a step, and saves where it was the last one."""
@@ -249,14 +272,20 @@ class Loop:
     if not lines:
       return
     self.bar.set_postfix({"loss": f"{lines[-1]['loss']:.4g}"}, refresh=False)
-    warning = self.stage.warn(lines) or losses.warn_of_jump(lines)
+    step = lines[-1]["step"]
+    hopeless = self.stage.warn(
+      *(lines, self.recorder.evaluated, self.baselines, step / self.plan.total)
+    )
+    if hopeless and self.plan.config.get("on_collapse") == "stop":
+      raise UserError(f"stopped at step {step}: {hopeless}")
+    warning = hopeless or losses.warn_of_jump(lines)
     if warning and warning != self.recorder.warned:
-      cli.say(f"warning: step {lines[-1]['step']}: {warning}")
+      cli.say(f"warning: step {step}: {warning}")
     self.recorder.warned = warning
 
 
 @contextlib.contextmanager
-def training(workdir, plan, stage, state, start, lines):
+def training(workdir, plan, stage, state, start, lines, baselines):
   """Yields a `Loop` that begins after step `start`, with `state`."""
   config = plan.config
   # TensorBoard's writer needs TensorFlow, which a run on an npz does without.
@@ -281,7 +310,9 @@ def training(workdir, plan, stage, state, start, lines):
     cli.stop_signals() as stopping,
     bar,
   ):
-    yield Loop(plan, stage, saver, recorder, bar, Clock(), stopping)
+    yield Loop(
+      *(plan, stage, saver, recorder, bar, Clock(), stopping, baselines)
+    )
 
 
 def first_state(workdir, mesh, init):

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+# Percent by which a k-NN has to be above the untrained network's.
+MARGIN = 0.5
+
 
 def centered_targets(logits, center, temperature):
   """Teacher targets by centring and sharpening (Caron et al., 2021, eq. 1, 4).
@@ -125,6 +128,26 @@ def collapse(lines, outputs):
   if near("teacher_entropy", 0) and near("teacher_kl", 0):
     return "one-hot"
   return None
+
+
+def signal_dies(untrained, evaluated):
+  """Whether a pretraining learns nothing, and is not about to.
+
+  Its features are no better than the untrained network's, and the teacher's
+  targets differ less and less from image to image. In a run that only starts
+  slowly they differ more and more before the features get better.
+
+  Args:
+    untrained: k-NN top-1 of the untrained network, in percent.
+    evaluated: lines of metrics with "knn" and "signal", the divergence of the
+      teacher's targets from their mean at that time.
+  """
+  if len(evaluated) < 3:
+    return False
+  first, before, now = (evaluated[i] for i in (0, -2, -1))
+  no_better = all(x["knn"] <= untrained + MARGIN for x in (before, now))
+  sinks = now["signal"] < min(first["signal"], before["signal"])
+  return no_better and sinks
 
 
 def warn_of_jump(lines):

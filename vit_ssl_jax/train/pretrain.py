@@ -19,7 +19,18 @@ from vit_ssl_jax import evaluate, models
 from vit_ssl_jax.augment import multi_crop
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.run import metrics, workdir as workdirs
-from vit_ssl_jax.train import gradients, loop, losses, optimizers, schedules
+from vit_ssl_jax.train import (
+  budget,
+  gradients,
+  loop,
+  losses,
+  optimizers,
+  schedules,
+)
+
+# The share of a run after which its signal is judged.
+JUDGED_AFTER = 0.1
+FEW_STEPS = 10  # an epoch
 
 
 @flax.struct.dataclass
@@ -265,60 +276,79 @@ def make_step(parts):
 
 
 def make_evaluate(parts, dataset):
-  """Makes (state, due) -> the teacher's k-NN top-1 in percent, where due."""
+  """Makes what measures k-NN top-1 in percent.
+
+  Returns:
+    (state, due) -> that of the teacher's features, where due; and () -> that of
+    raw pixels and of the untrained network.
+  """
   config, mesh = parts.config, parts.mesh
+  batch, sharding = config.evaluate_batch_size, meshes.batch_sharding(mesh)
 
   @jax.jit
   def features(params, images):
     images = multi_crop.evaluation_view(images, config.mean, config.std)
     return parts.model.apply({"params": params}, images, method="features")
 
-  def evaluate_state(state, due):
-    if not due:
-      return {}
-    backbone = state.teacher["backbone"]
-
-    def extract(images):
-      return evaluate.extract(
-        lambda images: features(backbone, images),
-        images,
-        config.evaluate_batch_size,
-        meshes.batch_sharding(mesh),
-      )
-
-    train = extract(dataset.train_images)
+  def knn(extract):
+    sets = evaluate.parts(dataset)
+    train = extract(dataset.train_images) if sets else None
+    classes = len(dataset.classes)
     return {
       f"{prefix}knn": evaluate.knn_accuracy(
-        train,
-        dataset.train_labels,
-        extract(images),
-        labels,
-        len(dataset.classes),
+        train, dataset.train_labels, extract(images), labels, classes
       )
-      for prefix, images, labels in evaluate.parts(dataset)
+      for prefix, images, labels in sets
     }
 
-  return evaluate_state
+  def of_network(params):
+    return knn(
+      lambda images: evaluate.extract(
+        lambda x: features(params, x), images, batch, sharding
+      )
+    )
+
+  def evaluate_state(state, due):
+    return of_network(state.teacher["backbone"]) if due else {}
+
+  def baselines():
+    fresh = init_state(parts, loop.init_key(config)).teacher["backbone"]
+    found = {
+      "raw_pixels": knn(lambda images: evaluate.pixels(images, config.mean)),
+      "untrained": of_network(fresh),
+    }
+    return {
+      f"{name}_{source}": value
+      for source, values in found.items()
+      for name, value in values.items()
+    }
+
+  return evaluate_state, baselines
 
 
 def make_stage(config, dataset, steps_per_epoch, mesh):
   """Stage 1 as the loop runs it."""
   parts = make(config, steps_per_epoch, mesh)
+  evaluate_state, baselines = make_evaluate(parts, dataset)
   return loop.Stage(
     init=jax.jit(functools.partial(init_state, parts, loop.init_key(config))),
     step=make_step(parts),
-    evaluate=make_evaluate(parts, dataset),
+    evaluate=evaluate_state,
+    baselines=baselines,
     summarize=summarize,
     parameters=models.count(parts.model),
     trained=lambda state: state.student,
-    warn=lambda lines: warn_of_collapse(
-      lines, steps_per_epoch, config.head.out_dim
-    ),
+    warn=functools.partial(warn_of_collapse, parts, steps_per_epoch),
   )
 
 
-def run(config, workdir):
+def run(config, workdir, dataset=None):
   """Pretrains in `workdir`, or resumes there.
+
+  Args:
+    config: the run's ConfigDict.
+    workdir: its folder.
+    dataset: a `load.Dataset`; None is the one that the config names.
 
   Returns:
     The content of result.json: `knn`, the top-1 of nearest neighbours on the
@@ -328,9 +358,10 @@ def run(config, workdir):
   Raises:
     UserError: something given does not fit; the message says what.
   """
+  config = budget.complete(config, workdir, make_stage, dataset)
   workdirs.claim(config, workdir)
   models.from_config(config, num_classes=0)  # or an error, before data is read
-  return loop.run(config, workdir, make_stage)
+  return loop.run(config, workdir, make_stage, dataset)
 
 
 def summarize(lines):
@@ -340,19 +371,22 @@ def summarize(lines):
   return last | metrics.best_on_val(lines, "knn")
 
 
-def warn_of_collapse(lines, steps_per_epoch, out_dim):
-  """A sentence where the teacher's outputs have collapsed, with remedies."""
+def warn_of_collapse(
+  parts, steps_per_epoch, lines, evaluated, baselines, share
+):
+  """A sentence where nothing is being learnt, with remedies, or None.
+
+  Args:
+    parts: the `Pretraining`.
+    steps_per_epoch: of the run.
+    lines, evaluated: the recent and the evaluated lines of metrics.
+    baselines: what was measured before training.
+    share: of the run's steps that are done.
+  """
   if len(lines) < 50 or lines[0]["step"] < steps_per_epoch:
     return None
+  out_dim, t = parts.config.head.out_dim, parts.config.teacher
   kind = losses.collapse(lines, out_dim)
-  if kind == "uniform":
-    return (
-      "the teacher's outputs have collapsed to uniform (the loss stays at"
-      f" ln {out_dim} = {math.log(out_dim):.4f}), and nothing is being learnt;"
-      " what helps: teacher.centering=sinkhorn, lower teacher temperatures,"
-      " larger crops (views.global_scale, views.local_scale), less colour"
-      " jitter; see docs/training.md, Small sets"
-    )
   if kind == "one-hot":
     return (
       "the teacher's outputs have collapsed to one (their entropy is 0), and"
@@ -360,4 +394,40 @@ def warn_of_collapse(lines, steps_per_epoch, out_dim):
       " teacher temperatures, a smaller optim.learning_rate; see"
       " docs/training.md, Small sets"
     )
-  return None
+  found = None
+  if kind == "uniform":
+    found = (
+      "the teacher's outputs have collapsed to uniform (the loss stays at"
+      f" ln {out_dim} = {math.log(out_dim):.4f})"
+    )
+  elif share >= JUDGED_AFTER and losses.signal_dies(
+    baselines.get("knn_untrained", 0.0), evaluated
+  ):
+    first, last = (evaluated[i]["signal"] for i in (0, -1))
+    found = (
+      "the teacher's signal is dying: its targets differ less and less from"
+      f" image to image ({first:.3f}, then {last:.3f} nats)"
+    )
+  if not found:
+    return None
+  helps = []
+  if t.centering != "sinkhorn":
+    helps.append("teacher.centering=sinkhorn")
+  if t.temperature > 0.02:
+    helps.append(
+      "teacher.warmup_temperature and teacher.temperature of 0.02 instead of"
+      f" {t.warmup_temperature:g} and {t.temperature:g}"
+    )
+  if steps_per_epoch < FEW_STEPS:
+    helps.append(
+      f"a batch_size below {parts.config.batch_size}, for there are only"
+      f" {steps_per_epoch} steps an epoch"
+    )
+  helps += [
+    "larger crops (views.global_scale, views.local_scale)",
+    "less colour jitter",
+  ]
+  return (
+    f"{found}, and nothing is being learnt; what helps: {', '.join(helps)}; see"
+    " docs/training.md, Small sets"
+  )

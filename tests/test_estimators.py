@@ -1,0 +1,167 @@
+"""Both stages from Python."""
+
+import dataclasses
+import os
+import pickle
+import signal
+
+import numpy as np
+import pytest
+import sklearn.base
+
+import vit_ssl_jax
+from vit_ssl_jax import recipes
+from vit_ssl_jax.data import inputs
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.train import pretrain
+
+TINY = {
+  "model.embed_dim": 8,
+  "model.depth": 1,
+  "model.num_heads": 2,
+  "views.local_views": 1,
+  "evaluate_batch_size": 16,
+}
+TUNING = {"augment.autoaugment": "", "evaluate_batch_size": 16}
+TINY_TUNING = TUNING | {k: v for k, v in TINY.items() if "views" not in k}
+
+
+@pytest.fixture(scope="module")
+def images(tiny_npz):
+  with np.load(tiny_npz.removeprefix("npz:")) as file:
+    labels = np.array(["dark", "bright"])[file["train_labels"]]
+    return file["train_images"], labels
+
+
+@pytest.fixture(scope="module")
+def teacher(images):
+  """A `ViewPrediction` of a few steps."""
+  return vit_ssl_jax.ViewPrediction(budget="3", config=TINY).fit(images[0])
+
+
+@pytest.fixture(scope="module")
+def classifier(images, teacher):
+  """A `Classifier` of a few steps, from the teacher."""
+  return vit_ssl_jax.Classifier(init=teacher, budget="4", config=TUNING).fit(
+    *images
+  )
+
+
+def test_the_numbers_are_those_of_the_command(teacher, tiny_npz, tmp_path):
+  config = recipes.get("pretrain", f"vit,{tiny_npz}")
+  config.budget = "3"
+  config.update_from_flattened_dict(TINY)
+  result = pretrain.run(config, tmp_path)
+  assert teacher.result_["state_sha256"] == result["state_sha256"]
+  assert len(teacher.history_) == result["step"]
+
+
+def test_features(teacher, images):
+  features = teacher.transform(images[0][:5])
+  assert features.shape == (5, 8)
+  assert features.dtype == np.float32
+  grey = images[0][:5, ..., 0]
+  assert teacher.transform(grey).shape == (5, 8)
+  assert np.isfinite(features).all()
+
+
+def test_classifier(classifier, images):
+  proba = classifier.predict_proba(images[0])
+  assert proba.shape == (48, 2)
+  np.testing.assert_allclose(proba.sum(1), 1, rtol=1e-5)
+  assert list(classifier.classes_) == ["bright", "dark"]
+  guesses = classifier.predict(images[0])
+  assert set(guesses) <= {"bright", "dark"}
+  share = np.mean(guesses == images[1])
+  assert classifier.score(*images) == pytest.approx(share)
+  assert classifier.attention(images[0][:3]).shape == (3, 2, 4, 4)
+
+
+def test_saved_and_loaded(classifier, images, tmp_path):
+  classifier.save(tmp_path / "w")
+  again = vit_ssl_jax.Classifier.load(tmp_path / "w")
+  expected = classifier.predict_proba(images[0])
+  np.testing.assert_array_equal(again.predict_proba(images[0]), expected)
+  assert list(again.classes_) == list(classifier.classes_)
+  with pytest.raises(UserError, match="is not empty"):
+    classifier.save(tmp_path / "w")
+  with pytest.raises(UserError, match="is a run of finetune"):
+    vit_ssl_jax.ViewPrediction.load(tmp_path / "w")
+
+
+def test_exported(classifier, tmp_path):
+  said = classifier.export(tmp_path / "x.safetensors", "timm")
+  assert (tmp_path / "x.safetensors").is_file()
+  assert "timm.create_model" in said
+
+
+def test_pickled(teacher, images):
+  again = pickle.loads(pickle.dumps(teacher))
+  np.testing.assert_array_equal(
+    again.transform(images[0][:4]), teacher.transform(images[0][:4])
+  )
+
+
+def test_interrupted_and_gone_on(teacher, images, monkeypatch):
+  real = inputs.open_data
+
+  def open_data(*args):
+    config, dataset, source = real(*args)
+    chosen = source.items(0)
+
+    def items(start):
+      os.kill(os.getpid(), signal.SIGINT)
+      yield from chosen
+
+    return config, dataset, dataclasses.replace(source, items=items)
+
+  made = sklearn.base.clone(teacher)
+  monkeypatch.setattr(inputs, "open_data", open_data)
+  with pytest.raises(KeyboardInterrupt):
+    made.fit(images[0])
+  monkeypatch.undo()
+  made.fit(images[0])
+  assert made.result_["state_sha256"] == teacher.result_["state_sha256"]
+
+
+def test_conventions_of_scikit_learn(teacher):
+  plain = vit_ssl_jax.Classifier("vit", init=teacher, seed=3)
+  again = sklearn.base.clone(plain)
+  assert again.get_params()["seed"] == 3
+  again.set_params(seed=4, budget="5m")
+  assert (again.seed, again.budget) == (4, "5m")
+  with pytest.raises(sklearn.exceptions.NotFittedError):
+    plain.predict_proba(np.zeros((1, 8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+  ("given", "words"),
+  [
+    ({"X": np.zeros((4, 8, 8, 3))}, "they have to be uint8"),
+    ({"X": np.zeros((4, 8), np.uint8)}, r"of shape \(4, 8\)"),
+    ({"X": np.zeros((0, 8, 8), np.uint8)}, "no images"),
+    ({"X": "/nowhere"}, "there is no folder /nowhere"),
+    ({"y": [1, 2]}, "4 images have 2 labels"),
+    ({"y": [1, 1, 1, 1]}, "all labels are 1"),
+    ({"arch": "vti"}, "did you mean 'vit'"),
+    ({"config": {"model.dept": 3}}, "did you mean 'model.depth'"),
+    ({"budget": "soon"}, "has to be a time such as"),
+    ({"workdir": "/proc/x"}, "cannot write"),
+  ],
+)
+def test_what_makes_no_sense(given, words):
+  X = given.pop("X", np.zeros((4, 8, 8, 3), np.uint8))
+  y = given.pop("y", [0, 1, 0, 1])
+  with pytest.raises(UserError, match=words):
+    vit_ssl_jax.Classifier(**given).fit(X, y)
+
+
+def test_folders(tmp_path, images, teacher):
+  from PIL import Image
+
+  for i, (image, name) in enumerate(zip(*images, strict=True)):
+    (tmp_path / name).mkdir(exist_ok=True)
+    Image.fromarray(image).save(tmp_path / name / f"{i}.png")
+  assert teacher.transform(tmp_path).shape == (48, 8)
+  made = vit_ssl_jax.Classifier(budget="1", config=TINY_TUNING).fit(tmp_path)
+  assert list(made.classes_) == ["bright", "dark"]

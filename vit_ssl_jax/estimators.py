@@ -1,0 +1,406 @@
+"""Both stages from Python, by scikit-learn's conventions.
+
+  from vit_ssl_jax import Classifier, ViewPrediction
+
+  teacher = ViewPrediction("vit", budget="10m").fit(images)
+  features = teacher.transform(images)
+  model = Classifier("vit", init=teacher, budget="10m").fit(images, labels)
+  model.predict_proba(more)
+
+They run what `python -m main` runs on an `npz:` set of the same images, with
+the same recipe, and so come to the same numbers. An interrupted `fit` has saved
+a checkpoint, and the next one goes on from there.
+"""
+
+import difflib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+import ml_collections
+import numpy as np
+import scipy.special
+import sklearn.base
+import sklearn.utils.validation
+
+from vit_ssl_jax import cli, export, files, models, recipes
+from vit_ssl_jax.data import facts, folder, load, pixels, statistics
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.evaluate import backbone as backbones
+from vit_ssl_jax.recipes import common, own
+from vit_ssl_jax.run import (
+  checkpoints,
+  metrics,
+  schema,
+  workdir as workdirs,
+)
+from vit_ssl_jax.train import budget, finetune, pretrain
+
+NAME = "npz:in memory"  # what a run calls its images
+BATCH = 512  # images at a time
+
+
+class Estimator(sklearn.base.BaseEstimator):
+  """What both stages share.
+
+  Attributes, after `fit`:
+    config_: every key of the run, nested dicts.
+    result_: what result.json holds.
+    history_: the lines of metrics.jsonl.
+  """
+
+  def run(self, stage, images, labels, classes):
+    """Trains, in a folder of its own unless `workdir` names one."""
+    cli.set_up()
+    config = self.recipe()
+    place = self.workdir or getattr(self, "_unfinished", None)
+    place = place or tempfile.mkdtemp(prefix="vit_ssl_jax_")
+    beside = pathlib.Path(f"{place}_init")
+    init = getattr(self, "init", None)
+    if isinstance(init, Estimator):
+      if not beside.exists():
+        init.save(beside)
+      init = beside
+    if init is not None:
+      config.init_from = str(init)
+      budget.take_sizes(config)
+    if config.model.image_size is None:
+      config.model.image_size = own.image_size(side_of(images))
+    dataset = in_memory(images, labels, classes, config.model.image_size)
+    try:
+      stage.run(config, place, dataset)
+    except KeyboardInterrupt:
+      self._unfinished = place
+      raise
+    self.take(place)
+    self._unfinished = None
+    if place != self.workdir:
+      for path in (place, beside):
+        shutil.rmtree(path, ignore_errors=True)
+    return self
+
+  def recipe(self):
+    """The stage's ConfigDict with this estimator's parameters.
+
+    Raises:
+      UserError: the architecture or a key of `config` is unknown.
+    """
+    if self.arch not in common.MODELS:
+      raise UserError(schema.unknown("arch", self.arch, [*common.MODELS]))
+    config = recipes.get(self.STAGE, f"{self.arch},{NAME}")
+    config.update(budget=self.budget, seed=self.seed)
+    if self.image_size is not None:
+      config.model.image_size = self.image_size
+    known = schema.flat(config)
+    for key, value in (self.config or {}).items():
+      if key not in known:
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"config has an unknown key {key!r}{hint}")
+      try:
+        config.update_from_flattened_dict({key: value})
+      except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise UserError(f"config: {key}={value!r}: {e}") from e
+    return config
+
+  def take(self, workdir):
+    """Reads what a run has left."""
+    state, self.config_ = checkpoints.read(workdir)
+    part = "teacher" if "teacher" in state else "params"
+    self._state = {key: state[key] for key in ("step", part)}
+    self._facts = files.read_json(pathlib.Path(workdir, "dataset.json"))
+    self.result_ = workdirs.finished(workdir, int(state["step"])) or {}
+    self.history_ = metrics.read(workdir)
+
+  def save(self, path):
+    """Writes a workdir, which `load` and all commands read.
+
+    Raises:
+      UserError: there is something else at `path`.
+    """
+    sklearn.utils.validation.check_is_fitted(self, "config_")
+    path = pathlib.Path(path)
+    if path.exists() and any(path.iterdir()):
+      raise UserError(f"{path} is not empty: choose another folder")
+    path.mkdir(parents=True, exist_ok=True)
+    content = {"format": schema.FORMAT} | self.config_
+    files.write(path / "config.json", json.dumps(content, indent=2) + "\n")
+    files.write(path / "dataset.json", json.dumps(self._facts, indent=2) + "\n")
+    files.write(path / "result.json", json.dumps(self.result_, indent=2) + "\n")
+    lines = "".join(json.dumps(line) + "\n" for line in self.history_)
+    files.write(path / metrics.NAME, lines)
+    with checkpoints.manager(path, 1, 0) as saver:
+      checkpoints.save(saver, int(self._state["step"]), self._state)
+
+  @classmethod
+  def load(cls, path):
+    """Reads what `save`, or a run, has written.
+
+    Raises:
+      UserError: it is no workdir of this stage.
+    """
+    config = schema.read_config(path)
+    if config["stage"] != cls.STAGE:
+      raise UserError(f"{path} is a run of {config['stage']}: {cls.__name__}")
+    made = cls(
+      config["model"]["name"], image_size=config["model"]["image_size"]
+    )
+    made.take(path)
+    made.learnt()
+    return made
+
+  def learnt(self):
+    """Sets what scikit-learn looks for in what is fitted."""
+
+  def export(self, path, to="timm", overwrite=False):
+    """Writes weights for elsewhere; see `vit_ssl_jax.export`."""
+    with tempfile.TemporaryDirectory() as place:
+      self.save(pathlib.Path(place, "run"))
+      return export.export(
+        pathlib.Path(place, "run"), to, path, overwrite=overwrite
+      )
+
+  def attention(self, images):
+    """Where the last block looks: (N, heads, rows, columns) float32.
+
+    Args:
+      images: as of `fit`.
+    """
+    backbone, images = self.backbone(), self.decoded(images)
+    maps = [
+      models.attention_maps(backbone.apply("attention")(images[i : i + BATCH]))
+      for i in range(0, len(images), BATCH)
+    ]
+    return np.concatenate(maps)
+
+  def backbone(self, num_classes=0):
+    """The trained network, with what its images are normalised by."""
+    sklearn.utils.validation.check_is_fitted(self, "config_")
+    params = self._state.get("params") or self._state["teacher"]["backbone"]
+    if not num_classes:
+      params = {k: x for k, x in params.items() if k != "head"}
+    model = models.from_config(
+      ml_collections.ConfigDict(self.config_), num_classes
+    )
+    data = {key: self.config_[key] for key in ("mean", "std")}
+    return backbones.Backbone("", model, params, data)
+
+  def decoded(self, images):
+    """Images at the network's size, (N, S, S, 3) uint8."""
+    sklearn.utils.validation.check_is_fitted(self, "config_")
+    return decode(listed(images)[0], self.config_["model"]["image_size"])[0]
+
+  def __sklearn_tags__(self):
+    tags = super().__sklearn_tags__()
+    tags.input_tags.two_d_array = False
+    tags.input_tags.three_d_array = True
+    tags.no_validation = True
+    return tags
+
+
+class ViewPrediction(sklearn.base.TransformerMixin, Estimator):
+  """Stage 1: a teacher's features, learnt without labels.
+
+  Args:
+    arch: vit, swin or cait.
+    image_size: in pixels; None follows from the images.
+    budget: of time, such as "30m", or of steps, such as "5000"; "" is what
+      suits the set.
+    workdir: the run's folder, where a run that is there goes on; None is a
+      temporary one.
+    seed: of all that is random.
+    config: other keys of the recipe, such as {"model.depth": 6}.
+  """
+
+  STAGE = "pretrain"
+
+  def __init__(
+    self,
+    arch="vit",
+    *,
+    image_size=None,
+    budget="",
+    workdir=None,
+    seed=0,
+    config=None,
+  ):
+    self.arch = arch
+    self.image_size = image_size
+    self.budget = budget
+    self.workdir = workdir
+    self.seed = seed
+    self.config = config
+
+  def fit(self, X, y=None):
+    """Pretrains.
+
+    Args:
+      X: (N, H, W, 3) or (N, H, W) uint8, or a folder of images.
+      y: ignored.
+
+    Raises:
+      UserError: X holds no images, or a parameter makes no sense.
+      KeyboardInterrupt: it was interrupted; the same call goes on.
+    """
+    images, _ = listed(X)
+    labels = np.zeros(len(images), np.int32)
+    return self.run(pretrain, images, labels, ("image",))
+
+  def transform(self, X):
+    """Features of images, (N, D) float32."""
+    return self.backbone().features(self.decoded(X), BATCH)
+
+
+class Classifier(sklearn.base.ClassifierMixin, Estimator):
+  """Stage 2: a classifier, from a teacher's weights or from scratch.
+
+  Args:
+    init: a fitted `ViewPrediction`, or a path that `--config.init_from` takes;
+      None is from scratch.
+    arch, image_size, budget, workdir, seed, config: as of `ViewPrediction`.
+
+  Attributes:
+    classes_: the labels, sorted.
+  """
+
+  STAGE = "finetune"
+
+  def __init__(
+    self,
+    arch="vit",
+    *,
+    init=None,
+    image_size=None,
+    budget="",
+    workdir=None,
+    seed=0,
+    config=None,
+  ):
+    self.arch = arch
+    self.init = init
+    self.image_size = image_size
+    self.budget = budget
+    self.workdir = workdir
+    self.seed = seed
+    self.config = config
+
+  def fit(self, X, y=None):
+    """Fine-tunes.
+
+    Args:
+      X: (N, H, W, 3) or (N, H, W) uint8, or a folder with one of images for
+        each class.
+      y: (N,) labels of any kind; None where X is a folder.
+
+    Raises:
+      UserError: X and y do not fit, or a parameter makes no sense.
+      KeyboardInterrupt: it was interrupted; the same call goes on.
+    """
+    images, names = listed(X)
+    y = names if y is None else y
+    if y is None or len(y) != len(images):
+      found = "none" if y is None else f"{len(y):,}"
+      raise UserError(f"{len(images):,} images have {found} labels")
+    self.classes_, labels = np.unique(np.asarray(y), return_inverse=True)
+    if len(self.classes_) < 2:
+      raise UserError(f"all labels are {self.classes_[0]}: there must be two")
+    names = tuple(map(str, self.classes_))
+    return self.run(finetune, images, labels.astype(np.int32), names)
+
+  def learnt(self):
+    self.classes_ = np.asarray(self._facts["classes"])
+
+  def decision_function(self, X):
+    """Logits, (N, C) float32."""
+    sklearn.utils.validation.check_is_fitted(self, "config_")
+    backbone = self.backbone(len(self.classes_))
+    return backbone.extract(None, self.decoded(X), BATCH)
+
+  def predict_proba(self, X):
+    """Probabilities of the classes, (N, C) float32."""
+    return scipy.special.softmax(self.decision_function(X), axis=-1)
+
+  def predict(self, X):
+    """The likeliest class of each image, (N,)."""
+    logits = self.decision_function(X)
+    return self.classes_[logits.argmax(-1)]
+
+
+def listed(X):
+  """Images as a sequence, and the names of their folders where there are any.
+
+  Args:
+    X: (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, or a folder.
+
+  Raises:
+    UserError: X is neither, or holds no images.
+  """
+  if isinstance(X, str | os.PathLike):
+    root = os.path.expanduser(os.fspath(X))
+    if not os.path.isdir(root):
+      raise UserError(f"there is no folder {root}")
+    files = sorted(file for file, *_ in folder.walk(root))
+    if not files:
+      raise UserError(f"{root} has no images (JPEG, PNG, WebP, BMP or GIF)")
+    names = [file.rpartition("/")[0].partition("/")[0] for file in files]
+    paths = [os.path.join(root, file) for file in files]
+    return paths, (names if all(names) else None)
+  images = np.asarray(X)
+  if images.ndim == 4 and images.shape[-1] == 1:
+    images = images[..., 0]
+  colour = images.ndim == 4 and images.shape[-1] == 3
+  if images.dtype != np.uint8 or not (images.ndim == 3 or colour):
+    raise UserError(
+      f"images are {images.dtype} of shape {images.shape}: they have to be"
+      " uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), or a folder"
+    )
+  if not images.size:
+    raise UserError(f"there are no images in shape {images.shape}")
+  return images, None
+
+
+def side_of(images):
+  """The shorter side of most images, in pixels."""
+  if isinstance(images, np.ndarray):
+    return min(images.shape[1:3])
+  return facts.side_of(images)
+
+
+def decode(images, size):
+  """Images of `listed` -> (N, S, S, 3) uint8, and their fingerprints (N,).
+
+  Raises:
+    UserError: some are broken.
+  """
+  out = np.empty((len(images), size, size, 3), np.uint8)
+  marks, broken = pixels.decode_all(out, images, "crop", progress=True)
+  if broken:
+    row, why = next(iter(broken.items()))
+    name = images[row] if isinstance(images, list) else f"image {row}"
+    raise UserError(f"{len(broken)} images are broken: {name} ({why}) first")
+  return out, marks
+
+
+def in_memory(images, labels, classes, size):
+  """A `load.Dataset` of training images alone."""
+  decoded, marks = decode(images, size)
+  mean, std = statistics.of_channels(decoded)
+  none = {
+    "images": decoded[:0],
+    "labels": labels[:0],
+    "fingerprints": marks[:0],
+  }
+  return load.Dataset(
+    name=NAME,
+    train_images=decoded,
+    train_labels=labels,
+    train_fingerprints=marks,
+    **{f"{part}_{k}": x for part in ("val", "test") for k, x in none.items()},
+    classes=classes,
+    mean=mean,
+    std=std,
+    whole_train_size=len(decoded),
+    broken={},
+  )

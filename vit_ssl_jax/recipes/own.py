@@ -1,0 +1,159 @@
+"""The recipe for images of one's own: values that follow from what they are.
+
+In the recipes of `folder:` and `npz:` sets these keys are None. `fill` gives
+them values, in an order in which each may follow from those before it, and
+takes what the user has given as it is. docs/own_images.md says how the rule
+was found.
+"""
+
+import math
+
+from ml_collections import config_dict
+
+from vit_ssl_jax.recipes import common
+
+# Sizes that a few cores train in minutes.
+SMALL = {
+  "vit": {"embed_dim": 96, "depth": 4, "num_heads": 4},
+  "swin": {"embed_dim": 48, "depths": (2, 2), "num_heads": (2, 4)},
+  "cait": {"embed_dim": 96, "depth": 4, "num_heads": 4},
+}
+# Keys without a value, and their types.
+MODEL = {
+  "vit": {"embed_dim": int, "depth": int, "num_heads": int},
+  "swin": {"embed_dim": int, "depths": tuple, "num_heads": tuple},
+  "cait": {"embed_dim": int, "depth": int, "num_heads": int},
+}
+SHARED = {
+  "model.image_size": int,
+  "model.patch_size": int,
+  "batch_size": int,
+  "epochs": int,
+  "evaluate_every_epochs": int,
+  "optim.warmup_epochs": int,
+}
+PRETRAIN = {
+  "teacher.momentum": float,
+  "views.global_size": int,
+  "views.local_size": int,
+  "head.out_dim": int,
+  "head.hidden_dim": int,
+  "head.bottleneck_dim": int,
+}
+PASSES = 10**6  # of images through a training without a budget
+MOST_EPOCHS = 400
+MOST_TUNING = 300  # epochs of fine-tuning
+EVALUATIONS = 20
+
+
+def leave_open(config):
+  """Makes the keys that follow from the images None, of their types."""
+  config.budget = ""  # of time, such as 30m or 2h, or of steps
+  keys = dict(SHARED) | (PRETRAIN if config.stage == "pretrain" else {})
+  keys |= {f"model.{k}": t for k, t in MODEL[config.model.name].items()}
+  for key, kind in keys.items():
+    *above, name = key.split(".")
+    part = config
+    for x in above:
+      part = part[x]
+    del part[name]
+    part[name] = config_dict.placeholder(kind)
+
+
+def is_open(config):
+  """Whether a key of a config has no value yet."""
+  return any(
+    is_open(x) if isinstance(x, config_dict.ConfigDict) else x is None
+    for x in config.values()
+  )
+
+
+def fill(config, facts, *, small, passes=None):
+  """Gives every key that is None a value.
+
+  Args:
+    config: the run's, which is changed.
+    facts: of `data.facts.look`.
+    small: whether the network is one for CPUs.
+    passes: of images, that there is time for; None is what suits the set.
+
+  Returns:
+    Rows (key, value, why), in order.
+  """
+  rows = []
+
+  def choose(key, value, why):
+    *above, name = key.split(".")
+    part = config
+    for x in above:
+      part = part[x]
+    if part[name] is None:
+      part[name] = value
+      rows.append((key, value, why))
+    else:
+      rows.append((key, part[name], "given"))
+
+  sizes(choose, config, facts, small)
+  length(choose, config, facts, passes)
+  if config.stage == "pretrain":
+    pretraining(choose, config, facts)
+  return rows
+
+
+def sizes(choose, config, facts, small):
+  """Image, patch and network."""
+  arch = config.model.name
+  choose(
+    "model.image_size",
+    image_size(facts.side),
+    f"most images have a shorter side of {facts.side}",
+  )
+  across = {"vit": 4, "cait": 4, "swin": 8}[arch] * (1 if small else 2)
+  patch = max(1, config.model.image_size // across)
+  choose("model.patch_size", patch, f"{across} x {across} patches")
+  given = (SMALL if small else common.MODELS)[arch]
+  why = "small, for a CPU" if small else "the paper's"
+  for key in MODEL[arch]:
+    choose(f"model.{key}", given[key], why)
+
+
+def image_size(side):
+  """The network's image size for images of a shorter side, in pixels."""
+  return next((x for x in (16, 32) if side <= 1.25 * x), 64)
+
+
+def length(choose, config, facts, passes):
+  """Batch, epochs, warm-up."""
+  batch = 2 ** round(math.log2(max(1, facts.images / 40)))
+  batch = min(max(batch, 32), 64 if config.stage == "pretrain" else 128)
+  batch = min(batch, 2 ** int(math.log2(facts.images)))
+  choose("batch_size", batch, f"for {facts.images:,} training images")
+  why = "as many as the budget allows"
+  if passes is None:
+    passes = min(PASSES, MOST_EPOCHS * facts.images)
+    why = f"{passes:,} passes of an image"
+  epochs = max(1, round(passes / facts.images))
+  if config.stage == "finetune" and epochs > MOST_TUNING:
+    epochs, why = MOST_TUNING, "as in the paper; more does not help"
+  choose("epochs", epochs, why)
+  choose(
+    "evaluate_every_epochs",
+    max(1, config.epochs // EVALUATIONS),
+    f"{EVALUATIONS} times in all",
+  )
+  choose("optim.warmup_epochs", config.epochs // 10, "a tenth of the epochs")
+
+
+def pretraining(choose, config, facts):
+  """Teacher, head, views."""
+  steps = config.epochs * max(1, facts.images // config.batch_size)
+  momentum = round(min(max(1 - 75 / steps, 0.9), 0.996), 4)
+  choose("teacher.momentum", momentum, f"averages over 1/75 of {steps:,} steps")
+  side, patch = config.model.image_size, config.model.patch_size
+  choose("views.global_size", side, "the image's")
+  local = max(patch, side // 2 // patch * patch)
+  choose("views.local_size", local, "half of it, in whole patches")
+  wide = facts.images >= 20_000
+  choose("head.out_dim", 1024 if wide else 256, "smaller for few images")
+  choose("head.hidden_dim", 512 if wide else 128, "half of the outputs")
+  choose("head.bottleneck_dim", 256 if wide else 64, "half of that")

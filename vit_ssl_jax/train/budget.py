@@ -1,0 +1,156 @@
+"""Completes the config of a run on images of one's own, within a budget."""
+
+import pathlib
+import re
+import time
+import types
+
+import jax
+import numpy as np
+
+from vit_ssl_jax import cli
+from vit_ssl_jax.data import facts as data_facts
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.interop import pretrained
+from vit_ssl_jax.parallel import hosts, mesh as meshes
+from vit_ssl_jax.recipes import own
+from vit_ssl_jax.report import tables
+from vit_ssl_jax.run import schema
+
+UNITS = {"h": 3600, "m": 60, "s": 1}
+POSSIBLE = "a time such as 30m, 2h or 1h30m, or a number of steps such as 5000"
+# Of a budget, the share that steps get; the rest is for compiling, evaluation
+# and checkpoints.
+SHARE = 0.85
+TRIAL_SECONDS = 5  # that steps are timed for
+STEPS_PER_EPOCH = 100  # of schedules in a trial; a step takes as long with any
+
+
+def seconds_of(text):
+  """A budget of time in seconds, or None where it counts steps.
+
+  Raises:
+    UserError: it is neither.
+  """
+  if re.fullmatch(r"[1-9]\d*", text):
+    return None
+  found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+  seconds = 0
+  if text and found:
+    parts = zip(UNITS.values(), found.groups(), strict=True)
+    seconds = sum(unit * int(x or 0) for unit, x in parts)
+  if not seconds:
+    raise UserError(f"budget={text!r} has to be {POSSIBLE}")
+  return seconds
+
+
+def complete(config, workdir, make_stage, dataset=None):
+  """A config whose keys all have values.
+
+  Those that are open come from the run that a workdir holds, or else from
+  `own.fill`; it is said which values it has chosen, and why.
+
+  Args:
+    config: the run's; of a set of the paper's it is given back as it is.
+    workdir: the run's folder.
+    make_stage, dataset: as for `loop.run`.
+
+  Raises:
+    UserError: the budget, the images or the weights to begin with cannot be
+      read.
+  """
+  if not own.is_open(config):
+    return config
+  config = config.copy_and_resolve_references()
+  seconds = seconds_of(config.budget) if config.budget else None
+  if pathlib.Path(workdir, "config.json").is_file():
+    take_open(config, schema.read_config(workdir))
+    return config
+  if config.get("init_from"):
+    take_sizes(config)
+  with hosts.together():
+    facts = data_facts.look(config, dataset)
+  small = jax.default_backend() == "cpu"
+  passes = None
+  if config.budget:
+    trial = config.copy_and_resolve_references()
+    own.fill(trial, facts, small=small)
+    passes = trial.batch_size * int(config.budget) if not seconds else None
+    if seconds:
+      passes = passes_in(seconds, trial, facts, make_stage)
+  rows = own.fill(config, facts, small=small, passes=passes)
+  shown = [(key, repr(value), why) for key, value, why in rows]
+  cli.say(
+    f"a recipe for {facts.images:,} training images in {facts.classes} classes:"
+  )
+  cli.say(tables.table(("key", "value", "why"), shown, left=True))
+  return config
+
+
+def take_open(config, saved):
+  """Gives open keys the values that they have in a run's config.json."""
+  for key, value in config.items():
+    if hasattr(value, "items"):
+      take_open(value, saved.get(key, {}))
+    elif value is None and key in saved:
+      found = saved[key]
+      config[key] = tuple(found) if isinstance(found, list) else found
+
+
+def take_sizes(config):
+  """Gives the model the sizes of the weights that it begins with."""
+  about = pretrained.read(config.init_from).about
+  take_open(config.model, about.get("model") or {})
+
+
+def passes_in(seconds, config, facts, make_stage):
+  """How many images steps take in so many seconds, by trying.
+
+  Raises:
+    UserError: it would not be one epoch.
+  """
+  cli.say("measuring how long a step takes")
+  began = time.perf_counter()
+  found = rate(config, facts.classes, make_stage)
+  # The run itself compiles once more.
+  left = seconds - 2 * (time.perf_counter() - began)
+  passes = hosts.same(int(found * SHARE * left))
+  cli.say(f"{found:,.0f} images a second on {jax.devices()[0].device_kind}")
+  if passes < facts.images:
+    raise UserError(
+      f"budget={config.budget} is less than one epoch of {facts.images:,}"
+      f" images at {found:,.0f} images a second takes: give more, a smaller"
+      " model or a smaller data_fraction"
+    )
+  return passes
+
+
+def rate(config, classes, make_stage):
+  """Images a second of a config's step, on random images."""
+  config = config.copy_and_resolve_references()
+  with config.ignore_type():
+    config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
+  mesh = meshes.make_mesh(
+    config.mesh.fsdp, config.batch_size, config.accumulate_steps
+  )
+  set_of = types.SimpleNamespace(classes=range(classes))
+  stage = make_stage(config, set_of, STEPS_PER_EPOCH, mesh)
+  count, side = config.batch_size, config.model.image_size
+  rng = np.random.default_rng(0)
+  batch = {
+    "image": rng.integers(0, 256, (count, side, side, 3), np.uint8),
+    "label": rng.integers(0, classes, count, np.int32),
+  }
+  with jax.set_mesh(mesh):
+    shardings = meshes.state_sharding(mesh, jax.eval_shape(stage.init))
+    state = meshes.place(stage.init(), shardings)
+    batch = jax.device_put(batch, meshes.batch_sharding(mesh))
+    step = jax.jit(
+      stage.step, donate_argnums=0, out_shardings=(shardings, None)
+    )
+    state, _ = jax.block_until_ready(step(state, batch))  # compiles
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < TRIAL_SECONDS:
+      state, _ = jax.block_until_ready(step(state, batch))
+      steps += 1
+  return count * steps / (time.perf_counter() - began)
