@@ -4,9 +4,10 @@
 
 RUN is a workdir of either stage, with a result. The page is one file that needs
 no network: how to repeat each run, curves, accuracy side by side (of runs that
-differ in their seeds alone the mean, and each as a point), the views of one
-image, where the models look, their features, and of classifiers the confusion
-matrix and the mistakes that they were surest of.
+differ in their seeds alone the mean with its 95 % interval, and each as a
+point), the gain of pretraining, the views of one image, where the models look,
+their features, and of classifiers the confusion matrix and the mistakes that
+they were surest of.
 """
 
 import pathlib
@@ -26,7 +27,7 @@ from vit_ssl_jax.evaluate import (
   embedding,
   figures,
 )
-from vit_ssl_jax.report import curves, page, pictures
+from vit_ssl_jax.report import curves, page, pictures, seeds
 from vit_ssl_jax.run import metrics, schema, workdir as workdirs
 
 BATCH = 512
@@ -133,26 +134,16 @@ def summary(runs):
 def side_by_side(tuned):
   """Accuracy of fine-tunings, those that differ by their seed together."""
   section = page.Section("Accuracy")
-  groups = {}
-  for run in tuned:
-    config = run["config"]
-    source = "pretrained" if config.get("init_from") else "from scratch"
-    share = f"{100 * config['data_fraction']:.3g} % of the images"
-    title = f"{config['model']['name']}, {source}, {share}"
-    groups.setdefault(title, []).append(run["result"]["top1"])
-  section.curves([curves.bars(groups)])
-  section.table(
-    ("runs", "seeds", "mean top-1, %", "standard deviation"),
-    [
-      (
-        title,
-        len(found),
-        float(np.mean(found)),
-        float(np.std(found, ddof=1)) if len(found) > 1 else None,
-      )
-      for title, found in groups.items()
-    ],
-  )
+  found = seeds.groups(tuned)
+  accuracies, gains = seeds.accuracies(found), seeds.gains(found)
+  section.curves([curves.bars(accuracies)])
+  header = ("seeds", "mean top-1, %", "standard deviation", "95 % interval")
+  section.table(("runs", *header), seeds.rows(accuracies))
+  section.note(seeds.NOTE)
+  if gains:
+    header = ("seeds", "mean, points", "standard deviation", "95 % interval")
+    section.table(("gain of pretraining", *header), seeds.rows(gains, "+"))
+    section.note(seeds.PAIRED)
   return section
 
 

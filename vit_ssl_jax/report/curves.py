@@ -3,7 +3,7 @@
 import matplotlib as mpl
 from matplotlib import figure
 
-from vit_ssl_jax.report import page
+from vit_ssl_jax.report import page, seeds
 
 STYLE = {
   "axes.edgecolor": page.TEXT,
@@ -59,7 +59,7 @@ def draw(runs):
 
 
 def bars(groups):
-  """Draws means with the spread over seeds.
+  """Draws means with their 95 % intervals, and every seed as a point.
 
   Args:
     groups: title -> figures in percent.
@@ -69,13 +69,20 @@ def bars(groups):
       figsize=(7, 0.6 + 0.4 * len(groups)), layout="constrained"
     )
     axis = fig.subplots()
+    ends = [1.0]
     for at, found in enumerate(reversed(groups.values())):
       mean = sum(found) / len(found)
       axis.barh(at, mean, color="tab:blue", alpha=0.6)
+      low, high = seeds.interval(found) or (mean, mean)
+      if high > low:
+        error = [[mean - low], [high - mean]]
+        axis.errorbar(mean, at, xerr=error, color=page.TEXT, capsize=4, lw=1)
       axis.plot(found, [at] * len(found), "o", color="tab:orange", ms=4)
-      axis.text(mean, at, f" {mean:.2f}", va="center")
+      beside = axis.get_yaxis_transform()
+      axis.text(1.01, at, f"{mean:.2f}", va="center", transform=beside)
+      ends += [high, *found]
     axis.set_yticks(range(len(groups)), list(reversed(groups)))
-    axis.set(xlabel="top-1 (%)")
+    axis.set(xlabel="top-1 (%)", xlim=(0, min(100, 1.05 * max(ends))))
   return fig
 
 
