@@ -10,6 +10,7 @@ their features, and of classifiers the confusion matrix and the mistakes that
 they were surest of.
 """
 
+import os
 import pathlib
 
 import ml_collections
@@ -50,6 +51,7 @@ def main(argv=None):
     runs = [read(path) for path in args.runs]
     if len({run["title"] for run in runs}) < len(runs):
       raise UserError("a run is named twice")
+    shorten(runs)
     text = make(runs, args.data_dir)
     files.write(pathlib.Path(args.out), text)
     cli.say(f"{args.out}: {len(text) / 1e6:.1f} MB")
@@ -76,6 +78,14 @@ def read(path):
     "lines": metrics.read(workdir),
     "command": workdirs.command(workdir),
   }
+
+
+def shorten(runs):
+  """Takes the folder that all runs lie in out of their titles."""
+  folders = [pathlib.Path(run["title"]).absolute() for run in runs]
+  common = os.path.commonpath([folder.parent for folder in folders])
+  for run, folder in zip(runs, folders, strict=True):
+    run["title"] = str(folder.relative_to(common))
 
 
 def make(runs, data_dir):
@@ -156,21 +166,17 @@ def look(run, data_dir):
   some = np.asarray(dataset.test_images[first[:SHOWN]])
   if run["config"]["stage"] == "pretrain":
     config = ml_collections.ConfigDict(run["config"])
-    section.image(lambda file: draw_views(file, config, some[0]), "views")
+    section.picture(lambda: draw_views(config, some[0]), "views")
   maps = models.attention_maps(backbone.apply("attention")(some))
   section.note("Where the last block looks, on average and head by head.")
-  section.image(
-    lambda file: attention.picture(file, some, {"mean": maps}), "attention"
-  )
+  section.picture(lambda: attention.draw(some, {"mean": maps}), "attention")
   chosen = np.sort(np.random.default_rng(0).permutation(len(labels))[:MOST])
   if len(chosen) >= 10:
     images = np.asarray(dataset.test_images[chosen])
     features = backbone.features(images, BATCH)
     section.note("Features of test images, by class.")
-    section.image(
-      lambda file: embedding.picture(
-        file, features, labels[chosen], images, dataset.classes
-      ),
+    section.picture(
+      lambda: embedding.draw(features, labels[chosen], images, dataset.classes),
       "features",
     )
   if run["config"]["stage"] == "finetune":
@@ -178,10 +184,10 @@ def look(run, data_dir):
   return section
 
 
-def draw_views(file, config, image):
+def draw_views(config, image):
   fig = figure.Figure(figsize=(12, 1.8), layout="constrained")
   pictures.draw_views(fig, config, image)
-  fig.savefig(file, format="png", dpi=90)
+  return fig
 
 
 def add_mistakes(section, run, dataset, data_dir):
@@ -196,9 +202,8 @@ def add_mistakes(section, run, dataset, data_dir):
     f"{values['top1']:.2f} % of {len(labels):,} test images are right; the"
     f" expected calibration error is {values['calibration_error']:.1f} %."
   )
-  section.image(
-    lambda file: curves.confusion(values["confusion"], found.classes, file),
-    "confusion",
+  section.picture(
+    lambda: curves.confusion(values["confusion"], found.classes), "confusion"
   )
   guesses = logits.argmax(-1)
   confidence = scipy.special.softmax(logits.astype(float), -1).max(-1)
@@ -206,12 +211,11 @@ def add_mistakes(section, run, dataset, data_dir):
   worst = wrong[np.argsort(-confidence[wrong])][:MISTAKES]
   if len(worst):
     section.note("The mistakes that it is surest of.")
-    section.image(
-      lambda file: curves.mistakes(
+    section.picture(
+      lambda: curves.mistakes(
         np.asarray(dataset.test_images[worst]),
         *(labels[worst], guesses[worst], confidence[worst]),
         found.classes,
-        file,
       ),
       "mistakes",
     )
