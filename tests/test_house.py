@@ -9,7 +9,7 @@ PACKAGE = ROOT / "vit_ssl_jax"
 # each other.
 FLOORS = [
   {"main", "export", "predict", "benchmark", "reproduce"},
-  {"train"},
+  {"train", "smoke"},
   {"report", "evaluate"},
   {"interop"},
   {"run"},
