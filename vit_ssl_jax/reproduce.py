@@ -295,6 +295,8 @@ def table(name, cells, args):
     paper = ["-" if x is None else f"{x:.2f}" for x in cell.paper]
     row = (cell.name, *paper, *ours, len(found), device, spent)
     lines.append(f"| {' | '.join(map(str, row))} |")
+  if name == "fine_grained":
+    lines += ["", "The paper's figures are of one architecture, unknown here."]
   if args.scale == "smoke":
     lines += ["", "Tiny models and random images: the figures mean nothing."]
   return "\n".join(lines)
