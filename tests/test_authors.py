@@ -7,11 +7,12 @@ import threading
 
 import jax
 import numpy as np
+import paper
 import pytest
 
-from vit_ssl_jax import interop, models
+from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate import __main__ as command
+from vit_ssl_jax.evaluate import __main__ as command, classifier as classifiers
 from vit_ssl_jax.interop import authors, pretrained
 
 NAME = "vit_cifar10_patch4_input32.pth"
@@ -27,31 +28,32 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     outputfile.write(source.read(Handler.cut))
 
 
-@pytest.fixture(scope="module")
-def released(tmp_path_factory, torch_module):
-  """A folder as the release page has it, with weights of the paper's sizes."""
-  folder = tmp_path_factory.mktemp("release")
-  model = models.build(
-    *("vit",), num_classes=10, image_size=32, patch_size=4, embed_dim=192,
-    depth=9, num_heads=12,
-  )  # fmt: skip
-  params = models.init(model, jax.random.key(0))
-  state = {
-    name: torch_module.from_numpy(np.array(x))
-    for name, x in interop.to_torch(params, model).items()
-  }
-  torch_module.save({"model": state, "epoch": 99}, folder / NAME)
-  return folder, params
+@pytest.fixture
+def released(tmp_path, torch, golden_dir):
+  """A folder as the release page has it, with small models of the paper's."""
+  folder = tmp_path / "release"
+  folder.mkdir()
+  for arch, patch in (("vit", 4), ("swin", 2), ("cait", 4)):
+    _, state, _ = paper.golden(golden_dir, arch)
+    path = folder / f"{arch}_cifar10_patch{patch}_input32.pth"
+    torch.save(paper.finetuned(torch, state), path)
+  return folder
 
 
-@pytest.fixture(scope="module")
-def torch_module():
-  return pytest.importorskip("torch")
+@pytest.fixture
+def small(monkeypatch, golden_dir):
+  """The golden models' sizes stand for those of the paper."""
+
+  def build(arch, _, dataset, original=classifiers.build):
+    sizes = paper.golden(golden_dir, arch)[2]
+    return original(arch, {"model": sizes}, dataset)
+
+  monkeypatch.setattr(classifiers, "build", build)
 
 
 @pytest.fixture
 def server(released, monkeypatch):
-  handler = functools.partial(Handler, directory=str(released[0]))
+  handler = functools.partial(Handler, directory=str(released))
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
     threading.Thread(target=running.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{running.server_port}"
@@ -111,8 +113,7 @@ def test_an_interrupted_download_leaves_nothing(server, cache, monkeypatch):
 
 
 def test_a_damaged_download_leaves_nothing(server, released, cache, tmp_path):
-  folder, _ = released
-  (folder / "swin_svhn_patch2_input32.pth").write_bytes(b"<html>busy</html>")
+  (released / "swin_svhn_patch2_input32.pth").write_bytes(b"<html>busy</html>")
   with pytest.raises(UserError, match="holds no weights: it is no safetensors"):
     pretrained.read("authors:swin,svhn")
   assert not list(cache.iterdir())
@@ -123,7 +124,19 @@ def test_a_file_that_is_missing(server):
     pretrained.read("authors:cait,svhn")
 
 
-def test_evaluated_beside_the_published(server, tmp_path, capsys):
+@pytest.mark.parametrize("arch", authors.ARCHITECTURES)
+def test_logits_are_the_papers(arch, server, golden_dir):
+  arrays, _, sizes = paper.golden(golden_dir, arch)
+  model = models.build(arch, **sizes | {"num_classes": 0})
+  name = f"authors:{arch},cifar10"
+  params, lines = pretrained.fit(pretrained.read(name), model, name)
+  assert lines == [f"{name}: left out: optimizer_state_dict, scheduler"]
+  apply = jax.jit(model.clone(num_classes=10).apply)
+  ours = apply({"params": params}, arrays["images_32"])
+  np.testing.assert_allclose(ours, arrays["logits_32"], rtol=0, atol=1e-5)
+
+
+def test_evaluated_beside_the_published(server, small, tmp_path, capsys):
   rng = np.random.default_rng(0)
   arrays = {}
   for part in ("train", "test"):

@@ -32,8 +32,8 @@ from vit_ssl_jax.parallel import mesh
 mesh.SMALLEST = 1
 real = inputs.open_data
 
-def open_data(config, mesh):
-  config, dataset, source = real(config, mesh)
+def open_data(config, mesh, dataset=None):
+  config, dataset, source = real(config, mesh, dataset)
 
   def items(start):
     for step, item in enumerate(source.items(start), start + 1):

@@ -1,9 +1,11 @@
 """Weights from anywhere begin a run: by name, strictly, resized, said so."""
 
+import functools
 import pathlib
 
 import jax
 import numpy as np
+import paper
 import pytest
 from flax import traverse_util
 
@@ -42,57 +44,42 @@ def fit(path, model):
   return pretrained.fit(pretrained.read(path), model, f"init_from={path}")
 
 
-def checkpoint_of_authors(torch, workdir, path, kind):
-  """Saves a run's weights as the paper's code saves its own."""
-  given = pretrained.read(workdir)
-  model = model_of(workdir, num_classes=given.num_classes)
-  arrays = interop.to_torch(given.arrays, model)
-  state = {name: torch.from_numpy(x) for name, x in arrays.items()}
-  if kind == "pretraining":
-    head = {"head.mlp.0.weight": torch.ones(2, 2)}
-    head |= {"head.last_layer.weight_v": torch.ones(2, 2)}
-    backbone = {f"backbone.{name}": x for name, x in state.items()}
-    wrong = {name: x + 1 for name, x in backbone.items()}
-    state = {
-      "student": {f"module.{k}": x for k, x in (wrong | head).items()},
-      "teacher": backbone | head,
-      "epoch": 3,
-    }
-  elif kind == "fine-tuning":
-    state = {"model_state_dict": state, "epoch": 3, "scheduler": {"x": [1.0]}}
-  elif kind == "parallel":
-    state = {f"module.{name}": x for name, x in state.items()}
-  torch.save(state, path)
-
-
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(
-  ("arch", "kind"),
-  [
-    ("vit", "pretraining"),
-    ("swin", "pretraining"),
-    ("cait", "pretraining"),
-    ("vit", "fine-tuning"),
-    ("swin", "bare"),
-    ("cait", "parallel"),
-  ],
+  "kind", ["pretraining", "fine-tuning", "bare", "parallel"]
 )
-def test_the_authors_own_files(arch, kind, torch, make_workdir, tmp_path):
-  stage = "pretrain" if kind == "pretraining" else "finetune"
-  workdir = make_workdir(stage, arch, CLASSES)
+def test_the_authors_own_files(arch, kind, torch, golden_dir, tmp_path):
+  """Their names in their files; and what the model then says is theirs."""
+  arrays, state, sizes = paper.golden(golden_dir, arch)
+  backbone = {k: x for k, x in state.items() if not k.startswith("head.")}
   path = tmp_path / "checkpoint.pth"
-  checkpoint_of_authors(torch, workdir, path, kind)
-  params, lines = fit(path, model_of(workdir))
-  jax.tree.map(
-    np.testing.assert_array_equal, params, pretrained.read(workdir).arrays
-  )
-  left_out = {
-    "pretraining": "student, teacher.head.mlp.0.weight,"
-    " teacher.head.last_layer.weight_v",
-    "fine-tuning": "scheduler",
-  }
-  assert [line.partition("left out: ")[2] for line in lines] == [
-    left_out[key] for key in left_out if key == kind
+  content, left_out = {
+    "pretraining": (
+      paper.pretrained(torch, backbone),
+      "student, optimizer, args, view_pred_loss, fp16_scaler, ...",
+    ),
+    "fine-tuning": (
+      paper.finetuned(torch, state),
+      "optimizer_state_dict, scheduler",
+    ),
+    "bare": ({k: torch.from_numpy(x) for k, x in state.items()}, None),
+    "parallel": (
+      {f"module.{k}": torch.from_numpy(x) for k, x in state.items()},
+      None,
+    ),
+  }[kind]
+  torch.save(content, path)
+  model = models.build(arch, **sizes | {"num_classes": 0})
+  params, lines = fit(path, model)
+  assert [x.partition("left out: ")[2] for x in lines] == [
+    left_out for _ in range(left_out is not None)
   ]
+  apply, want = functools.partial(model.apply, method="features"), "features_32"
+  if kind != "pretraining":
+    classifier = model.clone(num_classes=sizes["num_classes"])
+    apply, want = classifier.apply, "logits_32"
+  ours = jax.jit(apply)({"params": params}, arrays["images_32"])
+  np.testing.assert_allclose(ours, arrays[want], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -336,31 +323,34 @@ def test_fine_tuning_goes_on_with_its_head(
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_classifiers_of_files_that_say_nothing(
-  arch, torch, make_workdir, tmp_path, tiny_npz, monkeypatch
+  arch, torch, golden_dir, tmp_path, tiny_npz, monkeypatch
 ):
   """--arch and --dataset then say it, and the recipe has the sizes."""
-  workdir = make_workdir("finetune", arch, ["0", "1"])
+  _, state, sizes = paper.golden(golden_dir, arch)
   path = tmp_path / "best.pth"
-  checkpoint_of_authors(torch, workdir, path, "fine-tuning")
+  torch.save(paper.finetuned(torch, two_classes(state)), path)
   with pytest.raises(UserError, match="does not say what it is: give --arch"):
     classifiers.read(path)
   with pytest.raises(UserError, match='no data set "mnist"; there are cifar10'):
     classifiers.read(path, "vit", "mnist")
-  about = pretrained.read(workdir).about
 
   def build(arch, _, dataset, original=classifiers.build):
-    return original(arch, about, dataset)
+    return original(arch, {"model": sizes}, dataset)
 
   monkeypatch.setattr(classifiers, "build", build)
   found = classifiers.read(path, arch, tiny_npz)
   assert found.classes == ("0", "1")  # as the set calls them
-  images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
-  model = model_of(workdir, num_classes=2)
+  images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+  model = models.build(arch, **sizes | {"num_classes": 2})
   inputs = views.evaluation_view(images, found.data["mean"], found.data["std"])
-  want = jax.jit(model.apply)(
-    {"params": pretrained.read(workdir).arrays}, inputs
-  )
+  params = interop.from_torch(two_classes(state), model)
+  want = jax.jit(model.apply)({"params": params}, inputs)
   np.testing.assert_allclose(found.predict(images), want, atol=1e-5)
+
+
+def two_classes(state):
+  """A golden classifier with the first two of its classes."""
+  return {k: x[:2] if k.startswith("head.") else x for k, x in state.items()}
 
 
 def test_a_head_unlike_the_data_set(torch, make_workdir, tmp_path, tiny_npz):

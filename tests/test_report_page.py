@@ -1,10 +1,10 @@
 """One page of runs: whole in itself, and in both lights."""
 
-import os
 import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -38,8 +38,12 @@ def test_it_is_whole_in_itself(page):
   for title in ("Runs", "Accuracy", "Pretraining", "Fine-tuning"):
     assert f"<h2>{title}</h2>" in text
   for alt in ("views", "attention", "features", "confusion"):
-    assert f'alt="{alt}"' in text
+    assert f'aria-label="{alt}"' in text
   assert "from scratch" in text
+  # Pictures are drawn in the page's color, as curves are.
+  assert "<img" not in text
+  assert "currentColor" in text
+  assert "#010203" not in text
 
 
 def test_names_cannot_break_it(page):
@@ -68,18 +72,47 @@ def test_a_run_without_result(page, pages, capsys):
   assert "has not finished" in capsys.readouterr().err
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("width", [1280, 400])
-def test_in_a_browser(width, page, tmp_path):
+def browse(*arguments):
+  """What chromium prints."""
   browser = shutil.which("chromium")
   if not browser:
     pytest.skip("needs chromium")
-  picture = tmp_path / "page.png"
   command = [browser, "--headless", "--no-sandbox", "--disable-gpu"]
-  command += [f"--window-size={width},3000", f"--screenshot={picture}"]
-  subprocess.run(
-    [*command, page.as_uri()], check=True, timeout=120, env=os.environ
+  ended = subprocess.run(
+    [*command, *arguments], check=True, timeout=120, capture_output=True
+  )
+  return ended.stdout.decode()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize(("scheme", "white"), [("0", False), ("1", True)])
+def test_in_a_browser(width, scheme, white, page, tmp_path):
+  picture = tmp_path / "page.png"
+  browse(
+    f"--window-size={width},3000",
+    f"--blink-settings=preferredColorScheme={scheme}",
+    f"--screenshot={picture}",
+    page.as_uri(),
   )
   found = Image.open(picture).convert("RGB")
   assert found.width == width
   assert len(found.getcolors(10_000_000)) > 500
+  light = np.mean(np.asarray(found.convert("L")) > 250)
+  assert (light > 0.5) if white else (light < 0.1)
+
+
+@pytest.mark.long
+def test_a_telephone_scrolls_downwards_alone(page, tmp_path):
+  measure = "<script>parent.postMessage(document.body.scrollWidth,'*')</script>"
+  inner = page.read_text().replace("</body>", f"{measure}</body>")
+  (tmp_path / "inner.html").write_text(inner)
+  outer = tmp_path / "outer.html"
+  # A window cannot be as narrow as a frame can.
+  outer.write_text(
+    "<script>onmessage = e => document.title = 'width ' + e.data</script>"
+    "<iframe src=inner.html style='width: 400px; height: 900px; border: 0'>"
+  )
+  text = browse("--virtual-time-budget=5000", "--dump-dom", outer.as_uri())
+  width = re.search("<title>width ([0-9]+)<", text)
+  assert int(width[1]) <= 400

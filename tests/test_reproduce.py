@@ -5,7 +5,9 @@ import shlex
 
 import pytest
 
-from vit_ssl_jax import reproduce
+from vit_ssl_jax import reproduce, smoke
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.evaluate import corruptions
 
 
 def call(capsys, *arguments):
@@ -85,8 +87,46 @@ def test_arguments_that_make_no_sense(arguments, words, tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_smoke(tmp_path, capsys):
-  arguments = ["--table=corruptions", "--only=vit,cifar10", "--scale=smoke"]
+@pytest.mark.parametrize(
+  ("name", "only", "cell"),
+  [
+    ("main", "vit,svhn", "vit_svhn | 97.82 | 98.03"),
+    ("fine_grained", "vit,cars", "vit_cars | - | 43.89"),
+    ("corruptions", "vit,cifar10", "vit_cifar10 | 39.93 | 26.01"),
+    ("data_fraction", "", "swin_cifar10_0.5 | 90.83 | 94.26"),
+  ],
+)
+def test_smoke(name, only, cell, tmp_path, capfd, monkeypatch):
+  if not only:
+    half = [x for x in reproduce.chosen(name, "") if x.fraction == 0.5]
+    monkeypatch.setattr(reproduce, "chosen", lambda *_: half)
+  arguments = [f"--table={name}", f"--only={only}", "--scale=smoke"]
   reproduce.main([*arguments, f"--workdir={tmp_path}"])
-  assert "| vit_cifar10 | 39.93 | 26.01 | " in capsys.readouterr().out
-  assert "not run" not in (tmp_path / "corruptions.md").read_text()
+  assert f"| {cell} | " in capfd.readouterr().out
+  text = (tmp_path / f"{name}.md").read_text()
+  assert "not run" not in text
+  if name == "corruptions":
+    workdir = tmp_path / "vit_cifar10_seed0" / "pretrained"
+    found = json.loads((workdir / "evaluation.json").read_text())["cifar10_c"]
+    assert found["images"] == 10
+    assert f" {found['mean_error']:.2f} | 1 |" in text
+  # All is done: nothing runs again.
+  monkeypatch.setattr(reproduce.subprocess, "run", None)
+  reproduce.main([*arguments, f"--workdir={tmp_path}"])
+
+
+@pytest.mark.parametrize("cell", ["vit,cifar10", "vit,cifar100"])
+def test_a_stand_in_is_read_as_the_benchmark(cell, tmp_path):
+  (cell,) = reproduce.chosen("corruptions", cell)
+  smoke.make(tmp_path, cell)
+  place = corruptions.find(f"{cell.suite}:{smoke.corrupted(tmp_path, cell)}")
+  found = list(corruptions.read(place, 32))
+  assert len(found) == 75
+  classes = {"cifar10": 10, "cifar100": 100}[cell.dataset]
+  for _, _, images, labels in found:
+    assert images.shape == (classes, 32, 32, 3)
+    assert sorted(labels) == list(range(classes))
+  # Without the note it is a benchmark that is cut off.
+  (place.folder / corruptions.STAND_IN).unlink()
+  with pytest.raises(UserError, match=r"must be uint8 of shape \(50000, "):
+    corruptions.find(f"{cell.suite}:{place.folder}")

@@ -26,14 +26,16 @@ def mask(maps, mass=MASS):
   return found.reshape(maps.shape)
 
 
-def picture(path, images, models, heads=True):
+def draw(images, models, heads=True):
   """Draws images beside the attention on them.
 
   Args:
-    path: where to, a PNG.
     images: (B, S, S, 3) uint8.
     models: title -> maps (B, heads, rows, columns) of `models.attention_maps`.
     heads: whether each head has a column, beside the mean of all.
+
+  Returns:
+    A matplotlib figure.
   """
   columns = 1 + sum(2 + heads * maps.shape[1] for maps in models.values())
   size = (1.1 * columns + 0.2, 1.1 * len(images) + 0.6)
@@ -56,7 +58,7 @@ def picture(path, images, models, heads=True):
     if row == 0:
       for axis, title in zip(line, titles, strict=True):
         axis.set_title(title, fontsize=8)
-  fig.savefig(path, dpi=120, format="png")
+  return fig
 
 
 def overlay(axis, attention):

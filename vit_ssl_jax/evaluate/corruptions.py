@@ -28,6 +28,9 @@ EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 SEVERITIES = (1, 2, 3, 4, 5)
 IMAGES = 10_000  # of one corruption at one severity
 SIZE = 32  # pixels
+# In a folder that is no whole set but a small one of the same format, for
+# trying things out: how many images it has instead of IMAGES.
+STAND_IN = "stand_in.txt"
 
 
 class Benchmark(NamedTuple):
@@ -70,6 +73,12 @@ class Place(NamedTuple):
   folder: epath.Path | pathlib.Path
   prepared: bool  # by TFDS; else the files are as published
   corruptions: tuple[str, ...]  # CORRUPTIONS and what there is of EXTRA
+  stand_in: int = 0  # its images, where it is no whole set
+
+  @property
+  def images(self):
+    """Of one corruption at one severity."""
+    return self.stand_in or IMAGES
 
 
 def find(name, data_dir=None):
@@ -157,7 +166,9 @@ def read(place, image_size):
 def published(name, folder):
   """The Place of an unpacked archive, after checking its files."""
   extra = tuple(x for x in EXTRA if (folder / f"{x}.npy").exists())
-  place = Place(name, folder, False, CORRUPTIONS + extra)
+  note = folder / STAND_IN
+  count = int(note.read_text()) if note.exists() else 0
+  place = Place(name, folder, False, CORRUPTIONS + extra, count)
   for corruption in place.corruptions:
     open_published(place, corruption)
   return place
@@ -165,7 +176,7 @@ def published(name, folder):
 
 def open_published(place, corruption):
   """All severities of a corruption, 1 first: images and labels, mapped."""
-  count, found = len(SEVERITIES) * IMAGES, []
+  count, found = len(SEVERITIES) * place.images, []
   paths = [place.folder / f"{file}.npy" for file in (corruption, "labels")]
   for path in paths:
     try:
@@ -182,7 +193,7 @@ def open_published(place, corruption):
 
 def read_published(place, corruption, severity):
   """One severity's images and labels."""
-  here = slice((severity - 1) * IMAGES, severity * IMAGES)
+  here = slice((severity - 1) * place.images, severity * place.images)
   # Mapped anew each time, so that no other severity's pages stay in memory.
   return [np.array(x[here]) for x in open_published(place, corruption)]
 

@@ -8,15 +8,17 @@ from sklearn import decomposition, manifold
 NEIGHBORS = 8
 
 
-def picture(path, features, labels, images, classes):
+def draw(features, labels, images, classes):
   """Draws PCA and t-SNE, and some images with their nearest neighbours.
 
   Args:
-    path: where to, a PNG.
     features: (N, D), N of at least 10.
     labels: (N,) integers.
     images: (N, S, S, 3) uint8.
     classes: their names.
+
+  Returns:
+    A matplotlib figure.
   """
   fig = figure.Figure(figsize=(12, 11), layout="constrained")
   above, below = fig.subfigures(2, height_ratios=[1.2, 1])
@@ -29,7 +31,7 @@ def picture(path, features, labels, images, classes):
     loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, markerscale=2
   )
   draw_neighbors(below, features, labels, images, classes)
-  fig.savefig(path, dpi=100, format="png")
+  return fig
 
 
 def embeddings(features):
@@ -71,7 +73,6 @@ def draw_neighbors(fig, features, labels, images, classes):
       axis.set_axis_off()
     for axis, i in zip(line, near, strict=False):
       axis.imshow(images[i])
-      wrong = labels[i] != label
-      axis.set_title(
-        classes[labels[i]], fontsize=7, color="tab:red" if wrong else "black"
-      )
+      title = axis.set_title(classes[labels[i]], fontsize=7)
+      if labels[i] != label:
+        title.set_color("tab:red")

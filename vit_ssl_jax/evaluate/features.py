@@ -61,7 +61,8 @@ def draw_attention(path, shown, dataset):
     for title, x in shown.items()
   }
   with files.placing(path) as temporary:
-    attention.picture(temporary, images, maps, heads=len(shown) == 1)
+    fig = attention.draw(images, maps, heads=len(shown) == 1)
+    fig.savefig(temporary, dpi=120, format="png")
 
 
 def draw_features(path, backbone, dataset, batch_size):
@@ -74,4 +75,5 @@ def draw_features(path, backbone, dataset, batch_size):
   labels = np.asarray(dataset.test_labels)[np.sort(some)]
   features = backbone.features(images, batch_size)
   with files.placing(path) as temporary:
-    embedding.picture(temporary, features, labels, images, dataset.classes)
+    fig = embedding.draw(features, labels, images, dataset.classes)
+    fig.savefig(temporary, dpi=100, format="png")

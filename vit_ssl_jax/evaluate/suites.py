@@ -120,7 +120,7 @@ def evaluate(name, suite, classifier, batch_size):
 def evaluate_corruptions(place, top1, image_size):
   """The same of a corrupted set, with a progress bar."""
   found = {name: [] for name in place.corruptions}
-  total = len(found) * len(corruptions.SEVERITIES) * corruptions.IMAGES
+  total = len(found) * len(corruptions.SEVERITIES) * place.images
   with cli.progress_bar(total, "image", label=place.name) as bar:
     for name, _, images, labels in corruptions.read(place, image_size):
       found[name].append(top1(images, labels))
@@ -129,7 +129,7 @@ def evaluate_corruptions(place, top1, image_size):
   # https://arxiv.org/abs/1912.02781).
   mean = float(np.mean([found[name] for name in corruptions.CORRUPTIONS]))
   return {
-    "images": corruptions.IMAGES,
+    "images": place.images,
     "top1": mean,
     "mean_error": 100 - mean,
     "corruptions": found,

@@ -4,11 +4,13 @@
 
 RUN is a workdir of either stage, with a result. The page is one file that needs
 no network: how to repeat each run, curves, accuracy side by side (of runs that
-differ in their seeds alone the mean, and each as a point), the views of one
-image, where the models look, their features, and of classifiers the confusion
-matrix and the mistakes that they were surest of.
+differ in their seeds alone the mean with its 95 % interval, and each as a
+point), the gain of pretraining, the views of one image, where the models look,
+their features, and of classifiers the confusion matrix and the mistakes that
+they were surest of.
 """
 
+import os
 import pathlib
 
 import ml_collections
@@ -26,7 +28,7 @@ from vit_ssl_jax.evaluate import (
   embedding,
   figures,
 )
-from vit_ssl_jax.report import curves, page, pictures
+from vit_ssl_jax.report import curves, page, pictures, seeds
 from vit_ssl_jax.run import metrics, schema, workdir as workdirs
 
 BATCH = 512
@@ -49,6 +51,7 @@ def main(argv=None):
     runs = [read(path) for path in args.runs]
     if len({run["title"] for run in runs}) < len(runs):
       raise UserError("a run is named twice")
+    shorten(runs)
     text = make(runs, args.data_dir)
     files.write(pathlib.Path(args.out), text)
     cli.say(f"{args.out}: {len(text) / 1e6:.1f} MB")
@@ -75,6 +78,14 @@ def read(path):
     "lines": metrics.read(workdir),
     "command": workdirs.command(workdir),
   }
+
+
+def shorten(runs):
+  """Takes the folder that all runs lie in out of their titles."""
+  folders = [pathlib.Path(run["title"]).absolute() for run in runs]
+  common = os.path.commonpath([folder.parent for folder in folders])
+  for run, folder in zip(runs, folders, strict=True):
+    run["title"] = str(folder.relative_to(common))
 
 
 def make(runs, data_dir):
@@ -133,26 +144,16 @@ def summary(runs):
 def side_by_side(tuned):
   """Accuracy of fine-tunings, those that differ by their seed together."""
   section = page.Section("Accuracy")
-  groups = {}
-  for run in tuned:
-    config = run["config"]
-    source = "pretrained" if config.get("init_from") else "from scratch"
-    share = f"{100 * config['data_fraction']:.3g} % of the images"
-    title = f"{config['model']['name']}, {source}, {share}"
-    groups.setdefault(title, []).append(run["result"]["top1"])
-  section.curves([curves.bars(groups)])
-  section.table(
-    ("runs", "seeds", "mean top-1, %", "standard deviation"),
-    [
-      (
-        title,
-        len(found),
-        float(np.mean(found)),
-        float(np.std(found, ddof=1)) if len(found) > 1 else None,
-      )
-      for title, found in groups.items()
-    ],
-  )
+  found = seeds.groups(tuned)
+  accuracies, gains = seeds.accuracies(found), seeds.gains(found)
+  section.curves([curves.bars(accuracies)])
+  header = ("seeds", "mean top-1, %", "standard deviation", "95 % interval")
+  section.table(("runs", *header), seeds.rows(accuracies))
+  section.note(seeds.NOTE)
+  if gains:
+    header = ("seeds", "mean, points", "standard deviation", "95 % interval")
+    section.table(("gain of pretraining", *header), seeds.rows(gains, "+"))
+    section.note(seeds.PAIRED)
   return section
 
 
@@ -165,21 +166,17 @@ def look(run, data_dir):
   some = np.asarray(dataset.test_images[first[:SHOWN]])
   if run["config"]["stage"] == "pretrain":
     config = ml_collections.ConfigDict(run["config"])
-    section.image(lambda file: draw_views(file, config, some[0]), "views")
+    section.picture(lambda: draw_views(config, some[0]), "views")
   maps = models.attention_maps(backbone.apply("attention")(some))
   section.note("Where the last block looks, on average and head by head.")
-  section.image(
-    lambda file: attention.picture(file, some, {"mean": maps}), "attention"
-  )
+  section.picture(lambda: attention.draw(some, {"mean": maps}), "attention")
   chosen = np.sort(np.random.default_rng(0).permutation(len(labels))[:MOST])
   if len(chosen) >= 10:
     images = np.asarray(dataset.test_images[chosen])
     features = backbone.features(images, BATCH)
     section.note("Features of test images, by class.")
-    section.image(
-      lambda file: embedding.picture(
-        file, features, labels[chosen], images, dataset.classes
-      ),
+    section.picture(
+      lambda: embedding.draw(features, labels[chosen], images, dataset.classes),
       "features",
     )
   if run["config"]["stage"] == "finetune":
@@ -187,10 +184,10 @@ def look(run, data_dir):
   return section
 
 
-def draw_views(file, config, image):
+def draw_views(config, image):
   fig = figure.Figure(figsize=(12, 1.8), layout="constrained")
   pictures.draw_views(fig, config, image)
-  fig.savefig(file, format="png", dpi=90)
+  return fig
 
 
 def add_mistakes(section, run, dataset, data_dir):
@@ -205,9 +202,8 @@ def add_mistakes(section, run, dataset, data_dir):
     f"{values['top1']:.2f} % of {len(labels):,} test images are right; the"
     f" expected calibration error is {values['calibration_error']:.1f} %."
   )
-  section.image(
-    lambda file: curves.confusion(values["confusion"], found.classes, file),
-    "confusion",
+  section.picture(
+    lambda: curves.confusion(values["confusion"], found.classes), "confusion"
   )
   guesses = logits.argmax(-1)
   confidence = scipy.special.softmax(logits.astype(float), -1).max(-1)
@@ -215,12 +211,11 @@ def add_mistakes(section, run, dataset, data_dir):
   worst = wrong[np.argsort(-confidence[wrong])][:MISTAKES]
   if len(worst):
     section.note("The mistakes that it is surest of.")
-    section.image(
-      lambda file: curves.mistakes(
+    section.picture(
+      lambda: curves.mistakes(
         np.asarray(dataset.test_images[worst]),
         *(labels[worst], guesses[worst], confidence[worst]),
         found.classes,
-        file,
       ),
       "mistakes",
     )

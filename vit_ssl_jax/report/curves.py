@@ -3,18 +3,8 @@
 import matplotlib as mpl
 from matplotlib import figure
 
-from vit_ssl_jax.report import page
+from vit_ssl_jax.report import page, seeds
 
-STYLE = {
-  "axes.edgecolor": page.TEXT,
-  "axes.labelcolor": page.TEXT,
-  "text.color": page.TEXT,
-  "xtick.color": page.TEXT,
-  "ytick.color": page.TEXT,
-  "legend.framealpha": 0,
-  "svg.fonttype": "none",
-  "svg.hashsalt": "vit-ssl-jax",  # so that the same curves are the same file
-}
 # Of the lines of metrics, with the axis's label.
 KINDS = {
   "loss": "loss (nats)",
@@ -43,8 +33,9 @@ def draw(runs):
     }
     if not any(curves.values()):
       continue
-    with mpl.rc_context(STYLE):
-      fig = figure.Figure(figsize=(5, 3), layout="constrained")
+    with mpl.rc_context(page.STYLE):
+      height = 2.8 + 0.12 * len(curves)
+      fig = figure.Figure(figsize=(4.4, height), layout="constrained")
       axis = fig.subplots()
       for title, points in curves.items():
         some = points[:: max(1, len(points) // MOST)]
@@ -53,33 +44,42 @@ def draw(runs):
           axis.plot(*zip(*some, strict=True), style, ms=3, lw=1, label=title)
       axis.set(xlabel="epoch", ylabel=label)
       axis.grid(alpha=0.2)
-      axis.legend(fontsize=7)
+      columns = 1 if any(len(title) > 24 for title in curves) else 2
+      fig.legend(loc="outside lower center", ncols=columns, fontsize=8)
     found.append(fig)
   return found
 
 
 def bars(groups):
-  """Draws means with the spread over seeds.
+  """Draws means with their 95 % intervals, and every seed as a point.
 
   Args:
     groups: title -> figures in percent.
   """
-  with mpl.rc_context(STYLE):
-    fig = figure.Figure(
-      figsize=(7, 0.6 + 0.4 * len(groups)), layout="constrained"
-    )
+  with mpl.rc_context(page.STYLE):
+    height = 0.7 + 0.65 * len(groups)
+    fig = figure.Figure(figsize=(4.4, height), layout="constrained")
     axis = fig.subplots()
-    for at, found in enumerate(reversed(groups.values())):
+    ends = [1.0]
+    for at, (title, found) in enumerate(reversed(groups.items())):
       mean = sum(found) / len(found)
-      axis.barh(at, mean, color="tab:blue", alpha=0.6)
+      axis.barh(at, mean, 0.4, color="tab:blue", alpha=0.6)
+      low, high = seeds.interval(found) or (mean, mean)
+      if high > low:
+        error = [[mean - low], [high - mean]]
+        axis.errorbar(mean, at, xerr=error, color=page.TEXT, capsize=4, lw=1)
       axis.plot(found, [at] * len(found), "o", color="tab:orange", ms=4)
-      axis.text(mean, at, f" {mean:.2f}", va="center")
-    axis.set_yticks(range(len(groups)), list(reversed(groups)))
-    axis.set(xlabel="top-1 (%)")
+      across = {"transform": axis.get_yaxis_transform(), "fontsize": 9}
+      axis.text(0.01, at + 0.25, title, va="bottom", **across)
+      axis.text(1.01, at, f"{mean:.2f}", va="center", **across)
+      ends += [high, *found]
+    axis.set(xlabel="top-1 (%)", xlim=(0, min(100, 1.05 * max(ends))))
+    axis.set(yticks=[], ylim=(-0.35, len(groups) - 0.3))
+    axis.spines[["top", "right"]].set_visible(False)
   return fig
 
 
-def confusion(matrix, classes, file):
+def confusion(matrix, classes):
   """Draws a confusion matrix, rows in percent of the class's images."""
   shares = [[100 * x / max(sum(row), 1) for x in row] for row in matrix]
   side = max(4, min(12, 0.35 * len(classes) + 2))
@@ -98,10 +98,10 @@ def confusion(matrix, classes, file):
             color=color,
           )  # fmt: skip
   axis.set(xlabel="taken for", ylabel="class")
-  fig.savefig(file, format="png", dpi=90)
+  return fig
 
 
-def mistakes(images, labels, guesses, confidence, classes, file):
+def mistakes(images, labels, guesses, confidence, classes):
   """Draws images beside what they were taken for.
 
   Args:
@@ -109,7 +109,6 @@ def mistakes(images, labels, guesses, confidence, classes, file):
     labels, guesses: (N,) integers.
     confidence: (N,) in [0, 1].
     classes: names.
-    file: where to, a PNG.
   """
   columns = 6
   rows = -(-len(images) // columns)
@@ -124,4 +123,4 @@ def mistakes(images, labels, guesses, confidence, classes, file):
     axis.set_title(
       f"{classes[label]}\nas {classes[guess]} ({share:.0%})", fontsize=8
     )
-  fig.savefig(file, format="png", dpi=90)
+  return fig

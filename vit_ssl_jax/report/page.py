@@ -1,17 +1,30 @@
 """One self-contained HTML page: sections of notes, tables and pictures."""
 
-import base64
 import dataclasses
 import io
 import pathlib
 import re
 
 import jinja2
+import matplotlib as mpl
 
 from vit_ssl_jax.report import tables
 
 # Drawn in this color, and then in that of the page's text.
 TEXT = "#010203"
+STYLE = {
+  "axes.edgecolor": TEXT,
+  "axes.labelcolor": TEXT,
+  "text.color": TEXT,
+  "xtick.color": TEXT,
+  "ytick.color": TEXT,
+  "axes.facecolor": "none",
+  "legend.framealpha": 0,
+  "image.composite_image": False,  # which darkens what lies on transparent
+  "svg.fonttype": "none",
+  "svg.hashsalt": "vit-ssl-jax",  # so that the same curves are the same file
+}
+DPI = 120  # of images in a figure
 
 
 @dataclasses.dataclass
@@ -33,25 +46,29 @@ class Section:
     self.parts.append({"kind": "table", "header": header, "rows": rows})
 
   def curves(self, figs):
-    """Matplotlib figures, drawn in `TEXT`, side by side where there is room."""
-    found = []
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    for fig in figs:
-      stream = io.StringIO()
-      fig.savefig(stream, format="svg", transparent=True, metadata=nothing)
-      text = stream.getvalue().replace(TEXT, "currentColor")
-      text = text.partition("<svg ")[2]
-      # Without a size of its own it fills its column.
-      text = re.sub(r'width="\S+" height="\S+"', "", text, count=1)
-      found.append(f"<svg {text}")
-    self.parts.append({"kind": "svg", "figures": found})
+    """Matplotlib figures, in `STYLE`, side by side where there is room."""
+    self.parts.append({"kind": "svg", "figures": [svg(fig) for fig in figs]})
 
-  def image(self, draw, alt):
-    """A picture that `draw` (file) makes, a PNG."""
-    stream = io.BytesIO()
-    draw(stream)
-    text = base64.b64encode(stream.getvalue()).decode()
-    self.parts.append({"kind": "image", "text": text, "alt": alt})
+  def picture(self, draw, alt):
+    """A matplotlib figure that `draw` () makes, in its own size."""
+    with mpl.rc_context(STYLE):
+      fig = draw()
+    width = fig.get_figwidth()
+    part = {"kind": "picture", "figure": svg(fig), "width": width, "alt": alt}
+    self.parts.append(part)
+
+
+def svg(fig):
+  """A figure as an SVG element without a size, transparent, in text's color."""
+  stream = io.StringIO()
+  nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+  with mpl.rc_context(STYLE):
+    fig.savefig(
+      stream, format="svg", transparent=True, metadata=nothing, dpi=DPI
+    )
+  text = stream.getvalue().replace(TEXT, "currentColor").partition("<svg ")[2]
+  # Without a size of its own it fills its column.
+  return "<svg " + re.sub(r'width="\S+" height="\S+"', "", text, count=1)
 
 
 def render(title, subtitle, sections):

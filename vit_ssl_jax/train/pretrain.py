@@ -283,7 +283,6 @@ def make_evaluate(parts, dataset):
     raw pixels and of the untrained network.
   """
   config, mesh = parts.config, parts.mesh
-  batch, sharding = config.evaluate_batch_size, meshes.batch_sharding(mesh)
 
   @jax.jit
   def features(params, images):
@@ -304,7 +303,10 @@ def make_evaluate(parts, dataset):
   def of_network(params):
     return knn(
       lambda images: evaluate.extract(
-        lambda x: features(params, x), images, batch, sharding
+        lambda x: features(params, x),
+        images,
+        config.evaluate_batch_size,
+        meshes.batch_sharding(mesh),
       )
     )
 
