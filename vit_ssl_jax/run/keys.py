@@ -159,6 +159,7 @@ KEYS = {
     "shifted patch tokenisation, locality self-attention",
     *("", "spt", "lsa", "spt+lsa"),
   ),
+  "mimetic_init": flag("of ViT: attention begins as in trained networks"),
   "dtype": choice("of the model's body", "auto", "float32", "bfloat16"),
   "accumulate_steps": whole("micro-batches a batch", 1),
   "fast_attention": flag("the device's kernel, or the plain form"),

@@ -120,7 +120,9 @@ def init_state(parts, key):
   backbone_key, head_key = jax.random.split(key)
   features = jnp.zeros((1, parts.model.num_features))
   student = {
-    "backbone": models.init(parts.model, backbone_key),
+    "backbone": models.init(
+      parts.model, backbone_key, parts.config.mimetic_init
+    ),
     "head": parts.head.init(head_key, features)["params"],
   }
   return PretrainState(
