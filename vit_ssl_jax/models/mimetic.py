@@ -70,16 +70,16 @@ def noisy_identity(key, D, noise, identity):
 def factors(matrix, rank):
   """Matrices A and B, (D, rank), with A B^T nearest to a matrix (D, D)."""
   u, s, vt = jnp.linalg.svd(matrix)
-  root = jnp.sqrt(s[:rank])
+  root = jnp.sqrt(s[:rank])[None]
   return u[:, :rank] * root, vt[:rank].T * root
 
 
 def sines(side, D):
-  """Sines and cosines of rows and columns, (side², D); D is filled up with 0."""
+  """Sines and cosines of rows and columns, (side², D), filled up with 0."""
   rates = 10_000.0 ** -(jnp.arange(D // 4) / (D // 4))
   rows, columns = jnp.divmod(jnp.arange(side**2), side)
   found = [
-    wave(place[:, None] * rates)
+    wave(place[:, None] * rates[None])
     for place in (rows, columns)
     for wave in (jnp.sin, jnp.cos)
   ]
