@@ -9,7 +9,7 @@ PACKAGE = ROOT / "vit_ssl_jax"
 # each other.
 FLOORS = [
   {"main", "predict", "benchmark", "reproduce", "quickstart", "estimators"},
-  {"export", "smoke"},
+  {"export", "smoke", "small_sets"},
   {"train"},
   {"report", "evaluate"},
   {"interop"},

@@ -1,11 +1,12 @@
 """The paper's tables: what is run for them, and how they are filled."""
 
+import argparse
 import json
 import shlex
 
 import pytest
 
-from vit_ssl_jax import reproduce, smoke
+from vit_ssl_jax import reproduce, small_sets, smoke
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import corruptions
 
@@ -49,7 +50,7 @@ def test_the_plan_says_what_is_done(tmp_path, capsys):
 
 
 def test_the_table_is_filled(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(reproduce, "run_all", lambda plan, args: None)
+  monkeypatch.setattr(reproduce, "run_all", lambda made: None)
   for seed in (0, 1):
     for name, top1 in (("scratch", 90), ("pretrained", 95), ("pretrain", 0)):
       workdir = tmp_path / f"vit_cifar10_seed{seed}" / name
@@ -130,3 +131,33 @@ def test_a_stand_in_is_read_as_the_benchmark(cell, tmp_path):
   (place.folder / corruptions.STAND_IN).unlink()
   with pytest.raises(UserError, match=r"must be uint8 of shape \(50000, "):
     corruptions.find(f"{cell.suite}:{place.folder}")
+
+
+def test_small_sets_differ_in_their_recipes_alone(tmp_path):
+  args = argparse.Namespace(workdir=str(tmp_path), seeds=1, scale="full")
+  ours, theirs = (
+    small_sets.recipe(2500, "pretrain", paper, args) for paper in (False, True)
+  )
+  for key in ("epochs", "model.embed_dim", "views.global_size"):
+    assert ours[key] == theirs[key]
+  assert theirs["batch_size"] == 512
+  assert theirs["teacher.centering"] == "mean"
+  assert "teacher.centering" not in ours  # the recipe's own
+  assert small_sets.recipe(500, "pretrain", True, args)["batch_size"] == 128
+
+
+def test_small_sets_are_tabulated(tmp_path, capsys):
+  for seed, top1 in enumerate((40.0, 44.0)):
+    path = tmp_path / f"small_500_seed{seed}" / "own" / "result.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"top1": top1, "seconds": 60.0}))
+  args = argparse.Namespace(workdir=str(tmp_path), seeds=2, scale="full")
+  line = small_sets.table([500], args).splitlines()[2]
+  assert line == "| 500 | not run | not run | not run | 42.0 ± 2.8 | 2 |"
+  small_sets.draw([500], args, tmp_path / "x.png")
+  assert (tmp_path / "x.png").stat().st_size > 1000
+  out = call(capsys, "--table=small_sets", f"--workdir={tmp_path}", "--dry-run")
+  assert "2,500 images, seed 0" in out
+  with pytest.raises(SystemExit):
+    reproduce.main(["--table=small_sets", "--workdir=R", "--only=7"])
+  assert "the table small_sets has 500, 1000" in capsys.readouterr().err

@@ -10,6 +10,9 @@ tables:
   fine_grained   the same at 224 pixels on FGVC-Aircraft and Stanford Cars
   corruptions    mean error of ViT and Swin on CIFAR-10-C and CIFAR-100-C
   data_fraction  Swin on 25, 50 and 75 % of CIFAR-10
+  small_sets     not the paper's: 500 to 10,000 images of CIFAR-10, from scratch
+                 and pretrained, by the paper's recipe and by ours, with a small
+                 network; with a picture beside the table
 
 Each cell is a pretraining and two fine-tunings in R/CELL, made by the commands
 that --list prints, one a line, where those of a cell are joined by &&. Finished
@@ -31,7 +34,7 @@ import sys
 
 import numpy as np
 
-from vit_ssl_jax import cli, files, smoke
+from vit_ssl_jax import cli, files, small_sets, smoke
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.report import tables
@@ -59,7 +62,7 @@ DATA_FRACTION = {
   0.5: (90.83, 94.26),
   0.75: (91.73, 95.40),
 }
-TABLES = ("main", "fine_grained", "corruptions", "data_fraction")
+TABLES = ("main", "fine_grained", "corruptions", "data_fraction", "small_sets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,9 @@ def main(argv=None):
   )
   option = parser.add_argument
   option("--table", required=True, choices=TABLES)
-  option("--only", default="", help="ARCH, DATASET or both: vit,cifar10")
+  option(
+    "--only", default="", help="ARCH, DATASET or both: vit,cifar10; a number"
+  )
   option("--workdir", required=True, help="the folder of all runs, R")
   option("--seeds", type=int, default=1, help="of each cell; %(default)s")
   option("--scale", default="full", choices=("full", "smoke"))
@@ -101,6 +106,9 @@ def main(argv=None):
   with cli.reporting_errors():
     if args.seeds < 1:
       raise UserError(f"--seeds={args.seeds} has to be at least 1")
+    if args.table == "small_sets":
+      reproduce_small_sets(args)
+      return
     cells = chosen(args.table, args.only)
     plan = [
       (cell, seed, jobs(cell, seed, args))
@@ -113,11 +121,41 @@ def main(argv=None):
     elif args.dry_run:
       print(planned(plan, args))
     else:
-      run_all(plan, args)
-      text = table(args.table, cells, args)
-      path = pathlib.Path(args.workdir, f"{args.table}.md")
-      files.write(path, text + "\n")
-      print(text)
+      if args.scale == "smoke":
+        for cell in cells:
+          smoke.make(args.workdir, cell)
+      run_all([job for *_, made in plan for job in made])
+      finish(table(args.table, cells, args), args)
+
+
+def reproduce_small_sets(args):
+  """As `main`, for the table of small sets."""
+  sizes = small_sets.chosen(args.only)
+  plan = [
+    (f"{size:,} images, seed {seed}", small_sets.jobs(size, seed, args))
+    for size in sizes
+    for seed in range(args.seeds)
+  ]
+  if args.list:
+    for _, made in plan:
+      print(" && ".join(shlex.join(command) for _, command in made))
+  elif args.dry_run:
+    rows = [
+      (name, sum(not done(*job) for job in made), len(made))
+      for name, made in plan
+    ]
+    print(tables.table(("cell", "runs to do", "of"), rows))
+  else:
+    small_sets.make_subsets(sizes, args)
+    run_all([job for _, made in plan for job in made])
+    small_sets.draw(sizes, args, pathlib.Path(args.workdir, "small_sets.png"))
+    finish(small_sets.table(sizes, args), args)
+
+
+def finish(text, args):
+  """Writes and prints a table."""
+  files.write(pathlib.Path(args.workdir, f"{args.table}.md"), text + "\n")
+  print(text)
 
 
 def chosen(name, only):
@@ -213,16 +251,13 @@ def content(path):
   return files.read_json(path) if path.is_file() else {}
 
 
-def run_all(plan, args):
-  """Runs what is missing.
+def run_all(made):
+  """Runs which of some (workdir, command) are missing.
 
   Raises:
     UserError: a command has failed.
   """
-  if args.scale == "smoke":
-    for cell, *_ in plan:
-      smoke.make(args.workdir, cell)
-  missing = [job for _, _, made in plan for job in made if not done(*job)]
+  missing = [job for job in made if not done(*job)]
   for number, (workdir, command) in enumerate(missing, 1):
     cli.say(f"[{number}/{len(missing)}] {workdir}")
     # In a process of its own, so that nothing of one is left to the next.

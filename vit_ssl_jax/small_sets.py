@@ -1,0 +1,186 @@
+"""Accuracy against the number of images: scratch, the paper's recipe, ours.
+
+`reproduce --table=small_sets` makes these runs on subsets of CIFAR-10. All of a
+subset have the same small network and the same number of image passes in each
+stage; recipes differ in all else.
+"""
+
+import math
+import pathlib
+
+import numpy as np
+from matplotlib import figure
+
+from vit_ssl_jax import files, recipes
+from vit_ssl_jax.data import load
+from vit_ssl_jax.data.facts import Facts
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.recipes import own
+from vit_ssl_jax.run import schema
+
+SIZES = (500, 1000, 2500, 5000, 10_000)
+# name -> (what it is called, whether it begins from a teacher).
+KINDS = {
+  "scratch": "from scratch, our recipe",
+  "scratch_paper": "from scratch, the paper's recipe",
+  "paper": "pretrained, the paper's recipe",
+  "own": "pretrained, our recipe",
+}
+# Image passes; what two cores do in about 15 and 5 minutes.
+PASSES = {"pretrain": 400_000, "finetune": 200_000}
+SMOKE = {"pretrain": 1000, "finetune": 1000}
+# What is the same under both recipes.
+KEPT = ("model.", "views.global_size", "views.local_size", "dataset", "budget")
+KEPT += ("mean", "std", "evaluate_every_epochs")
+
+
+def chosen(only):
+  """The sizes of the subsets, or one of them.
+
+  Raises:
+    UserError: there is no such one.
+  """
+  if not only:
+    return SIZES
+  found = [size for size in SIZES if only == str(size)]
+  if not found:
+    raise UserError(
+      f"--only={only}: the table small_sets has {', '.join(map(str, SIZES))}"
+    )
+  return found
+
+
+def jobs(size, seed, args):
+  """(workdir, command) of a subset's runs, in order."""
+  root = pathlib.Path(args.workdir, f"small_{size}_seed{seed}")
+  found = []
+
+  def add(name, stage, paper, init=""):
+    values = recipe(size, stage, paper, args) | {"seed": seed}
+    if init:
+      values["init_from"] = root / init
+    command = ["python", "-m", "main"]
+    command += [f"--config=configs/{stage}.py:vit,npz:{subset(size, args)}"]
+    command += [f"--workdir={root / name}"]
+    command += [f"--config.{key}={value}" for key, value in values.items()]
+    found.append((root / name, command))
+
+  add("scratch", "finetune", False)
+  add("scratch_paper", "finetune", True)
+  add("teacher", "pretrain", False)
+  add("own", "finetune", False, "teacher")
+  add("teacher_paper", "pretrain", True)
+  add("paper", "finetune", True, "teacher_paper")
+  return found
+
+
+def recipe(size, stage, paper, args):
+  """The values that a run is given beside its images, by their keys."""
+  passes = (SMOKE if args.scale == "smoke" else PASSES)[stage]
+  arg = f"vit,npz:{subset(size, args)}"
+  plain = schema.flat(recipes.get(stage, arg))
+  filled = recipes.get(stage, arg)
+  own.fill(filled, Facts(size, 10, 32), small=True, passes=passes)
+  filled.evaluate_every_epochs = max(1, filled.epochs // 4)
+  values = schema.flat(filled)
+  if paper:
+    theirs = recipes.get(stage, "vit,cifar10")
+    theirs.epochs = filled.epochs  # its warm-ups follow
+    theirs.batch_size = min(theirs.batch_size, 2 ** int(math.log2(size / 2)))
+    values |= {
+      key: value
+      for key, value in schema.flat(theirs).items()
+      if key in values and not key.startswith(KEPT)
+    }
+  return {key: x for key, x in values.items() if x != plain[key]}
+
+
+def subset(size, args):
+  """The path of a subset."""
+  return pathlib.Path(args.workdir, f"cifar10_{size}.npz").absolute()
+
+
+def make_subsets(sizes, args):
+  """Writes those that are missing: balanced, each part of the next larger.
+
+  Raises:
+    UserError: CIFAR-10 cannot be loaded.
+  """
+  missing = [size for size in sizes if not subset(size, args).exists()]
+  if not missing:
+    return
+  whole = load.load("cifar10", 32)
+  labels = np.asarray(whole.train_labels)
+  rng = np.random.default_rng(0)
+  order = [rng.permutation(np.flatnonzero(labels == i)) for i in range(10)]
+  for size in missing:
+    rows = np.sort(np.concatenate([x[: size // 10] for x in order]))
+    path = subset(size, args)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.placing(path) as temporary, temporary.open("wb") as file:
+      np.savez(
+        file,
+        train_images=np.asarray(whole.train_images[rows]),
+        train_labels=labels[rows],
+        test_images=np.asarray(whole.test_images),
+        test_labels=np.asarray(whole.test_labels),
+      )
+
+
+def results(size, args):
+  """Kind -> [(top-1, seconds) of each seed that has been run]."""
+  found = {}
+  for kind in KINDS:
+    for seed in range(args.seeds):
+      root = pathlib.Path(args.workdir, f"small_{size}_seed{seed}")
+      path = root / kind / "result.json"
+      if path.is_file():
+        result = files.read_json(path)
+        found.setdefault(kind, []).append((result["top1"], result["seconds"]))
+  return found
+
+
+def table(sizes, args):
+  """The table in Markdown."""
+  lines = [
+    f"| images | {' | '.join(KINDS.values())} | seeds |",
+    "|---|" + "---|" * (len(KINDS) + 1),
+  ]
+  for size in sizes:
+    found = results(size, args)
+    cells = [shown([x for x, _ in found.get(kind, [])]) for kind in KINDS]
+    seeds = max((len(x) for x in found.values()), default=0)
+    lines.append(f"| {size:,} | {' | '.join(cells)} | {seeds} |")
+  lines += ["", "Top-1 in percent of CIFAR-10's test images, last epoch."]
+  return "\n".join(lines)
+
+
+def shown(values):
+  """The mean and the standard deviation over seeds."""
+  if not values:
+    return "not run"
+  spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+  return f"{np.mean(values):.1f}{spread}"
+
+
+def draw(sizes, args, path):
+  """Draws accuracy against the number of images, each seed a point."""
+  fig = figure.Figure(figsize=(6, 4), layout="constrained")
+  axis = fig.subplots()
+  for kind, title in KINDS.items():
+    points = [
+      (size, top1)
+      for size in sizes
+      for top1, _ in results(size, args).get(kind, [])
+    ]
+    if points:
+      xs = sorted({x for x, _ in points})
+      means = [np.mean([y for x, y in points if x == size]) for size in xs]
+      (line,) = axis.plot(xs, means, label=title)
+      axis.plot(*zip(*points, strict=True), "o", ms=4, color=line.get_color())
+  axis.set(xscale="log", xlabel="training images", ylabel="top-1 (%)")
+  axis.set_xticks(sizes, [f"{x:,}" for x in sizes])
+  axis.minorticks_off()
+  axis.grid(alpha=0.3)
+  axis.legend()
+  fig.savefig(path, dpi=100)
