@@ -134,6 +134,14 @@ def summary(runs):
     )
   header = ("run", "stage", "parameters", "epochs", "k-NN, %", "top-1, %")
   section.table((*header, "minutes", "device"), rows)
+  for run in runs:
+    before = run["result"]
+    if {"knn", "knn_raw_pixels"} <= before.keys():
+      section.note(
+        f"{run['title']}: k-NN {before['knn']:.2f} %; before training"
+        f" {before['knn_raw_pixels']:.2f} % of raw pixels and"
+        f" {before['knn_untrained']:.2f} % of the untrained network."
+      )
   section.note(
     "top-1 is that of the last epoch, on every test image once; k-NN is of the"
     " teacher's features."
