@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import sklearn.base
+import sklearn.utils.estimator_checks
 
 import vit_ssl_jax
 from vit_ssl_jax import recipes
@@ -132,6 +133,35 @@ def test_conventions_of_scikit_learn(teacher):
   assert (again.seed, again.budget) == (4, "5m")
   with pytest.raises(sklearn.exceptions.NotFittedError):
     plain.predict_proba(np.zeros((1, 8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+  "estimator", [vit_ssl_jax.ViewPrediction(), vit_ssl_jax.Classifier()]
+)
+@pytest.mark.parametrize(
+  "check",
+  [
+    "check_do_not_raise_errors_in_init_or_set_param",
+    "check_estimator_cloneable",
+    "check_estimator_repr",
+    "check_estimator_tags_renamed",
+    "check_get_params_invariance",
+    "check_no_attributes_set_in_init",
+    "check_parameters_default_constructible",
+    "check_set_params",
+    "check_valid_tag_types",
+  ],
+)
+def test_checks_of_scikit_learn_that_need_no_tables(check, estimator):
+  """Those of `check_estimator` that do not fit to rows of numbers."""
+  name = type(estimator).__name__
+  getattr(sklearn.utils.estimator_checks, check)(name, estimator)
+
+
+def test_what_else_scikit_learn_checks():
+  sklearn.utils.estimator_checks.check_estimator(
+    vit_ssl_jax.Classifier(budget="1"), on_skip=None
+  )
 
 
 @pytest.mark.parametrize(

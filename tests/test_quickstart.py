@@ -1,0 +1,73 @@
+"""The whole method in one command, on images of one's own."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_ssl_jax import quickstart
+from vit_ssl_jax.recipes import own
+from vit_ssl_jax.report import __main__ as report
+from vit_ssl_jax.train import budget
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """A folder of 2 x 40 images of 8 pixels, dark and bright."""
+  rng = np.random.default_rng(0)
+  for name, low in (("bright", 120), ("dark", 0)):
+    folder = tmp_path / "photos" / name
+    folder.mkdir(parents=True)
+    for i in range(40):
+      pixels = rng.integers(low, low + 128, (8, 8, 3)).astype(np.uint8)
+      Image.fromarray(pixels).save(folder / f"{i}.png")
+  return tmp_path / "photos"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  """A tiny network, a speed that is known, and no report."""
+  tiny = {"embed_dim": 8, "depth": 1, "num_heads": 2}
+  monkeypatch.setitem(own.SMALL, "vit", tiny)
+  monkeypatch.setattr(budget, "rate", lambda *_: 20.0)
+  monkeypatch.setattr(report, "make", lambda *_: "the report")
+
+
+def test_from_a_folder_to_a_table(photos, quick, tmp_path, capsys):
+  out = tmp_path / "out"
+  arguments = [f"--dataset=folder:{photos}", "--budget=30s", f"--out={out}"]
+  quickstart.main(arguments)
+  printed = capsys.readouterr()
+  assert "training images: bright 32, dark 32" in printed.err
+  assert "about 30 seconds in all" in printed.err
+  assert "k-NN on the teacher's features" in printed.out
+  summary = json.loads((out / "summary.json").read_text())
+  assert [run["label_fraction"] for run in summary["runs"]] == [1.0, 0.1]
+  for run in summary["runs"]:
+    assert {"top1_scratch", "top1_pretrained"} <= run.keys()
+  assert {"knn", "knn_raw_pixels", "knn_untrained", "seconds"} <= summary.keys()
+  for name in ("contact_sheet.png", "summary.png", "report.html"):
+    assert (out / name).stat().st_size > 0
+  scratch, pretrained = (
+    json.loads((out / f"finetune_{x}_100" / "config.json").read_text())
+    for x in ("scratch", "pretrained")
+  )
+  differ = {k for k in scratch if scratch[k] != pretrained[k]}
+  assert differ == {"init_from"}  # as long, with the same network
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    (["--dataset=cifar10"], "--dataset=cifar10 has to be digits, folder:"),
+    (["--dataset=folder:/nowhere"], 'There is no folder "/nowhere"'),
+    (["--dataset=npz:x.npz", "--budget=soon"], "has to be a time such as"),
+    (["--dataset=npz:x.npz", "--budget=500"], "has to be a time, such as 60m"),
+  ],
+)
+def test_one_sentence(arguments, words, tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    quickstart.main([*arguments, f"--out={tmp_path / 'out'}"])
+  assert words in capsys.readouterr().err
+  assert not (tmp_path / "out" / "pretrain").exists()
