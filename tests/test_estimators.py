@@ -141,7 +141,6 @@ def test_conventions_of_scikit_learn(teacher):
 @pytest.mark.parametrize(
   "check",
   [
-    "check_do_not_raise_errors_in_init_or_set_param",
     "check_estimator_cloneable",
     "check_estimator_repr",
     "check_estimator_tags_renamed",
@@ -153,15 +152,9 @@ def test_conventions_of_scikit_learn(teacher):
   ],
 )
 def test_checks_of_scikit_learn_that_need_no_tables(check, estimator):
-  """Those of `check_estimator` that do not fit to rows of numbers."""
+  """`check_estimator` itself leaves estimators of images out."""
   name = type(estimator).__name__
   getattr(sklearn.utils.estimator_checks, check)(name, estimator)
-
-
-def test_what_else_scikit_learn_checks():
-  sklearn.utils.estimator_checks.check_estimator(
-    vit_ssl_jax.Classifier(budget="1"), on_skip=None
-  )
 
 
 @pytest.mark.parametrize(
