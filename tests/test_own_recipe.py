@@ -53,7 +53,9 @@ def test_a_budget_of_steps():
   assert config.epochs == 10  # 19,200 passes of 1,920 images
   assert config.optim.warmup_epochs == 1
   short, _ = filled("finetune", passes=10**9)
-  assert short.epochs == own.MOST_TUNING
+  assert short.epochs == 68
+  few = facts.Facts(images=50, classes=2, side=32)
+  assert filled("finetune", found=few)[0].epochs == own.MOST_TUNING
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

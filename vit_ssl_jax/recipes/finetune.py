@@ -69,7 +69,6 @@ def get_config(arg=""):
   if dataset == "digits":
     digits(config)
   if registry.get(dataset) is registry.OWN:
-    small_set(config)
     own.leave_open(config)
   return config
 
@@ -83,10 +82,3 @@ def digits(config):
   config.augment.flip_probability = 0.0
   config.augment.crop_padding = 1
   config.augment.erasing_probability = 0.0
-
-
-def small_set(config):
-  """Light augmentation: what is heavy pays in long runs of large networks."""
-  config.augment.autoaugment = ""
-  config.augment.erasing_probability = 0.0
-  config.mix.probability = 0.0

@@ -40,16 +40,21 @@ PRETRAIN = {
   "head.hidden_dim": int,
   "head.bottleneck_dim": int,
 }
+FINETUNE = {
+  "augment.autoaugment": str,
+  "augment.erasing_probability": float,
+  "mix.probability": float,
+}
 PASSES = 10**6  # of images through a training without a budget
 MOST_EPOCHS = 400
-MOST_TUNING = 300  # epochs of fine-tuning
+MOST_TUNING = 300  # epochs of fine-tuning, as in the paper
 EVALUATIONS = 20
 
 
 def leave_open(config):
   """Makes the keys that follow from the images None, of their types."""
   config.budget = ""  # of time, such as 30m or 2h, or of steps
-  keys = dict(SHARED) | (PRETRAIN if config.stage == "pretrain" else {})
+  keys = SHARED | (PRETRAIN if config.stage == "pretrain" else FINETUNE)
   keys |= {f"model.{k}": t for k, t in MODEL[config.model.name].items()}
   for key, kind in keys.items():
     *above, name = key.split(".")
@@ -94,9 +99,11 @@ def fill(config, facts, *, small, passes=None):
       rows.append((key, part[name], "given"))
 
   sizes(choose, config, facts, small)
-  length(choose, config, facts, passes)
+  length(choose, config, facts, small, passes)
   if config.stage == "pretrain":
     pretraining(choose, config, facts)
+  else:
+    tuning(choose, small)
   return rows
 
 
@@ -122,7 +129,7 @@ def image_size(side):
   return next((x for x in (16, 32) if side <= 1.25 * x), 64)
 
 
-def length(choose, config, facts, passes):
+def length(choose, config, facts, small, passes):
   """Batch, epochs, warm-up."""
   batch = 2 ** round(math.log2(max(1, facts.images / 40)))
   batch = min(max(batch, 32), 64 if config.stage == "pretrain" else 128)
@@ -133,8 +140,11 @@ def length(choose, config, facts, passes):
     passes = min(PASSES, MOST_EPOCHS * facts.images)
     why = f"{passes:,} passes of an image"
   epochs = max(1, round(passes / facts.images))
-  if config.stage == "finetune" and epochs > MOST_TUNING:
-    epochs, why = MOST_TUNING, "as in the paper; more does not help"
+  most = MOST_TUNING
+  if small:  # 60 of 2,500 images, which are soon known by heart
+    most = min(max(round(60 * (2500 / facts.images) ** 0.5), 60), most)
+  if config.stage == "finetune" and epochs > most:
+    epochs, why = most, "more would learn them by heart"
   choose("epochs", epochs, why)
   choose(
     "evaluate_every_epochs",
@@ -157,3 +167,11 @@ def pretraining(choose, config, facts):
   choose("head.out_dim", 1024 if wide else 256, "smaller for few images")
   choose("head.hidden_dim", 512 if wide else 128, "half of the outputs")
   choose("head.bottleneck_dim", 256 if wide else 64, "half of that")
+
+
+def tuning(choose, small):
+  """Augmentation of fine-tuning."""
+  why = "light, for a short run" if small else "the paper's"
+  choose("augment.autoaugment", "" if small else "imagenet", why)
+  choose("augment.erasing_probability", 0.0 if small else 0.25, why)
+  choose("mix.probability", 0.0 if small else 0.5, why)

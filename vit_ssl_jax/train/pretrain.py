@@ -405,7 +405,7 @@ def warn_of_collapse(
       f" ln {out_dim} = {math.log(out_dim):.4f})"
     )
   elif share >= JUDGED_AFTER and losses.signal_dies(
-    baselines.get("knn_untrained", 0.0), evaluated
+    out_dim, baselines.get("knn_untrained", 0.0), evaluated
   ):
     first, last = (evaluated[i]["signal"] for i in (0, -1))
     found = (
