@@ -121,7 +121,7 @@ def init_state(parts, key):
   features = jnp.zeros((1, parts.model.num_features))
   student = {
     "backbone": models.init(
-      parts.model, backbone_key, parts.config.mimetic_init
+      parts.model, backbone_key, parts.config.get("mimetic_init", False)
     ),
     "head": parts.head.init(head_key, features)["params"],
   }
