@@ -2,6 +2,7 @@
 
 import pathlib
 
+import ml_collections
 import pytest
 
 from vit_ssl_jax import main, models
@@ -75,3 +76,31 @@ def test_help(argv, capsys):
   for baseline in ("no --config.init_from", "model.locality=spt+lsa", "drloc"):
     assert baseline in text
   assert ("learning_rate" in text) == (RECIPE in argv)
+
+
+def test_the_next_command_is_for_the_same_images(monkeypatch):
+  argv = ["main.py", "--workdir=A/", RECIPE, "--config.val_fraction=0.1"]
+  argv += ["--config.epochs=3", "--config.model.depth=2"]
+  monkeypatch.setattr("sys.argv", argv)
+  (line,) = main.outlook(main.load_recipe(argv), "A/")
+  assert line == (
+    "next: python -m main --config=configs/finetune.py:vit,digits"
+    " --workdir=A_finetuned --config.init_from=A/ --config.val_fraction=0.1"
+    " --config.model.depth=2"
+  )
+
+
+def test_scratch_beside_a_pretrained_run(monkeypatch, make_workdir, tmp_path):
+  runs = {
+    name: make_workdir("finetune", "vit", ["a", "b"], **changes)
+    for name, changes in (
+      ("pretrained", {"init_from": "A"}),
+      ("scratch", {}),
+      ("longer", {"epochs": 9}),
+    )
+  }
+  for name, workdir in runs.items():
+    workdir.rename(tmp_path / name)
+  config = ml_collections.ConfigDict({"stage": "finetune", "init_from": "A"})
+  (line,) = main.outlook(config, tmp_path / "pretrained")
+  assert line == f"from scratch: 87.50 ({tmp_path / 'scratch'})"

@@ -74,12 +74,7 @@ def load_recipe(argv):
   Raises:
     UserError: --config is missing, or names no recipe.
   """
-  pairs = zip(argv, [*argv[1:], ""], strict=True)  # --config=X or --config X
-  given = [
-    after if flag == "--config" else flag.removeprefix("--config=")
-    for flag, after in pairs
-    if flag == "--config" or flag.startswith("--config=")
-  ]
+  given = recipe_of(argv)
   if not given:
     if {"--help", "-h", "-help"} & set(argv):
       return None
@@ -87,7 +82,7 @@ def load_recipe(argv):
       "--config is missing: for instance"
       " --config=configs/pretrain.py:vit,cifar10"
     )
-  path, _, arg = given[-1].partition(":")
+  path, _, arg = given.partition(":")
   if not pathlib.Path(path).is_file():
     raise UserError(
       f"there is no recipe {path!r}: possible are configs/pretrain.py and"
@@ -97,6 +92,17 @@ def load_recipe(argv):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(arg)
+
+
+def recipe_of(argv):
+  """What --config=X or --config X says last, or ""."""
+  pairs = zip(argv, [*argv[1:], ""], strict=True)
+  given = [
+    after if flag == "--config" else flag.removeprefix("--config=")
+    for flag, after in pairs
+    if flag == "--config" or flag.startswith("--config=")
+  ]
+  return given[-1] if given else ""
 
 
 def check_keys(argv, recipe):
@@ -157,13 +163,18 @@ def main(argv):
 
 def outlook(config, workdir):
   """Lines on what to do next, and on what there is to compare with."""
+  from vit_ssl_jax.data import inputs
   from vit_ssl_jax.run import workdir as workdirs
 
   if config.stage == "pretrain":
-    recipe = f"configs/finetune.py:{config.model.name},{config.dataset}"
+    recipe = recipe_of(sys.argv).replace("pretrain.py", "finetune.py")
     command = ["python", "-m", "main", f"--config={recipe}"]
-    command += [f"--workdir={workdir}_finetuned"]
+    command += [f"--workdir={str(workdir).rstrip('/')}_finetuned"]
     command += [f"--config.init_from={workdir}"]
+    # What the images and the network are is the same.
+    kept = ("model.", "dataset", "data_dir", "split_seed", *inputs.KEYS)
+    kept = tuple(f"--config.{key}" for key in kept)
+    command += [x for x in sys.argv if x.startswith(kept)]
     yield f"next: {shlex.join(command)}"
   elif config.init_from:
     for path, top1 in workdirs.scratch_beside(workdir):
