@@ -90,6 +90,15 @@ def test_saved_and_loaded(classifier, images, tmp_path):
     vit_ssl_jax.ViewPrediction.load(tmp_path / "w")
 
 
+def test_labels_keep_their_type(images, tmp_path):
+  labels = np.where(images[1] == "dark", 7, 3)
+  made = vit_ssl_jax.Classifier(budget="1", config=TINY_TUNING)
+  made.fit(images[0], labels).save(tmp_path / "w")
+  again = vit_ssl_jax.Classifier.load(tmp_path / "w")
+  assert again.classes_.tolist() == [3, 7]
+  assert again.score(images[0], labels) == made.score(images[0], labels)
+
+
 def test_exported(classifier, tmp_path):
   said = classifier.export(tmp_path / "x.safetensors", "timm")
   assert (tmp_path / "x.safetensors").is_file()
@@ -121,8 +130,13 @@ def test_interrupted_and_gone_on(teacher, images, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     made.fit(images[0])
   monkeypatch.undo()
+  (_, place) = made._unfinished
+  assert os.path.isdir(place)
+  other = pickle.loads(pickle.dumps(made)).fit(255 - images[0])  # starts anew
+  assert other.result_["state_sha256"] != teacher.result_["state_sha256"]
   made.fit(images[0])
   assert made.result_["state_sha256"] == teacher.result_["state_sha256"]
+  assert not os.path.exists(place)
 
 
 def test_conventions_of_scikit_learn(teacher):
@@ -160,9 +174,9 @@ def test_checks_of_scikit_learn_that_need_no_tables(check, estimator):
 @pytest.mark.parametrize(
   ("given", "words"),
   [
-    ({"X": np.zeros((4, 8, 8, 3))}, "they have to be uint8"),
+    ({"X": np.zeros((4, 8, 8, 3))}, "X is float64 .* it must be uint8"),
     ({"X": np.zeros((4, 8), np.uint8)}, r"of shape \(4, 8\)"),
-    ({"X": np.zeros((0, 8, 8), np.uint8)}, "no images"),
+    ({"X": np.zeros((0, 8, 8), np.uint8)}, "not empty"),
     ({"X": "/nowhere"}, "there is no folder /nowhere"),
     ({"y": [1, 2]}, "4 images have 2 labels"),
     ({"y": [1, 1, 1, 1]}, "all labels are 1"),

@@ -19,7 +19,7 @@ def vit():
 
 
 def test_attention_begins_near_multiples_of_the_identity(vit):
-  params = models.init(vit, jax.random.key(0), mimetic=True)
+  params = models.init(vit, jax.random.key(0), mimetic_init=True)
   attention = params["blocks_1"]["attn"]
   q, k, v = np.split(np.asarray(attention["qkv"]["kernel"]), 3, axis=1)
   mixing = v @ attention["proj"]["kernel"]
@@ -44,7 +44,7 @@ def test_factors_are_the_nearest_of_their_rank():
 
 def test_the_rest_and_the_default_stay(vit):
   plain = models.init(vit, jax.random.key(0))
-  made = models.init(vit, jax.random.key(0), mimetic=True)
+  made = models.init(vit, jax.random.key(0), mimetic_init=True)
   assert jax.tree.structure(plain) == jax.tree.structure(made)
   for name in ("patch_embed", "cls_token", "norm", "head"):
     jax.tree.map(np.testing.assert_array_equal, plain[name], made[name])

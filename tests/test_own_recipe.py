@@ -1,5 +1,6 @@
 """The recipe for images of one's own."""
 
+import itertools
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from vit_ssl_jax.data import facts
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.recipes import own
 from vit_ssl_jax.run import schema
-from vit_ssl_jax.train import budget, finetune, pretrain
+from vit_ssl_jax.train import budget, finetune, pretrain, trial
 
 FEW = facts.Facts(images=1920, classes=8, side=32)
 
@@ -145,8 +146,7 @@ def test_a_run_says_and_keeps_its_recipe(tiny_npz, tmp_path, capsys):
 
 
 def test_a_budget_of_time_is_measured(tiny_npz, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(budget, "TRIAL_SECONDS", 0.1)
-  monkeypatch.setattr(budget, "rate", lambda *_: 10.0)
+  monkeypatch.setattr(trial, "rate", lambda *_: 10.0)
   config = small_recipe("pretrain", tiny_npz)
   config.budget = "60s"
   found = budget.complete(config, tmp_path, pretrain.make_stage)
@@ -158,8 +158,22 @@ def test_a_budget_of_time_is_measured(tiny_npz, tmp_path, monkeypatch, capsys):
   assert not (tmp_path / "config.json").exists()
 
 
-def test_the_rate_is_that_of_the_step(tiny_npz, monkeypatch):
-  monkeypatch.setattr(budget, "TRIAL_SECONDS", 0.1)
+def test_the_rate_is_that_of_the_steps_made(tiny_npz, monkeypatch):
+  clock = itertools.count(0, 0.5)  # half a second between looks at it
+  monkeypatch.setattr(trial.time, "perf_counter", lambda: next(clock))
   config = small_recipe("finetune", tiny_npz)
   own.fill(config, facts.Facts(48, 2, 8), small=True)
-  assert budget.rate(config, 2, finetune.make_stage) > 0
+  config = config.copy_and_resolve_references()
+  with config.ignore_type():
+    config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
+  found = trial.rate(config, finetune.make_stage, 2, 2)
+  assert found == 3 * config.batch_size / 2.5
+
+
+def test_another_stage_in_the_workdir_is_another_run(tiny_npz, tmp_path):
+  config = small_recipe("pretrain", tiny_npz)
+  (tmp_path / "config.json").write_text(
+    schema.dump(recipes.get("finetune", "vit,cifar10"))
+  )
+  with pytest.raises(UserError, match="holds another run"):
+    pretrain.run(config, tmp_path)

@@ -153,7 +153,7 @@ def test_small_sets_are_tabulated(tmp_path, capsys):
     path.write_text(json.dumps({"top1": top1, "seconds": 60.0}))
   args = argparse.Namespace(workdir=str(tmp_path), seeds=2, scale="full")
   line = small_sets.table([500], args).splitlines()[2]
-  assert line == "| 500 | not run | not run | not run | 42.0 ± 2.8 | 2 |"
+  assert line == "| 500 | not run | not run | not run | 42.00 ± 2.83 | 2 |"
   small_sets.draw([500], args, tmp_path / "x.png")
   assert (tmp_path / "x.png").stat().st_size > 1000
   out = call(capsys, "--table=small_sets", f"--workdir={tmp_path}", "--dry-run")

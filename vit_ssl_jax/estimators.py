@@ -13,6 +13,7 @@ a checkpoint, and the next one goes on from there.
 """
 
 import difflib
+import hashlib
 import json
 import os
 import pathlib
@@ -26,7 +27,7 @@ import sklearn.base
 import sklearn.utils.validation
 
 from vit_ssl_jax import cli, export, files, models, recipes
-from vit_ssl_jax.data import facts, folder, load, pixels, statistics
+from vit_ssl_jax.data import facts, folder, load, npz, pixels, statistics
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import backbone as backbones
 from vit_ssl_jax.recipes import common, own
@@ -51,35 +52,61 @@ class Estimator(sklearn.base.BaseEstimator):
     history_: the lines of metrics.jsonl.
   """
 
+  init = None  # what training begins from
+
+  def __init__(
+    self,
+    arch="vit",
+    *,
+    image_size=None,
+    budget="",
+    workdir=None,
+    seed=0,
+    config=None,
+  ):
+    self.arch = arch
+    self.image_size = image_size
+    self.budget = budget
+    self.workdir = workdir
+    self.seed = seed
+    self.config = config
+
   def run(self, stage, images, labels, classes):
     """Trains, in a folder of its own unless `workdir` names one."""
     cli.set_up()
     config = self.recipe()
-    place = self.workdir or getattr(self, "_unfinished", None)
-    place = place or tempfile.mkdtemp(prefix="vit_ssl_jax_")
+    # What has to be the same for an interrupted run to go on.
+    call = config.to_json(), labels.tobytes(), digest(images), id(self.init)
+    before, place = getattr(self, "_unfinished", None) or (None, None)
+    if self.workdir or call != before:
+      place = self.workdir or tempfile.mkdtemp(prefix="vit_ssl_jax_")
     beside = pathlib.Path(f"{place}_init")
-    init = getattr(self, "init", None)
-    if isinstance(init, Estimator):
-      if not beside.exists():
-        init.save(beside)
-      init = beside
-    if init is not None:
-      config.init_from = str(init)
-      budget.take_sizes(config)
-    if config.model.image_size is None:
-      config.model.image_size = own.image_size(side_of(images))
-    dataset = in_memory(images, labels, classes, config.model.image_size)
+    keep, self._unfinished = bool(self.workdir), None
     try:
-      stage.run(config, place, dataset)
+      if self.init is not None:
+        config.init_from = self.weights(beside)
+        budget.take_sizes(config)
+      if config.model.image_size is None:
+        config.model.image_size = own.image_size(side_of(images))
+      size = config.model.image_size
+      stage.run(config, place, in_memory(images, labels, classes, size))
+      self.take(place)
     except KeyboardInterrupt:
-      self._unfinished = place
+      keep, self._unfinished = True, (call, place)
       raise
-    self.take(place)
-    self._unfinished = None
-    if place != self.workdir:
-      for path in (place, beside):
-        shutil.rmtree(path, ignore_errors=True)
+    finally:
+      if not keep:
+        for path in (place, beside):
+          shutil.rmtree(path, ignore_errors=True)
     return self
+
+  def weights(self, beside):
+    """The path of what training begins from; a teacher is saved `beside`."""
+    if not isinstance(self.init, Estimator):
+      return str(self.init)
+    if not beside.exists():
+      self.init.save(beside)
+    return str(beside)
 
   def recipe(self):
     """The stage's ConfigDict with this estimator's parameters.
@@ -143,7 +170,10 @@ class Estimator(sklearn.base.BaseEstimator):
     """
     config = schema.read_config(path)
     if config["stage"] != cls.STAGE:
-      raise UserError(f"{path} is a run of {config['stage']}: {cls.__name__}")
+      raise UserError(
+        f"{path} is a run of {config['stage']}: {cls.__name__} loads those of"
+        f" {cls.STAGE}"
+      )
     made = cls(
       config["model"]["name"], image_size=config["model"]["image_size"]
     )
@@ -216,23 +246,6 @@ class ViewPrediction(sklearn.base.TransformerMixin, Estimator):
 
   STAGE = "pretrain"
 
-  def __init__(
-    self,
-    arch="vit",
-    *,
-    image_size=None,
-    budget="",
-    workdir=None,
-    seed=0,
-    config=None,
-  ):
-    self.arch = arch
-    self.image_size = image_size
-    self.budget = budget
-    self.workdir = workdir
-    self.seed = seed
-    self.config = config
-
   def fit(self, X, y=None):
     """Pretrains.
 
@@ -278,13 +291,15 @@ class Classifier(sklearn.base.ClassifierMixin, Estimator):
     seed=0,
     config=None,
   ):
-    self.arch = arch
+    super().__init__(
+      arch,
+      image_size=image_size,
+      budget=budget,
+      workdir=workdir,
+      seed=seed,
+      config=config,
+    )
     self.init = init
-    self.image_size = image_size
-    self.budget = budget
-    self.workdir = workdir
-    self.seed = seed
-    self.config = config
 
   def fit(self, X, y=None):
     """Fine-tunes.
@@ -307,10 +322,14 @@ class Classifier(sklearn.base.ClassifierMixin, Estimator):
     if len(self.classes_) < 2:
       raise UserError(f"all labels are {self.classes_[0]}: there must be two")
     names = tuple(map(str, self.classes_))
-    return self.run(finetune, images, labels.astype(np.int32), names)
+    self.run(finetune, images, labels.astype(np.int32), names)
+    self._facts["labels"] = self.classes_.tolist()
+    return self
 
   def learnt(self):
-    self.classes_ = np.asarray(self._facts["classes"])
+    # A run of the command line has names of classes alone.
+    labels = self._facts.get("labels", self._facts["classes"])
+    self.classes_ = np.asarray(labels)
 
   def decision_function(self, X):
     """Logits, (N, C) float32."""
@@ -348,17 +367,16 @@ def listed(X):
     paths = [os.path.join(root, file) for file in files]
     return paths, (names if all(names) else None)
   images = np.asarray(X)
+  npz.check_images("X is", images.dtype, images.shape)
   if images.ndim == 4 and images.shape[-1] == 1:
     images = images[..., 0]
-  colour = images.ndim == 4 and images.shape[-1] == 3
-  if images.dtype != np.uint8 or not (images.ndim == 3 or colour):
-    raise UserError(
-      f"images are {images.dtype} of shape {images.shape}: they have to be"
-      " uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), or a folder"
-    )
-  if not images.size:
-    raise UserError(f"there are no images in shape {images.shape}")
   return images, None
+
+
+def digest(images):
+  """What tells images of `listed` from others."""
+  content = images if isinstance(images, np.ndarray) else repr(images).encode()
+  return hashlib.sha256(np.ascontiguousarray(content)).hexdigest()
 
 
 def side_of(images):

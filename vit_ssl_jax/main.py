@@ -174,7 +174,7 @@ def outlook(config, workdir):
     # What the images and the network are is the same.
     kept = ("model.", "dataset", "data_dir", "split_seed", *inputs.KEYS)
     kept = tuple(f"--config.{key}" for key in kept)
-    command += [x for x in sys.argv if x.startswith(kept)]
+    command += [x for x in sys.argv if x.startswith(kept) and "=" in x]
     yield f"next: {shlex.join(command)}"
   elif config.init_from:
     for path, top1 in workdirs.scratch_beside(workdir):

@@ -146,7 +146,7 @@ def make_config(stage, args, seconds, fraction=1.0):
   if stage == "finetune" and not seconds:
     # A tenth of the labels gets a third of the steps, not a tenth, so that
     # training from scratch has its chance too.
-    config.optim.warmup_epochs = int(config.optim.warmup_epochs)  # stays
+    config.optim.warmup_epochs = 5  # as with all labels
     config.epochs = round(config.epochs / fraction**0.5)
     config.evaluate_every_epochs = config.epochs // 8
   return config

@@ -32,8 +32,6 @@ import shlex
 import subprocess
 import sys
 
-import numpy as np
-
 from vit_ssl_jax import cli, files, small_sets, smoke
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
@@ -107,54 +105,63 @@ def main(argv=None):
     if args.seeds < 1:
       raise UserError(f"--seeds={args.seeds} has to be at least 1")
     if args.table == "small_sets":
-      reproduce_small_sets(args)
-      return
-    cells = chosen(args.table, args.only)
-    plan = [
-      (cell, seed, jobs(cell, seed, args))
-      for cell in cells
-      for seed in range(args.seeds)
-    ]
+      cells = small_sets.chosen(args.only)
+      plan = small_plan(cells, args)
+    else:
+      cells = chosen(args.table, args.only)
+      plan = cell_plan(cells, args)
     if args.list:
-      for _, _, made in plan:
+      for *_, made in plan:
         print(" && ".join(shlex.join(command) for _, command in made))
     elif args.dry_run:
-      print(planned(plan, args))
+      print(planned(plan))
     else:
-      if args.scale == "smoke":
-        for cell in cells:
-          smoke.make(args.workdir, cell)
+      prepare(cells, args)
       run_all([job for *_, made in plan for job in made])
-      finish(table(args.table, cells, args), args)
+      finish(cells, args)
 
 
-def reproduce_small_sets(args):
-  """As `main`, for the table of small sets."""
-  sizes = small_sets.chosen(args.only)
-  plan = [
-    (f"{size:,} images, seed {seed}", small_sets.jobs(size, seed, args))
+def cell_plan(cells, args):
+  """(title, estimated hours or None, jobs) of each cell and seed."""
+  full = args.scale == "full"
+  return [
+    (
+      f"{cell.name}, seed {seed}",
+      hours(cell) if full else None,
+      jobs(cell, seed, args),
+    )
+    for cell in cells
+    for seed in range(args.seeds)
+  ]
+
+
+def small_plan(sizes, args):
+  """The same of the table of small sets."""
+  return [
+    (f"{size:,} images, seed {seed}", None, small_sets.jobs(size, seed, args))
     for size in sizes
     for seed in range(args.seeds)
   ]
-  if args.list:
-    for _, made in plan:
-      print(" && ".join(shlex.join(command) for _, command in made))
-  elif args.dry_run:
-    rows = [
-      (name, sum(not done(*job) for job in made), len(made))
-      for name, made in plan
-    ]
-    print(tables.table(("cell", "runs to do", "of"), rows))
+
+
+def prepare(cells, args):
+  """Makes the images that are not read as they are."""
+  if args.table == "small_sets":
+    small_sets.make_subsets(cells, args)
+  elif args.scale == "smoke":
+    for cell in cells:
+      smoke.make(args.workdir, cell)
+
+
+def finish(cells, args):
+  """Writes and prints the table, and draws what there is to draw."""
+  root = pathlib.Path(args.workdir)
+  if args.table == "small_sets":
+    text = small_sets.table(cells, args)
+    small_sets.draw(cells, args, root / "small_sets.png")
   else:
-    small_sets.make_subsets(sizes, args)
-    run_all([job for _, made in plan for job in made])
-    small_sets.draw(sizes, args, pathlib.Path(args.workdir, "small_sets.png"))
-    finish(small_sets.table(sizes, args), args)
-
-
-def finish(text, args):
-  """Writes and prints a table."""
-  files.write(pathlib.Path(args.workdir, f"{args.table}.md"), text + "\n")
+    text = table(args.table, cells, args)
+  files.write(root / f"{args.table}.md", text + "\n")
   print(text)
 
 
@@ -295,16 +302,11 @@ def hours(cell):
   return images * (200 / pretraining + 2 * 300 / tuning) / 3600
 
 
-def planned(plan, args):
+def planned(plan):
   """What would be run, as a table."""
   rows = [
-    (
-      f"{cell.name}, seed {seed}",
-      sum(not done(*job) for job in made),
-      len(made),
-      hours(cell) if args.scale == "full" else None,
-    )
-    for cell, seed, made in plan
+    (title, sum(not done(*job) for job in made), len(made), estimate)
+    for title, estimate, made in plan
   ]
   header = ("cell", "runs to do", "of", "hours on a TPU v5e (estimate)")
   return tables.table(header, rows)
@@ -324,7 +326,7 @@ def table(name, cells, args):
     ours = ["not run"] * 2
     device = spent = "-"
     if found:
-      ours = [mean([x[i] for x in found]) for i in (0, 1)]
+      ours = [tables.mean([x[i] for x in found]) for i in (0, 1)]
       device = found[0][2]
       spent = f"{sum(x[3] for x in found) / 3600:.2f}"
     paper = ["-" if x is None else f"{x:.2f}" for x in cell.paper]
@@ -335,12 +337,6 @@ def table(name, cells, args):
   if args.scale == "smoke":
     lines += ["", "Tiny models and random images: the figures mean nothing."]
   return "\n".join(lines)
-
-
-def mean(values):
-  """The mean over seeds, and their standard deviation where there are more."""
-  spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-  return f"{np.mean(values):.2f}{spread}"
 
 
 def figures(cell, seed, args):

@@ -16,17 +16,18 @@ from vit_ssl_jax.data import load
 from vit_ssl_jax.data.facts import Facts
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.recipes import own
+from vit_ssl_jax.report import tables
 from vit_ssl_jax.run import schema
 
 SIZES = (500, 1000, 2500, 5000, 10_000)
-# name -> (what it is called, whether it begins from a teacher).
+# Workdir -> what it is called.
 KINDS = {
   "scratch": "from scratch, our recipe",
   "scratch_paper": "from scratch, the paper's recipe",
   "paper": "pretrained, the paper's recipe",
   "own": "pretrained, our recipe",
 }
-# Image passes; what two cores do in about 15 and 5 minutes.
+# Image passes.
 PASSES = {"pretrain": 400_000, "finetune": 200_000}
 SMOKE = {"pretrain": 1000, "finetune": 1000}
 # What is the same under both recipes.
@@ -128,15 +129,14 @@ def make_subsets(sizes, args):
 
 
 def results(size, args):
-  """Kind -> [(top-1, seconds) of each seed that has been run]."""
-  found = {}
-  for kind in KINDS:
+  """Kind -> top-1 of each seed that has been run."""
+  found = {kind: [] for kind in KINDS}
+  for kind, values in found.items():
     for seed in range(args.seeds):
       root = pathlib.Path(args.workdir, f"small_{size}_seed{seed}")
       path = root / kind / "result.json"
       if path.is_file():
-        result = files.read_json(path)
-        found.setdefault(kind, []).append((result["top1"], result["seconds"]))
+        values.append(files.read_json(path)["top1"])
   return found
 
 
@@ -148,36 +148,24 @@ def table(sizes, args):
   ]
   for size in sizes:
     found = results(size, args)
-    cells = [shown([x for x, _ in found.get(kind, [])]) for kind in KINDS]
-    seeds = max((len(x) for x in found.values()), default=0)
+    cells = [tables.mean(x) if x else "not run" for x in found.values()]
+    seeds = max(map(len, found.values()))
     lines.append(f"| {size:,} | {' | '.join(cells)} | {seeds} |")
   lines += ["", "Top-1 in percent of CIFAR-10's test images, last epoch."]
   return "\n".join(lines)
-
-
-def shown(values):
-  """The mean and the standard deviation over seeds."""
-  if not values:
-    return "not run"
-  spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-  return f"{np.mean(values):.1f}{spread}"
 
 
 def draw(sizes, args, path):
   """Draws accuracy against the number of images, each seed a point."""
   fig = figure.Figure(figsize=(6, 4), layout="constrained")
   axis = fig.subplots()
-  for kind, title in KINDS.items():
-    points = [
-      (size, top1)
-      for size in sizes
-      for top1, _ in results(size, args).get(kind, [])
-    ]
-    if points:
-      xs = sorted({x for x, _ in points})
-      means = [np.mean([y for x, y in points if x == size]) for size in xs]
-      (line,) = axis.plot(xs, means, label=title)
-      axis.plot(*zip(*points, strict=True), "o", ms=4, color=line.get_color())
+  found = {size: results(size, args) for size in sizes}
+  for number, (kind, title) in enumerate(KINDS.items()):
+    of_kind = {size: x[kind] for size, x in found.items() if x[kind]}
+    means = [np.mean(values) for values in of_kind.values()]
+    axis.plot(list(of_kind), means, color=f"C{number}", label=title)
+    for size, values in of_kind.items():
+      axis.plot([size] * len(values), values, "o", ms=4, color=f"C{number}")
   axis.set(xscale="log", xlabel="training images", ylabel="top-1 (%)")
   axis.set_xticks(sizes, [f"{x:,}" for x in sizes])
   axis.minorticks_off()

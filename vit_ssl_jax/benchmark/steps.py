@@ -1,17 +1,12 @@
 """The steps that are measured or compiled: those of training by its recipes."""
 
-import types
-
 import jax
-import numpy as np
 
 from vit_ssl_jax import models, recipes
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.parallel import mesh as meshes
-from vit_ssl_jax.train import finetune, pretrain
+from vit_ssl_jax.train import finetune, pretrain, trial
 
 SETTING = "--config."
-STEPS_PER_EPOCH = 100  # of the schedules; the step takes as long with any
 CLASSES = 10
 STAGES = {"pretrain": pretrain, "finetune": finetune}
 
@@ -49,47 +44,15 @@ def describe(config):
 
 
 def stage(config, mesh=None):
-  """A stage's () -> state, and its step (state, batch) -> (state, metrics).
-
-  Args:
-    config: of either stage, with mean and std.
-    mesh: over which the state is sharded; None is one device.
-  """
-  dataset = types.SimpleNamespace(classes=range(CLASSES))  # not evaluated
-  module = STAGES[config.stage]
-  made = module.make_stage(config, dataset, STEPS_PER_EPOCH, mesh)
-  return made.init, made.step
+  """`trial.stage` of a config's stage."""
+  make_stage = STAGES[config.stage].make_stage
+  return trial.stage(config, make_stage, CLASSES, mesh)
 
 
 def trace(config, mesh):
-  """A step on a mesh as JAX traces it, and what it is given.
-
-  Returns:
-    The traced step, which donates the state; state and batch, functions that
-    make them; and their shardings.
-  """
-  init, step = stage(config, mesh)
-  state = jax.eval_shape(init)
-  shardings = meshes.state_sharding(mesh, state), meshes.batch_sharding(mesh)
-  batch = random_batch(config)
-  step = jax.jit(
-    step,
-    donate_argnums=0,
-    in_shardings=shardings,
-    out_shardings=(shardings[0], None),
-  )
-  with jax.set_mesh(mesh):
-    return step.trace(state, batch), (init, batch), shardings
-
-
-def random_batch(config):
-  """Images (B, S, S, 3) uint8 and labels (B,) int32."""
-  rng = np.random.default_rng(0)
-  count, side = config.batch_size, config.model.image_size
-  return {
-    "image": rng.integers(0, 256, (count, side, side, 3), np.uint8),
-    "label": rng.integers(0, CLASSES, count, np.int32),
-  }
+  """`trial.trace` of a config's stage."""
+  make_stage = STAGES[config.stage].make_stage
+  return trial.trace(config, make_stage, CLASSES, mesh)
 
 
 def memory_bytes(compiled):

@@ -92,13 +92,7 @@ def check_headers(path: str, archive, part: str) -> None:
     shapes.append(shape)
     types.append(dtype)
   images, labels = shapes
-  grey = len(images) == 3
-  colour = len(images) == 4 and images[-1] in (1, 3)
-  if types[0] != np.uint8 or not (grey or colour) or 0 in images:
-    raise UserError(
-      f"{path}: {part}_images is {types[0]} of shape {images}; it must be uint8"
-      " of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), not empty."
-    )
+  check_images(f"{path}: {part}_images is", types[0], images)
   flat = len(labels) == 1 or (len(labels) == 2 and labels[1] == 1)
   if not np.issubdtype(types[1], np.integer) or not flat:
     raise UserError(
@@ -109,6 +103,17 @@ def check_headers(path: str, archive, part: str) -> None:
     raise UserError(
       f"{path} has {images[0]} {part}_images but {labels[0]} {part}_labels;"
       " there must be one label per image."
+    )
+
+
+def check_images(words: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+  """Raises a UserError, which begins with words, for what is no images."""
+  grey = len(shape) == 3
+  colour = len(shape) == 4 and shape[-1] in (1, 3)
+  if dtype != np.uint8 or not (grey or colour) or 0 in shape:
+    raise UserError(
+      f"{words} {dtype} of shape {shape}; it must be uint8 of shape (N, H, W),"
+      " (N, H, W, 1) or (N, H, W, 3), not empty."
     )
 
 

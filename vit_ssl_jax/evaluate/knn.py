@@ -65,7 +65,7 @@ def pixels(images, mean):
     images: (N, S, S, 3) uint8.
     mean: of the set's channels in [0, 1]. Without it all images are alike by
       cosine similarity: k-NN on 2,500 images of CIFAR-10 has 29.4 %, with it
-      35.0 %.
+      35.3 %.
 
   Returns:
     (N, S · S · 3) float32.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.models import layers, mimetic as mimetics, positions
+from vit_ssl_jax.models import layers, mimetic, positions
 from vit_ssl_jax.models.cait import CaiT
 from vit_ssl_jax.models.heads import OffsetHead, ProjectionHead
 from vit_ssl_jax.models.swin import SwinTransformer
@@ -61,22 +61,22 @@ def build(name, **sizes):
   return model
 
 
-def init(model, key, mimetic=False):
+def init(model, key, mimetic_init=False):
   """Fresh parameters of a model of `build`, compiled as one program.
 
   Args:
     model: of `build`.
     key: PRNG key.
-    mimetic: whether ViT's attention begins as in `mimetic`.
+    mimetic_init: whether ViT's attention begins as in `mimetic`.
   """
   images = jnp.zeros((1, model.image_size, model.image_size, 3))
 
   @jax.jit
   def make(key):
     params = model.init(key, images, train=False)["params"]
-    if mimetic:
+    if mimetic_init:
       second = jax.random.fold_in(key, 1)
-      params = mimetics.mimetic(params, second, model.num_heads)
+      params = mimetic.mimetic(params, second, model.num_heads)
     return params
 
   return make(key)

@@ -3,7 +3,7 @@
 Attention begins as it is found in trained transformers: W_q W_k^T near a
 multiple of the identity, so that a token attends to tokens like itself, and
 W_v W_proj near a negative one. Positions are sines and cosines. The scales are
-smaller than in the paper; docs/own_images.md has what was measured.
+those of two that were tried that did better; docs/own_images.md has how much.
 """
 
 import jax

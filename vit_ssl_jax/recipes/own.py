@@ -6,6 +6,7 @@ takes what the user has given as it is. docs/own_images.md says how the rule
 was found.
 """
 
+import functools
 import math
 
 from ml_collections import config_dict
@@ -18,12 +19,7 @@ SMALL = {
   "swin": {"embed_dim": 48, "depths": (2, 2), "num_heads": (2, 4)},
   "cait": {"embed_dim": 96, "depth": 4, "num_heads": 4},
 }
-# Keys without a value, and their types.
-MODEL = {
-  "vit": {"embed_dim": int, "depth": int, "num_heads": int},
-  "swin": {"embed_dim": int, "depths": tuple, "num_heads": tuple},
-  "cait": {"embed_dim": int, "depth": int, "num_heads": int},
-}
+# Keys without a value, and their types; beside them those of SMALL.
 SHARED = {
   "model.image_size": int,
   "model.patch_size": int,
@@ -55,14 +51,18 @@ def leave_open(config):
   """Makes the keys that follow from the images None, of their types."""
   config.budget = ""  # of time, such as 30m or 2h, or of steps
   keys = SHARED | (PRETRAIN if config.stage == "pretrain" else FINETUNE)
-  keys |= {f"model.{k}": t for k, t in MODEL[config.model.name].items()}
+  given = SMALL[config.model.name]
+  keys |= {f"model.{key}": type(value) for key, value in given.items()}
   for key, kind in keys.items():
-    *above, name = key.split(".")
-    part = config
-    for x in above:
-      part = part[x]
+    part, name = place(config, key)
     del part[name]
     part[name] = config_dict.placeholder(kind)
+
+
+def place(config, key):
+  """The part of a config that a key such as "a.b" is in, and its name there."""
+  *above, name = key.split(".")
+  return functools.reduce(lambda part, x: part[x], above, config), name
 
 
 def is_open(config):
@@ -88,10 +88,7 @@ def fill(config, facts, *, small, passes=None):
   rows = []
 
   def choose(key, value, why):
-    *above, name = key.split(".")
-    part = config
-    for x in above:
-      part = part[x]
+    part, name = place(config, key)
     if part[name] is None:
       part[name] = value
       rows.append((key, value, why))
@@ -120,7 +117,7 @@ def sizes(choose, config, facts, small):
   choose("model.patch_size", patch, f"{across} x {across} patches")
   given = (SMALL if small else common.MODELS)[arch]
   why = "small, for a CPU" if small else "the paper's"
-  for key in MODEL[arch]:
+  for key in SMALL[arch]:
     choose(f"model.{key}", given[key], why)
 
 
@@ -164,9 +161,10 @@ def pretraining(choose, config, facts):
   local = max(patch, side // 2 // patch * patch)
   choose("views.local_size", local, "half of it, in whole patches")
   wide = facts.images >= 20_000
-  choose("head.out_dim", 1024 if wide else 256, "smaller for few images")
-  choose("head.hidden_dim", 512 if wide else 128, "half of the outputs")
-  choose("head.bottleneck_dim", 256 if wide else 64, "half of that")
+  why = "the paper's" if wide else "small, for few images"
+  choose("head.out_dim", 1024 if wide else 256, why)
+  choose("head.hidden_dim", 512 if wide else 128, why)
+  choose("head.bottleneck_dim", 256 if wide else 64, why)
 
 
 def tuning(choose, small):

@@ -83,7 +83,8 @@ def digits(config, arch):
   small_set(config)
   config.epochs = 75 if arch == "swin" else 150  # it takes longer a step
   config.batch_size = 64
-  config.optim.warmup_epochs = config.get_ref("epochs") // (config.epochs // 5)
+  epochs = config.get_ref("epochs")
+  config.optim.warmup_epochs = epochs // (15 if arch == "swin" else 30)
   config.teacher.momentum = 0.98
   config.head = ml_collections.ConfigDict(
     {"out_dim": 256, "hidden_dim": 128, "bottleneck_dim": 64}

@@ -51,7 +51,6 @@ def main(argv=None):
     runs = [read(path) for path in args.runs]
     if len({run["title"] for run in runs}) < len(runs):
       raise UserError("a run is named twice")
-    shorten(runs)
     text = make(runs, args.data_dir)
     files.write(pathlib.Path(args.out), text)
     cli.say(f"{args.out}: {len(text) / 1e6:.1f} MB")
@@ -90,6 +89,7 @@ def shorten(runs):
 
 def make(runs, data_dir):
   """The page of some runs, HTML."""
+  shorten(runs)
   sections = [summary(runs)]
   tuned = [run for run in runs if run["config"]["stage"] == "finetune"]
   pretrained = [run for run in runs if run["config"]["stage"] == "pretrain"]
@@ -135,12 +135,12 @@ def summary(runs):
   header = ("run", "stage", "parameters", "epochs", "k-NN, %", "top-1, %")
   section.table((*header, "minutes", "device"), rows)
   for run in runs:
-    before = run["result"]
-    if {"knn", "knn_raw_pixels"} <= before.keys():
+    result = run["result"]
+    if {"knn", "knn_raw_pixels"} <= result.keys():
       section.note(
-        f"{run['title']}: k-NN {before['knn']:.2f} %; before training"
-        f" {before['knn_raw_pixels']:.2f} % of raw pixels and"
-        f" {before['knn_untrained']:.2f} % of the untrained network."
+        f"{run['title']}: k-NN {result['knn']:.2f} %; before training"
+        f" {result['knn_raw_pixels']:.2f} % of raw pixels and"
+        f" {result['knn_untrained']:.2f} % of the untrained network."
       )
   section.note(
     "top-1 is that of the last epoch, on every test image once; k-NN is of the"

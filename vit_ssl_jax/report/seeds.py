@@ -5,18 +5,15 @@ import math
 import numpy as np
 import scipy.special
 
-from vit_ssl_jax.run import schema
+from vit_ssl_jax.run import schema, workdir as workdirs
 
 # Keys that a run's title names, that tell repetitions apart, or that change how
 # a run goes but not what comes out.
 NOT_COMPARED = {
   *("model.name", "dataset", "data_fraction", "init_from"),
-  *("seed", "split_seed"),
-  *("accumulate_steps", "checkpoint_every_steps", "data_dir"),
-  *("evaluate_batch_size", "evaluate_every_epochs", "fast_attention"),
-  *("keep_every_epochs", "keep_last", "log_every_steps", "memory_share"),
-  *("mesh.fsdp", "placement", "remat", "steps_per_dispatch", "tensorboard"),
-}
+  *("seed", "split_seed", "evaluate_every_epochs"),
+  *workdirs.MAY_CHANGE,
+} - {"max_steps"}
 SOURCES = ("from scratch", "pretrained")
 NOTE = (
   "The 95 % interval is the confidence interval of the mean over seeds"

@@ -1,5 +1,7 @@
 """Plain-text tables."""
 
+import numpy as np
+
 
 def table(header, rows, left=False):
   """Lays out a table in columns.
@@ -28,3 +30,9 @@ def cell(value):
   if value is None:
     return "-"
   return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def mean(values):
+  """The mean over seeds, and their standard deviation where there are more."""
+  spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+  return f"{np.mean(values):.2f}{spread}"

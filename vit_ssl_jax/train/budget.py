@@ -3,19 +3,18 @@
 import pathlib
 import re
 import time
-import types
 
 import jax
-import numpy as np
 
 from vit_ssl_jax import cli
 from vit_ssl_jax.data import facts as data_facts
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import pretrained
-from vit_ssl_jax.parallel import hosts, mesh as meshes
+from vit_ssl_jax.parallel import hosts
 from vit_ssl_jax.recipes import own
 from vit_ssl_jax.report import tables
 from vit_ssl_jax.run import schema
+from vit_ssl_jax.train import trial
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
 POSSIBLE = "a time such as 30m, 2h or 1h30m, or a number of steps such as 5000"
@@ -23,7 +22,6 @@ POSSIBLE = "a time such as 30m, 2h or 1h30m, or a number of steps such as 5000"
 # and checkpoints.
 SHARE = 0.85
 TRIAL_SECONDS = 5  # that steps are timed for
-STEPS_PER_EPOCH = 100  # of schedules in a trial; a step takes as long with any
 
 
 def seconds_of(text):
@@ -65,7 +63,8 @@ def complete(config, workdir, make_stage, dataset=None):
   seconds = seconds_of(config.budget) if config.budget else None
   if pathlib.Path(workdir, "config.json").is_file():
     take_open(config, schema.read_config(workdir))
-    return config
+    if not own.is_open(config):  # else it is another run's
+      return config
   if config.get("init_from"):
     take_sizes(config)
   with hosts.together():
@@ -73,11 +72,12 @@ def complete(config, workdir, make_stage, dataset=None):
   small = jax.default_backend() == "cpu"
   passes = None
   if config.budget:
-    trial = config.copy_and_resolve_references()
-    own.fill(trial, facts, small=small)
-    passes = trial.batch_size * int(config.budget) if not seconds else None
+    plain = config.copy_and_resolve_references()
+    own.fill(plain, facts, small=small)
     if seconds:
-      passes = passes_in(seconds, trial, facts, make_stage)
+      passes = passes_in(seconds, plain, facts, make_stage)
+    else:
+      passes = plain.batch_size * int(config.budget)
   rows = own.fill(config, facts, small=small, passes=passes)
   shown = [(key, repr(value), why) for key, value, why in rows]
   cli.say(
@@ -111,7 +111,10 @@ def passes_in(seconds, config, facts, make_stage):
   """
   cli.say("measuring how long a step takes")
   began = time.perf_counter()
-  found = rate(config, facts.classes, make_stage)
+  config = config.copy_and_resolve_references()
+  with config.ignore_type():
+    config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
+  found = trial.rate(config, make_stage, facts.classes, TRIAL_SECONDS)
   # The run itself compiles once more.
   left = seconds - 2 * (time.perf_counter() - began)
   passes = hosts.same(int(found * SHARE * left))
@@ -123,34 +126,3 @@ def passes_in(seconds, config, facts, make_stage):
       " model or a smaller data_fraction"
     )
   return passes
-
-
-def rate(config, classes, make_stage):
-  """Images a second of a config's step, on random images."""
-  config = config.copy_and_resolve_references()
-  with config.ignore_type():
-    config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
-  mesh = meshes.make_mesh(
-    config.mesh.fsdp, config.batch_size, config.accumulate_steps
-  )
-  set_of = types.SimpleNamespace(classes=range(classes))
-  stage = make_stage(config, set_of, STEPS_PER_EPOCH, mesh)
-  count, side = config.batch_size, config.model.image_size
-  rng = np.random.default_rng(0)
-  batch = {
-    "image": rng.integers(0, 256, (count, side, side, 3), np.uint8),
-    "label": rng.integers(0, classes, count, np.int32),
-  }
-  with jax.set_mesh(mesh):
-    shardings = meshes.state_sharding(mesh, jax.eval_shape(stage.init))
-    state = meshes.place(stage.init(), shardings)
-    batch = jax.device_put(batch, meshes.batch_sharding(mesh))
-    step = jax.jit(
-      stage.step, donate_argnums=0, out_shardings=(shardings, None)
-    )
-    state, _ = jax.block_until_ready(step(state, batch))  # compiles
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < TRIAL_SECONDS:
-      state, _ = jax.block_until_ready(step(state, batch))
-      steps += 1
-  return count * steps / (time.perf_counter() - began)

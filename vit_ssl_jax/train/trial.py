@@ -1,0 +1,78 @@
+"""A step on random images: for how fast it is and how it is compiled."""
+
+import time
+import types
+
+import jax
+import numpy as np
+
+from vit_ssl_jax.parallel import mesh as meshes
+
+STEPS_PER_EPOCH = 100  # of the schedules; the step takes as long with any
+
+
+def stage(config, make_stage, classes, mesh=None):
+  """A stage's () -> state, and its step (state, batch) -> (state, metrics).
+
+  Args:
+    config: of either stage, with mean and std.
+    make_stage: as for `loop.run`.
+    classes: how many.
+    mesh: over which the state is sharded; None is one device.
+  """
+  dataset = types.SimpleNamespace(classes=range(classes))  # not evaluated
+  made = make_stage(config, dataset, STEPS_PER_EPOCH, mesh)
+  return made.init, made.step
+
+
+def trace(config, make_stage, classes, mesh):
+  """A step on a mesh as JAX traces it, and what it is given.
+
+  Returns:
+    The traced step, which donates the state; state and batch, functions that
+    make them; and their shardings.
+  """
+  init, step = stage(config, make_stage, classes, mesh)
+  state = jax.eval_shape(init)
+  shardings = meshes.state_sharding(mesh, state), meshes.batch_sharding(mesh)
+  batch = random_batch(config, classes)
+  step = jax.jit(
+    step,
+    donate_argnums=0,
+    in_shardings=shardings,
+    out_shardings=(shardings[0], None),
+  )
+  with jax.set_mesh(mesh):
+    return step.trace(state, batch), (init, batch), shardings
+
+
+def random_batch(config, classes):
+  """Images (B, S, S, 3) uint8 and labels (B,) int32."""
+  rng = np.random.default_rng(0)
+  count, side = config.batch_size, config.model.image_size
+  return {
+    "image": rng.integers(0, 256, (count, side, side, 3), np.uint8),
+    "label": rng.integers(0, classes, count, np.int32),
+  }
+
+
+def rate(config, make_stage, classes, seconds):
+  """Images a second, of the steps of some seconds after compilation.
+
+  Raises:
+    UserError: the devices do not divide the batch.
+  """
+  mesh = meshes.make_mesh(
+    config.mesh.fsdp, config.batch_size, config.accumulate_steps
+  )
+  traced, (init, batch), shardings = trace(config, make_stage, classes, mesh)
+  with jax.set_mesh(mesh):
+    step = traced.lower().compile()
+  state = meshes.place(init(), shardings[0])
+  batch = jax.device_put(batch, shardings[1])
+  state, _ = jax.block_until_ready(step(state, batch))
+  began, steps = time.perf_counter(), 0
+  while time.perf_counter() - began < seconds:
+    state, _ = jax.block_until_ready(step(state, batch))
+    steps += 1
+  return config.batch_size * steps / (time.perf_counter() - began)
