@@ -161,6 +161,8 @@ def finish(cells, args):
     small_sets.draw(cells, args, root / "small_sets.png")
   else:
     text = table(args.table, cells, args)
+  if args.scale == "smoke":
+    text += "\n\nA few steps, to see that it runs: the figures mean nothing."
   files.write(root / f"{args.table}.md", text + "\n")
   print(text)
 
@@ -334,8 +336,6 @@ def table(name, cells, args):
     lines.append(f"| {' | '.join(map(str, row))} |")
   if name == "fine_grained":
     lines += ["", "The paper's figures are of one architecture, unknown here."]
-  if args.scale == "smoke":
-    lines += ["", "Tiny models and random images: the figures mean nothing."]
   return "\n".join(lines)
 
 
