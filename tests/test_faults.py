@@ -32,7 +32,10 @@ scales = pytest.mark.parametrize("scale", SCALES)
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory):
-  return faults.Trials(tmp_path_factory.mktemp("faults"))
+  before = dict(os.environ)  # which they change for their processes
+  yield faults.Trials(tmp_path_factory.mktemp("faults"))
+  os.environ.clear()
+  os.environ.update(before)
 
 
 def check(trials, function, *arguments):
