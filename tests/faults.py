@@ -12,6 +12,7 @@ import collections
 import contextlib
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import pathlib
 import random
@@ -52,15 +53,25 @@ CONFIG = {
 }
 
 
-def fork_server():
-  """Processes that have imported the program, and not started JAX."""
+def fork_server(cache):
+  """Processes that have imported the program, and not started JAX.
+
+  Args:
+    cache: where they keep what they decode and compile.
+  """
+  before = dict(os.environ)
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+  os.environ["XDG_CACHE_HOME"] = str(cache)
   sys.path.insert(0, str(ROOT))
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(
     ["vit_ssl_jax.train.pretrain", "vit_ssl_jax.train.finetune", "main"]
   )
+  # It keeps this environment, and the tests do not.
+  multiprocessing.forkserver.ensure_running()
+  os.environ.clear()
+  os.environ.update(before)
   return context
 
 
@@ -125,7 +136,7 @@ class Trials:
 
   def __init__(self, folder, seed=0):
     self.folder = pathlib.Path(folder)
-    self.context = fork_server()
+    self.context = fork_server(self.folder / "cache")
     self.rng = random.Random(seed)
     self.rows = []
     rng = np.random.default_rng(0)
@@ -136,7 +147,6 @@ class Trials:
       arrays[f"{part}_images"] = rng.integers(0, 256, shape, np.uint8)
     self.data = self.folder / "tiny.npz"
     np.savez(self.data, **arrays)
-    os.environ["XDG_CACHE_HOME"] = str(self.folder / "cache")
     self.whole = self.folder / "whole"
     code, text = self.run(self.whole)
     assert code == 0, text

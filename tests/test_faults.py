@@ -32,10 +32,7 @@ scales = pytest.mark.parametrize("scale", SCALES)
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory):
-  before = dict(os.environ)  # which they change for their processes
-  yield faults.Trials(tmp_path_factory.mktemp("faults"))
-  os.environ.clear()
-  os.environ.update(before)
+  return faults.Trials(tmp_path_factory.mktemp("faults"))
 
 
 def check(trials, function, *arguments):
