@@ -4,7 +4,10 @@ import platform
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
+
+from vit_ssl_jax import cli
 
 # A program with a temporary buffer of 64 MiB, and the pages that a run of it
 # has the system clear.
@@ -40,3 +43,12 @@ def test_steps_on_a_cpu_reuse_their_memory():
   size, faults = map(float, done.stdout.split())
   assert size == 64 * 2**20
   assert faults < size / 4096 / 4
+
+
+def test_too_little_memory_is_said_in_one_sentence(capsys):
+  with pytest.raises(SystemExit, match="2"), cli.reporting_errors():
+    jnp.zeros(2**46).block_until_ready()
+  found = capsys.readouterr().err
+  assert found.startswith("error: the device has too little memory (")
+  assert "accumulate_steps" in found
+  assert found.count("\n") == 1

@@ -48,6 +48,14 @@ def reporting_errors():
     fail(f"{e.strerror or e}" + (f": {e.filename}" if e.filename else ""))
   except MemoryError:
     fail("there is not enough memory")
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    reason = str(e).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
+    fail(
+      f"the device has too little memory ({reason.rstrip('.')}): possible are a"
+      " smaller batch, in training also accumulate_steps=2 or remat=True"
+    )
   except KeyboardInterrupt as e:
     print(str(e) or "interrupted", file=sys.stderr)
     sys.exit(130)
