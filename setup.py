@@ -28,14 +28,15 @@ INSTALL = [
   "tqdm>=4.66",
 ]
 
+DOCS = ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.29,<2"]
+
 TEST = [
+  *DOCS,
   "dill>=0.3",  # needed by tensorflow-datasets' own test case
   "jax[tpu]>=0.10,<0.12",  # the compiler alone; it needs no TPU
   "kubeflow-trainer-api>=2.3,<3",  # the schema of JobSets, for launch/gke.sh
   "hypothesis>=6.100,<7",
   "ipykernel>=6.29",
-  "mkdocs-material>=9.5,<10",
-  "mkdocstrings[python]>=0.29,<2",
   "nbclient>=0.10,<1",
   "nbformat>=5.10,<6",
   "pytest>=8.0",
@@ -66,6 +67,7 @@ setuptools.setup(
     "gpu": ["jax[cuda13]>=0.10,<0.12"],
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "torch": ["torch>=2.6"],  # reads and writes .pth files
+    "docs": DOCS,
     "test": TEST,
     "notebook": ["jupyterlab>=4.2"],
   },
