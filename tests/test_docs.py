@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_the_site_builds(tmp_path):
-  command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+  command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
   done = subprocess.run(
     [*command, f"--site-dir={tmp_path}"],
     cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False,

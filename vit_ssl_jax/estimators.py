@@ -269,10 +269,11 @@ class ViewPrediction(sklearn.base.TransformerMixin, Estimator):
 class Classifier(sklearn.base.ClassifierMixin, Estimator):
   """Stage 2: a classifier, from a teacher's weights or from scratch.
 
+  The arguments but for init are those of `ViewPrediction`.
+
   Args:
     init: a fitted `ViewPrediction`, or a path that `--config.init_from` takes;
       None is from scratch.
-    arch, image_size, budget, workdir, seed, config: as of `ViewPrediction`.
 
   Attributes:
     classes_: the labels, sorted.
