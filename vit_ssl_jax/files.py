@@ -29,8 +29,10 @@ def read_json(path):
   """
   try:
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+  except FileNotFoundError as e:
+    raise UserError(f"there is no {path}") from e
   except (OSError, ValueError) as e:
-    raise UserError(f"{path} is missing or damaged ({e})") from e
+    raise UserError(f"{path} is damaged ({e})") from e
 
 
 @contextlib.contextmanager
