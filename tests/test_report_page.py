@@ -54,7 +54,7 @@ def test_names_cannot_break_it(page):
 
 @pytest.mark.parametrize(
   ("run", "words"),
-  [("nothing", "no such folder"), ("empty", "config.json is missing")],
+  [("nothing", "no such folder"), ("empty", "there is no ")],
 )
 def test_no_run(run, words, pages, capsys):
   (pages / "empty").mkdir(exist_ok=True)
