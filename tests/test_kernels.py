@@ -194,3 +194,16 @@ def test_dense(platform, monkeypatch):
   expected = value_and_gradients(plain, g, [x, kernel, bias])
   found = value_and_gradients(kernels.dense, g, [x, kernel, bias])
   assert_near(found, expected, 1e-6)
+
+
+@pytest.mark.parametrize(
+  ("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-7)]
+)
+def test_gelu(dtype, tolerance):
+  x = jnp.linspace(-12, 12, 2001).astype(dtype)
+  g = jnp.cos(x.astype(jnp.float32))
+  plain = functools.partial(jax.nn.gelu, approximate=False)
+  found = value_and_gradients(kernels.gelu, g, [x])
+  expected = value_and_gradients(plain, g, [x.astype(jnp.float32)])
+  assert found[1].dtype == dtype
+  assert_near(found, expected, tolerance)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_ssl_jax.models import layers
+from vit_ssl_jax.models import kernels, layers
 
 
 class ProjectionHead(nn.Module):
@@ -26,9 +26,8 @@ class ProjectionHead(nn.Module):
   def __call__(self, features):
     """Features (..., D) -> outputs (..., out_dim), float32, each in [-1, 1]."""
     dense = functools.partial(layers.Dense, dtype=self.dtype)
-    gelu = functools.partial(jax.nn.gelu, approximate=False)
-    x = gelu(dense(self.hidden_dim, name="fc1")(features))
-    x = gelu(dense(self.hidden_dim, name="fc2")(x))
+    x = kernels.gelu(dense(self.hidden_dim, name="fc1")(features))
+    x = kernels.gelu(dense(self.hidden_dim, name="fc2")(x))
     x = dense(self.bottleneck_dim, name="fc3")(x)
     x = normalize(x.astype(jnp.float32), axis=-1)
     prototypes = LastLayer(self.out_dim, name="last_layer")(x)

@@ -114,7 +114,7 @@ class Mlp(nn.Module):
   def __call__(self, x):
     """(..., D) -> (..., D)."""
     h = Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x)
-    h = jax.nn.gelu(h, approximate=False)
+    h = kernels.gelu(h)
     return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
 
 
