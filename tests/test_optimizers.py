@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from vit_ssl_jax.train import optimizers
 
@@ -15,6 +16,7 @@ PARAMS = {
   },
   "head": {"last_layer": {"kernel": jnp.ones((3, 4))}},
 }
+DECAY_FREE = (lambda _: 0.1, lambda _: 0.0, 0, 0)
 ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
 ONES = jax.tree.map(jnp.ones_like, PARAMS)
 
@@ -82,3 +84,29 @@ def test_frozen_last_layer_begins_afresh():
     run(fresh, ONES, 2)["head"]["last_layer"]["kernel"],
     rtol=1e-6,
   )
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_muon_turns_the_matrices_of_blocks(stage):
+  """There they are orthogonal and of the size of AdamW's."""
+  rng = np.random.default_rng(0)
+  gradients = jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), PARAMS
+  )
+  make = getattr(optimizers, stage)
+  given = (lambda _: 0.1, 0.0) if stage == "finetune" else DECAY_FREE
+  muon = run(make(*given, name="muon"), gradients, 1)
+  adamw = run(make(*given), gradients, 1)
+  kernels = muon["backbone"]["blocks"]["fc"].pop("kernel")
+  adamw["backbone"]["blocks"]["fc"].pop("kernel")
+  jax.tree.map(np.testing.assert_array_equal, muon, adamw)
+  for kernel, gradient in zip(
+    kernels, gradients["backbone"]["blocks"]["fc"]["kernel"], strict=True
+  ):
+    turned = (1 - kernel) / 0.1 / 0.2 / 3**0.5  # entries' root mean square
+    u, _, vt = np.linalg.svd(gradient)
+    singular = u.T @ turned @ vt.T  # near 1, by five steps of Newton-Schulz
+    assert (np.abs(np.diag(singular) - 1) < 0.35).all()
+    np.testing.assert_allclose(
+      singular - np.diag(np.diag(singular)), 0, atol=1e-5
+    )

@@ -37,6 +37,7 @@ def get_config(arg=""):
 
   config.optim = ml_collections.ConfigDict(
     {
+      "name": "adamw",  # or muon, not in the paper
       "learning_rate": 1e-3,
       "min_learning_rate": 1e-6,
       "warmup_epochs": config.get_ref("epochs") // 10,

@@ -26,6 +26,7 @@ def get_config(arg=""):
 
   config.optim = ml_collections.ConfigDict(
     {
+      "name": "adamw",  # or muon, not in the paper
       "learning_rate": 1e-4,  # for a batch of 256; scaled with the batch
       "min_learning_rate": 1e-6,
       "warmup_epochs": epochs * 3 // 20,

@@ -206,6 +206,7 @@ KEYS = {
   ),
   "mesh.fsdp": whole("devices that a state is sharded over", 1),
   # The optimizer.
+  "optim.name": choice("muon is for the blocks' matrices", "adamw", "muon"),
   "optim.learning_rate": number(
     "the peak; in pretraining of a batch of 256", 0, 100
   ),

@@ -76,16 +76,14 @@ def make(config, num_classes, steps_per_epoch, mesh=None):
     config.epochs * steps_per_epoch,
     o.warmup_epochs * steps_per_epoch,
   )
-  optimizer = optimizers.finetune(learning_rate, o.weight_decay)
+  optimizer = optimizers.finetune(learning_rate, o.weight_decay, o.name)
   model = models.from_config(config, num_classes)
   return Finetuning(config, model, learning_rate, optimizer, mesh)
 
 
 def init_state(parts, key):
   """Fresh parameters, and an optimizer that has done nothing."""
-  params = models.init(
-    parts.model, key, parts.config.get("mimetic_init", False)
-  )
+  params = models.init(parts.model, key, parts.config.mimetic_init)
   offset_head = {}
   if parts.config.drloc.enabled:
     pair = jnp.zeros((1, 2 * parts.model.num_features))

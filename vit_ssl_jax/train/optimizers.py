@@ -1,13 +1,16 @@
-"""AdamW as the paper's two stages use it, from optax's pieces."""
+"""AdamW as the paper's two stages use it, and Muon, from optax's pieces."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
+
+LAST_LAYER = "last_layer"  # of the head, a name on its parameters' path
 
 
-def pretrain(
-  learning_rate, weight_decay, clip, frozen_steps, last_layer="last_layer"
-):
+def pretrain(learning_rate, weight_decay, clip, frozen_steps, name="adamw"):
   """AdamW with clipping per tensor, for self-supervised pretraining.
 
   Weight decay follows a schedule and spares biases and one-dimensional
@@ -19,7 +22,7 @@ def pretrain(
     learning_rate, weight_decay: functions of the step.
     clip: largest L2 norm of a tensor's gradient; 0 for no clipping.
     frozen_steps: for how many steps the last layer is frozen.
-    last_layer: a key on the path of the last layer's parameters.
+    name: "adamw", or "muon" for the matrices of the blocks.
 
   Returns:
     An optax transformation.
@@ -32,31 +35,69 @@ def pretrain(
       mask=is_matrix,
     )
 
-  def label(params):
-    return jax.tree_util.tree_map_with_path(
-      lambda path, _: "last" if last_layer in names(path) else "rest", params
-    )
-
   last = optax.conditionally_mask(
     adamw(frozen_steps), lambda step: step >= frozen_steps
   )
+  parts = {"last": last, "rest": adamw(0)}
+  if name == "muon":
+    parts["blocks"] = muon(learning_rate, weight_decay)
   return optax.chain(
     clip_per_tensor(clip) if clip else optax.identity(),
-    optax.partition({"last": last, "rest": adamw(0)}, label),
+    optax.partition(parts, functools.partial(labels, parts)),
   )
 
 
-def finetune(learning_rate, weight_decay):
+def finetune(learning_rate, weight_decay, name="adamw"):
   """AdamW with one weight decay on every parameter, for fine-tuning.
 
   Args:
     learning_rate: a function of the step.
     weight_decay: a number.
+    name: of `pretrain`.
 
   Returns:
     An optax transformation.
   """
-  return optax.adamw(learning_rate, weight_decay=weight_decay)
+  adamw = optax.adamw(learning_rate, weight_decay=weight_decay)
+  if name == "adamw":
+    return adamw
+  parts = {"rest": adamw, "blocks": muon(learning_rate, weight_decay)}
+  return optax.partition(parts, functools.partial(labels, parts))
+
+
+def muon(learning_rate, weight_decay):
+  """Muon (Jordan et al., 2024) for matrices, a scan's blocks one by one.
+
+  Its updates are scaled to the size of AdamW's (Liu et al., 2025,
+  arXiv 2502.16982, section 2.2), so that both take the same learning rate and
+  weight decay.
+  """
+
+  def dimensions(params):
+    return jax.tree.map(
+      lambda x: contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), params
+    )
+
+  return contrib.muon(
+    learning_rate,
+    weight_decay=weight_decay,
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=dimensions,
+  )
+
+
+def labels(parts, params):
+  """Which of the parts, "last", "blocks" or "rest", each parameter is of."""
+
+  def label(path, _):
+    *above, last = names(path)
+    if "last" in parts and LAST_LAYER in above:
+      return "last"
+    in_block = any(x.startswith("blocks") for x in above)
+    is_block = "blocks" in parts and in_block and last == "kernel"
+    return "blocks" if is_block else "rest"
+
+  return jax.tree_util.tree_map_with_path(label, params)
 
 
 def clip_per_tensor(largest):

@@ -87,6 +87,7 @@ def make(config, steps_per_epoch, mesh=None):
     values["weight_decay"],
     clip=config.optim.clip_per_tensor,
     frozen_steps=config.optim.freeze_last_layer_epochs * steps_per_epoch,
+    name=config.optim.name,
   )
   return Pretraining(config, model, head, values, optimizer, mesh)
 
@@ -121,7 +122,7 @@ def init_state(parts, key):
   features = jnp.zeros((1, parts.model.num_features))
   student = {
     "backbone": models.init(
-      parts.model, backbone_key, parts.config.get("mimetic_init", False)
+      parts.model, backbone_key, parts.config.mimetic_init
     ),
     "head": parts.head.init(head_key, features)["params"],
   }
