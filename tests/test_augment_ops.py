@@ -215,6 +215,20 @@ def test_parameters_that_change_nothing():
     np.testing.assert_allclose(ours, images, atol=1e-6, err_msg=name)
 
 
-def test_blur_matrix_keeps_brightness():
-  matrix = color.blur_matrix(12, jnp.float32(1.7))
+def test_blur_is_pillows_to_the_level():
+  """Also at small radii, where each box changes less than a level."""
+  images = _images(20, 28)
+  for radius in np.random.default_rng(3).uniform(*color.BLUR_RADIUS, 20):
+    expected = [
+      np.asarray(
+        Image.fromarray(image).filter(ImageFilter.GaussianBlur(float(radius)))
+      )
+      for image in images
+    ]
+    ours = jax.vmap(color.gaussian_blur, (0, None))(images / 255, radius)
+    assert np.mean(np.round(ours * 255) != np.stack(expected)) < 1e-3
+
+
+def test_box_matrix_keeps_brightness():
+  matrix = color.box_matrix(12, jnp.float32(1.7))
   np.testing.assert_allclose(matrix.sum(axis=1), np.ones(12), rtol=1e-5)

@@ -34,12 +34,15 @@ def _names(prefix):
   ]
 
 
-def _assert_agree(ours, expected):
-  """Ours in [0, 1], expected uint8: the tolerance of golden/README.md."""
+def _assert_agree(ours, expected, differing=0.006):
+  """Ours in [0, 1], expected uint8: the same levels but for a small share.
+
+  golden/README.md allows much more, a mean difference of 1; blurring without
+  Pillow's roundings in between stays within that, and smooths too much.
+  """
   assert ours.shape == expected.shape
-  gap = np.abs(np.asarray(ours, np.float64) * 255 - expected)
-  assert gap.mean() <= 1.0
-  assert np.mean(gap > 4) <= 0.02
+  levels = np.round(np.asarray(ours, np.float64) * 255)
+  assert np.mean(levels != expected) <= differing
 
 
 def _run(operation, *arguments, images="images"):
@@ -53,7 +56,8 @@ def test_resized_crop(name):
   expected = _golden()[name]
   boxes = _golden()["crop_box_top_left_height_width"]
   crop = functools.partial(geometry.resized_crop, size=expected.shape[1])
-  _assert_agree(_run(crop, boxes), expected)
+  # Newer Pillows resize rows first where that is less work: ±1 by rounding.
+  _assert_agree(_run(crop, boxes), expected, differing=0.09)
 
 
 @pytest.mark.parametrize(

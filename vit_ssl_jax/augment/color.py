@@ -14,6 +14,7 @@ import numpy as np
 # Pillow's luma (ITU-R 601) in 65536ths. The weighted sum of three levels stays
 # below 2^24, so float32 computes it exactly.
 LUMA = (19595.0, 38470.0, 7471.0)
+BOXES = 3  # that Pillow makes a Gaussian of
 BLUR_RADIUS = (0.1, 2.0)  # pixels, at every size, as in the paper's code
 # Of color_jitter's operations.
 ORDERS = tuple(itertools.permutations(range(4)))
@@ -29,40 +30,38 @@ def to_image(levels):
   return levels / 255.0
 
 
-def blur_matrix(size, radius):
-  """The (size, size) matrix of Pillow's Gaussian blur along one axis.
+def box_matrix(size, radius):
+  """The (size, size) matrix of one of the three box blurs of Pillow's Gaussian.
 
-  Pillow runs three box blurs whose box has a fractional width such that the
-  variance is radius². Beyond the border the outermost pixel repeats. A box of
-  width 2b + 1 around pixel i has passed the share (t - i + b + 1) / (2b + 1)
-  of its weight at the end of pixel t, and a column of the matrix is the
-  difference between two such shares.
+  The width of the box is fractional, such that the variance of all three is
+  radius². Beyond the border the outermost pixel repeats. A box of width 2b + 1
+  around pixel i has passed the share (t - i + b + 1) / (2b + 1) of its weight
+  at the end of pixel t, and a column of the matrix is the difference between
+  two such shares.
   """
-  variance = radius**2 / 3
+  variance = radius**2 / BOXES
   whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
   rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
   box = whole + rest / (6 * (variance - (whole + 1) ** 2))
   ends = jnp.arange(-1, size)[None, :] - jnp.arange(size)[:, None]
   share = jnp.clip((ends + box + 1) / (2 * box + 1), 0, 1)
   share = share.at[:, 0].set(0).at[:, -1].set(1)
-  once = share[:, 1:] - share[:, :-1]
-  twice = jnp.matmul(once, once, precision="highest")
-  return jnp.matmul(twice, once, precision="highest")
+  return share[:, 1:] - share[:, :-1]
 
 
 def gaussian_blur(image, radius):
-  """As `ImageFilter.GaussianBlur(radius)`; radius in pixels, 0 is identity."""
-  height, width, _ = image.shape
-  levels = jnp.einsum(
-    "ih,hwc->iwc",
-    blur_matrix(height, radius),
-    to_levels(image),
-    precision="highest",
-  )
-  levels = jnp.einsum(
-    "jw,iwc->ijc", blur_matrix(width, radius), levels, precision="highest"
-  )
-  return to_image(jnp.round(levels))
+  """As `ImageFilter.GaussianBlur(radius)`; radius in pixels, 0 is identity.
+
+  As in Pillow, levels are whole again after each box: small contrasts outlast
+  a small radius.
+  """
+  levels = to_levels(image)
+  for axis, product in ((1, "jw,hwc->hjc"), (0, "ih,hwc->iwc")):
+    box = box_matrix(image.shape[axis], radius)
+    for _ in range(BOXES):
+      levels = jnp.einsum(product, box, levels, precision="highest")
+      levels = jnp.floor(levels + 0.5)
+  return to_image(levels)
 
 
 def brightness(image, factor):
