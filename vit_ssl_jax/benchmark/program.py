@@ -26,6 +26,7 @@ COLLECTIVES = {
 }
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+KERNEL = r"(?:for|back)ward_kernel_\d+x\d+"  # of models.pallas_attention
 NO_WORK = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
 
 
@@ -64,7 +65,7 @@ def tpu_seconds(schedules, clock):
   kernels = kernel_cycles(schedules)
 
   def seconds(line):
-    kernel = re.search(r"%(\w+_kernel_\d+x\d+)\S* = .*tpu_custom_call", line)
+    kernel = re.search(rf"%\w*?({KERNEL})\S* = .*tpu_custom_call", line)
     cycles = re.search(r'estimated_cycles":"(\d+)"', line)
     found = kernels[kernel[1]] if kernel else 0
     return (found + (int(cycles[1]) if cycles else 0)) / clock
@@ -167,13 +168,13 @@ def kernel_cycles(folder):
   found = collections.Counter()
   bundle = re.compile(r"^ *0x[0-9a-f]+ +\w* *: *([> ]*)\{", re.MULTILINE)
   for file in folder.glob("*-final_bundles.txt"):
-    named = re.search(r"-(\w+_kernel_(\d+)x(\d+))", file.name)
+    named = re.search(KERNEL, file.name)
     if named:
       text = file.read_text()
       depth = collections.Counter(x.count(">") for x in bundle.findall(text))
-      outer, inner = int(named[2]), int(named[3])
+      outer, inner = map(int, re.findall(r"\d+", named[0]))
       cycles = depth[0] + outer * (depth[1] + inner * depth[2])
-      found[named[1]] = max(found[named[1]], cycles)
+      found[named[0]] = max(found[named[0]], cycles)
   return dict(found)
 
 

@@ -50,6 +50,7 @@ EVALUATIONS = 20
 def leave_open(config):
   """Makes the keys that follow from the images None, of their types."""
   config.budget = ""  # of time, such as 30m or 2h, or of steps
+  config.optim.name = "muon"
   keys = SHARED | (PRETRAIN if config.stage == "pretrain" else FINETUNE)
   given = SMALL[config.model.name]
   keys |= {f"model.{key}": type(value) for key, value in given.items()}
