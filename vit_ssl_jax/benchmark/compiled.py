@@ -88,7 +88,6 @@ def devices_of(name, topology):
   Raises:
     UserError: the compiler is not installed.
   """
-  jax.config.update("jax_platforms", "cpu")
   package = "jax_plugins.xla_cuda13" if name == "h100" else "libtpu"
   if not importlib.util.find_spec(package):
     extra = "cuda13" if name == "h100" else "tpu"
