@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import inspect
 import logging
+import os
 import signal
 import sys
 import threading
@@ -67,6 +68,8 @@ def set_up(distributed=False):
   Args:
     distributed: whether this is one process of several, see `hosts.start`.
   """
+  # TensorFlow only reads and writes here, and has no GPU to miss.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   # What Orbax logs as an error it also raises.
   absl.logging.set_verbosity(absl.logging.FATAL)
   # Where a checkpoint is damaged, each of Orbax's tasks would say so.
