@@ -16,7 +16,7 @@ SHAPES = {
   "more than 128 views": ((130, 5, 1, 8), 5),
   "windows": ((2, 2, 4, 2, 8), 4),
   "one query": ((3, 1, 2, 4), 10),
-  "many queries": ((2, 150, 1, 8), 7),
+  "many queries": ((2, 100, 1, 8), 7),
 }
 
 
