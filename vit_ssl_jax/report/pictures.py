@@ -53,7 +53,8 @@ def draw_accuracy(axes, finetuning):
     share = [line["epoch"] / lines[-1]["epoch"] for line in lines]
     axes.plot(share, top1, "o-", ms=4, label=f"{title}: {top1[-1]:.1f}")
   axes.set(title="Fine-tuning", xlabel="share of the run", ylabel="top-1 (%)")
-  axes.legend(loc="lower right", fontsize=8)
+  below = (0.5, -0.16)
+  axes.legend(loc="upper center", bbox_to_anchor=below, ncols=2, fontsize=8)
   axes.grid(alpha=0.3)
 
 
