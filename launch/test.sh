@@ -7,4 +7,4 @@ source "$(dirname "$0")/environment.sh"
 ruff check .
 ruff format --check .
 export JAX_PLATFORMS=cpu
-python -m pytest -n 2 --dist=loadfile "$@"  # a file's fixtures once
+python -m pytest -n 3 --dist=loadfile "$@"  # a file's fixtures once

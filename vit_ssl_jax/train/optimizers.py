@@ -91,11 +91,11 @@ def labels(parts, params):
 
   def label(path, _):
     *above, last = names(path)
-    if LAST_LAYER in above:
-      return "last"
     in_block = any(x.startswith("blocks") for x in above)
+    if "last" in parts and LAST_LAYER in above:
+      return "last"
     matrix = in_block and last == "kernel"
-    return "blocks" if matrix and "blocks" in parts else "rest"
+    return "blocks" if "blocks" in parts and matrix else "rest"
 
   return jax.tree_util.tree_map_with_path(label, params)
 
