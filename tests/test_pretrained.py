@@ -278,7 +278,7 @@ def test_damaged_folders(make_workdir, tmp_path):
   config = tmp_path / "folder" / "config.json"
   text = config.read_text()
   for content, words in (
-    ("{", "config.json is damaged"),
+    ("{", "config.json cannot be read"),
     ("{}", "model_type None"),
     (text.replace('"gelu"', '"relu"'), "hidden_act='relu'"),
   ):

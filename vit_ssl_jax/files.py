@@ -25,14 +25,14 @@ def read_json(path):
   """The content of a file of JSON.
 
   Raises:
-    UserError: it is missing or damaged.
+    UserError: it is missing, or no JSON that can be read.
   """
   try:
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
   except FileNotFoundError as e:
     raise UserError(f"there is no {path}") from e
   except (OSError, ValueError) as e:
-    raise UserError(f"{path} is damaged ({e})") from e
+    raise UserError(f"{path} cannot be read ({e})") from e
 
 
 @contextlib.contextmanager

@@ -91,10 +91,9 @@ def labels(parts, params):
 
   def label(path, _):
     *above, last = names(path)
-    in_block = any(x.startswith("blocks") for x in above)
     if "last" in parts and LAST_LAYER in above:
       return "last"
-    matrix = in_block and last == "kernel"
+    matrix = last == "kernel" and any(x.startswith("blocks") for x in above)
     return "blocks" if "blocks" in parts and matrix else "rest"
 
   return jax.tree_util.tree_map_with_path(label, params)
