@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from vit_ssl_jax.models import kernels, pallas_attention
+from vit_ssl_jax.models import kernels, pallas_attention, triton_attention
 
 # (B, ..., N, heads, d), M: odd tokens, windows, one query, many queries.
 SHAPES = {
@@ -102,6 +102,57 @@ def test_attention_for_cudnn_pads_sequences(name):
   plain = functools.partial(kernels.attention, scale=0.37, fast=False)
   found = value_and_gradients(padded, g, arrays)
   assert_near(found, value_and_gradients(plain, g, arrays), 1e-5)
+
+
+@pytest.mark.parametrize(
+  ("shape", "dtype", "tolerance"),
+  [
+    ((3, 65, 2, 16), jnp.float32, 1e-5),
+    ((2, 17, 3, 32), jnp.float32, 1e-5),
+    ((2, 16, 1, 16), jnp.float32, 1e-5),
+    (
+      (2, 17, 2, 16),
+      jnp.bfloat16,
+      2**-6,
+    ),  # rounds the softmax and its gradient
+  ],
+)
+def test_triton_attention(shape, dtype, tolerance):
+  B, N, heads, d = shape
+  rng = np.random.default_rng(0)
+  qkv = normal(rng, B, N, 3, heads, d).astype(dtype)
+  g = normal(rng, *shape)
+
+  def plain(qkv):
+    q, k, v = (qkv[:, :, i].astype(jnp.float32) for i in range(3))
+    return kernels.attention(q, k, v, scale=0.37, fast=False)
+
+  def kernel(qkv):
+    return triton_attention.self_attention(qkv, 0.37, True)
+
+  expected = value_and_gradients(plain, g, [qkv])
+  assert_near(value_and_gradients(kernel, g, [qkv]), expected, tolerance)
+
+
+def test_where_triton_attention_applies(monkeypatch):
+  monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+  monkeypatch.setattr(kernels, "divides", lambda batch: True)
+
+  def applies(*shape, dtype=jnp.bfloat16):
+    return kernels.triton_applies(jnp.zeros(shape, dtype))
+
+  assert applies(512, 65, 12, 16)
+  assert not applies(512, 65, 12, 16, dtype=jnp.float32)
+  assert not applies(512, 197, 12, 16)
+  assert not applies(512, 65, 4, 48)
+  assert not applies(512, 4, 16, 3, 32)  # windows
+
+
+def test_a_batch_without_a_mesh(monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  assert kernels.divides(3)
+  monkeypatch.setattr(jax, "device_count", lambda: 2)
+  assert not kernels.divides(4)
 
 
 @pytest.mark.parametrize("name", ["tokens", "windows"])

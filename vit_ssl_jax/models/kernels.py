@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from vit_ssl_jax.models import pallas_attention
+from vit_ssl_jax.models import pallas_attention, triton_attention
 
 
 def platform():
@@ -106,7 +106,7 @@ def attention(q, k, v, bias=None, scale=1.0, fast=True):
 def self_attention(qkv, heads, bias=None, scale=1.0, fast=True):
   """`attention` of queries, keys and values that are one array.
 
-  The TPU's kernel reads them where they lie, without a copy of each.
+  Kernels read them where they lie, without a copy of each.
 
   Args:
     qkv: (..., N, 3 · D).
@@ -120,6 +120,9 @@ def self_attention(qkv, heads, bias=None, scale=1.0, fast=True):
   if fast and pallas_applies(q, k):
     kernel = functools.partial(pallas_attention.self_attention, scale=scale)
     return on_each_device(kernel, (in_heads(qkv, heads),), bias)
+  if fast and bias is None and triton_applies(q):
+    kernel = functools.partial(triton_attention.self_attention, scale=scale)
+    return on_each_device(kernel, (in_heads(qkv, heads),))
   return attention(q, k, v, bias, scale, fast)
 
 
@@ -246,22 +249,48 @@ def pallas_applies(q, k, heads=1):
     q, k: of `attention`.
     heads: how many the kernel holds at a time.
   """
-  if platform() != "tpu":
-    return False
-  mesh = jax.sharding.get_abstract_mesh()
-  devices = jax.device_count() if mesh.empty else 1
   return (
-    devices == 1
-    and len(q) % mesh.size == 0
-    and len(q) // mesh.size >= pallas_attention.LANES // 4
+    platform() == "tpu"
+    and divides(len(q))
+    and len(q) // mesh_size() >= pallas_attention.LANES // 4
     and pallas_attention.fits(q.shape[-3], k.shape[-3], heads, q.shape[-1])
   )
 
 
+def divides(batch):
+  """Whether `on_each_device` can split a batch."""
+  mesh = jax.sharding.get_abstract_mesh()
+  known = jax.device_count() == 1 or not mesh.empty
+  return known and batch % mesh_size() == 0
+
+
+def mesh_size():
+  """How many devices a program is for; without a mesh it is one."""
+  return max(1, jax.sharding.get_abstract_mesh().size)
+
+
+def triton_applies(q):
+  """Whether the GPU's kernel can be used, in half precision.
+
+  Args:
+    q: (B, N, heads, d).
+  """
+  return (
+    half_on_gpu(q)
+    and divides(len(q))
+    and triton_attention.fits(q.shape[1], q.shape[-1])
+  )
+
+
 def cudnn_applies(q):
-  """Whether cuDNN's attention can be used: on GPUs, in half precision."""
+  """Whether cuDNN's attention can be used, for longer sequences."""
+  return half_on_gpu(q) and q.shape[-1] % 8 == 0
+
+
+def half_on_gpu(q):
+  """Whether q is (B, N, heads, d) in half precision, on a GPU."""
   half = q.dtype in (jnp.bfloat16, jnp.float16)
-  return platform() == "gpu" and half and q.ndim == 4 and q.shape[-1] % 8 == 0
+  return platform() == "gpu" and half and q.ndim == 4
 
 
 def cudnn_attention(q, k, v, scale, implementation="cudnn"):
@@ -288,7 +317,7 @@ def cudnn_attention(q, k, v, scale, implementation="cudnn"):
 def on_each_device(function, arrays, *rest):
   """Calls function(*arrays, *rest), with the batch as the mesh splits it."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.size == 1:
+  if mesh_size() == 1:
     return function(*arrays, *rest)
   batch = P(mesh.axis_names)
   return jax.shard_map(
