@@ -1,5 +1,6 @@
 """Shared by all tests: two CPU devices, strict JAX, a compilation cache."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -14,7 +15,9 @@ os.environ.setdefault("TEST_DEVICES", "2")
 os.environ["XLA_FLAGS"] = " ".join(
   [
     "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
+    # jaxlib 0.11 has no such flag.
+    "--xla_cpu_use_fusion_emitters=false"
+    * (importlib.metadata.version("jaxlib") < "0.11"),
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=" + os.environ["TEST_DEVICES"],
   ]

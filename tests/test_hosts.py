@@ -77,11 +77,8 @@ def start(arguments, index, port):
     "JAX_PROCESS_ID": str(index),
     "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    # JAX keeps what the first process compiles alone: the second has to be
-    # quick, and without these emitters LLVM has a third of the work.
     "XLA_FLAGS": os.environ["XLA_FLAGS"]
-    + " --xla_force_host_platform_device_count=1"
-    + " --xla_cpu_use_fusion_emitters=false",
+    + " --xla_force_host_platform_device_count=1",
   }
   return subprocess.Popen(
     [sys.executable, *arguments],
