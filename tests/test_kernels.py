@@ -110,11 +110,8 @@ def test_attention_for_cudnn_pads_sequences(name):
     ((3, 65, 2, 16), jnp.float32, 1e-5),
     ((2, 17, 3, 32), jnp.float32, 1e-5),
     ((2, 16, 1, 16), jnp.float32, 1e-5),
-    (
-      (2, 17, 2, 16),
-      jnp.bfloat16,
-      2**-6,
-    ),  # rounds the softmax and its gradient
+    # It rounds the softmax and its gradient.
+    ((2, 17, 2, 16), jnp.bfloat16, 2**-6),
   ],
 )
 def test_triton_attention(shape, dtype, tolerance):

@@ -283,7 +283,7 @@ def triton_applies(q):
 
 
 def cudnn_applies(q):
-  """Whether cuDNN's attention can be used, for longer sequences."""
+  """Whether cuDNN's attention can be used, where no kernel of ours is."""
   return half_on_gpu(q) and q.shape[-1] % 8 == 0
 
 
