@@ -20,13 +20,15 @@ import numpy as np
 
 from vit_ssl_jax.benchmark import steps
 from vit_ssl_jax.parallel import mesh as meshes
+from vit_ssl_jax.train import trial
 
 STEPS = 10
 
 
 def train(config, mesh):
   """Makes the steps on a mesh; their losses, and the state they end with."""
-  init, step = steps.stage(config, mesh)
+  make_stage = steps.STAGES[config.stage].make_stage
+  init, step = trial.stage(config, make_stage, 10, mesh)
   shardings = meshes.state_sharding(mesh, jax.eval_shape(init))
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
   state = jax.jit(init, out_shardings=shardings)()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax.benchmark import steps
+from vit_ssl_jax.train import trial
 
 PLATFORMS = ("cuda", "tpu")
 
@@ -14,7 +15,8 @@ PLATFORMS = ("cuda", "tpu")
 def test_steps_lower_for_accelerators(stage, arch, make_tiny):
   config = make_tiny(stage, arch)
   config.update(dtype="bfloat16", mean=(0.5,) * 3, std=(0.25,) * 3)
-  init, step = steps.stage(config)
+  make_stage = steps.STAGES[config.stage].make_stage
+  init, step = trial.stage(config, make_stage, 10)
   state = jax.eval_shape(init)
   batch = {
     "image": jax.ShapeDtypeStruct((16, 8, 8, 3), np.uint8),

@@ -29,6 +29,7 @@ bfloat16, and what follows is an estimate, not a measurement. It needs
   parts_ms           the estimate by parts of the step
 """
 
+import itertools
 import json
 
 import jax
@@ -45,17 +46,14 @@ def main(argv=None):
   """Runs the command line; a user's mistake costs one sentence and status 2."""
   args, settings = parse(argv)
   with reporting_errors():
-    for key in ("steps", "rounds"):
-      if getattr(args, key) < 1:
-        raise UserError(f"--{key}={getattr(args, key)} has to be at least 1")
-    if args.compile_for:
-      estimate(args, settings)
-    else:
-      measure(args, settings)
+    (estimate if args.compile_for else measure)(args, settings)
 
 
 def measure(args, settings):
   """Prints what is measured here."""
+  for key in ("steps", "rounds"):
+    if getattr(args, key) < 1:
+      raise UserError(f"--{key}={getattr(args, key)} has to be at least 1")
   config = steps.make_config(
     args.stage or "pretrain", args.arch or "vit", args, settings
   )
@@ -80,21 +78,14 @@ def estimate(args, settings):
     for stage in ([args.stage] if args.stage else steps.STAGES)
   ]
   cases = [
-    (target, config, chips, parallel)
-    for target in args.compile_for.split(",")
-    for config in configs
-    for chips in args.chips
-    for parallel in args.parallel.split(",")
-    if chips > 1 or parallel == "data"
+    case
+    for case in itertools.product(
+      args.compile_for.split(","), configs, args.chips, args.parallel.split(",")
+    )
+    if case[2] > 1 or case[3] == "data"
   ]
-  for target, config, chips, parallel in cases:
-    compiled.find(target, chips)
-    if parallel not in ("data", "fsdp"):
-      raise UserError(f"--parallel={parallel}: possible are data, fsdp")
-    if config.batch_size % chips:
-      raise UserError(
-        f"batch_size={config.batch_size} is not a multiple of {chips} chips"
-      )
+  for case in cases:
+    compiled.check(*case)
   rows = []
   for number, case in enumerate(cases, 1):
     say(f"{number} of {len(cases)}: {case[1].model.name}, {case[1].stage}")

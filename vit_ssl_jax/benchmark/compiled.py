@@ -81,6 +81,17 @@ def find(target, chips):
   return name, next(x for x in possible if sizes[x] >= chips)
 
 
+def check(target, config, chips, parallel):
+  """Raises a UserError where `compile_step` cannot take its arguments."""
+  find(target, chips)
+  if parallel not in ("data", "fsdp"):
+    raise UserError(f"--parallel={parallel}: possible are data, fsdp")
+  if config.batch_size % chips:
+    raise UserError(
+      f"batch_size={config.batch_size} is not a multiple of {chips} chips"
+    )
+
+
 @functools.cache
 def devices_of(name, topology):
   """The devices of a topology description.
@@ -185,26 +196,17 @@ def compile_step(target, config, chips, parallel="data"):
 
 
 def table(rows):
-  """The figures as a table."""
-  header = (
-    "estimate", "chips", "batch", "fits", "GB", "ms", "images/s",
-    "share of peak", "bytes sent", "compile s", "costliest parts, ms",
-  )  # fmt: skip
-  keys = (
-    "estimated_ms", "images_per_second", "share_of_peak", "link_bytes",
-    "compile_seconds",
+  """The figures as a table, with the four costliest parts."""
+  columns = (
+    "target", "arch", "stage", "parallel", "chips", "batch_size", "fits",
+    "GB", "estimated_ms", "images_per_second", "share_of_peak", "link_bytes",
+    "compile_seconds", "parts_ms",
   )  # fmt: skip
 
   def line(row):
     parts = list(row.get("parts_ms", {}).items())[:4]
-    return (
-      f"{row['target']} {row['arch']} {row['stage']} {row['parallel']}",
-      row["chips"],
-      row["batch_size"],
-      "yes" if row["fits"] else "no",
-      row["memory_bytes"] / 1e9,
-      *map(row.get, keys),
-      ", ".join(f"{name} {ms:.1f}" for name, ms in parts),
-    )
+    shown = ", ".join(f"{name} {ms:.1f}" for name, ms in parts)
+    shown = row | {"GB": row["memory_bytes"] / 1e9, "parts_ms": shown}
+    return map(shown.get, columns)
 
-  return tables.table(header, map(line, rows))
+  return tables.table(columns, map(line, rows))

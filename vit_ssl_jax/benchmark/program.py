@@ -24,8 +24,6 @@ COLLECTIVES = {
   "all-to-all": lambda n: (n - 1) / n,
   "collective-permute": lambda n: 1,
 }
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
-BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 KERNEL = r"(?:for|back)ward_kernel_\d+x\d+"  # of models.pallas_attention
 NO_WORK = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
 
@@ -140,8 +138,8 @@ def part_of(op_name):
 def size_of(kind):
   """Bytes of a type such as "(bf16[8,128]{1,0}, f32[])"."""
   return sum(
-    BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
-    for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", kind)
+    int(bits or 8) // 8 * math.prod(int(n) for n in dims.split(",") if n)
+    for bits, dims in re.findall(r"[a-z]+(\d*)\w*\[([\d,]*)\]", kind)
   )
 
 

@@ -4,7 +4,7 @@ import jax
 
 from vit_ssl_jax import models, recipes
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.train import finetune, pretrain, trial
+from vit_ssl_jax.train import finetune, pretrain
 
 SETTING = "--config."
 CLASSES = 10
@@ -41,18 +41,6 @@ def describe(config):
     "dtype": str(models.compute_dtype(config)),
     "jax": jax.__version__,
   }
-
-
-def stage(config, mesh=None):
-  """`trial.stage` of a config's stage."""
-  make_stage = STAGES[config.stage].make_stage
-  return trial.stage(config, make_stage, CLASSES, mesh)
-
-
-def trace(config, mesh):
-  """`trial.trace` of a config's stage."""
-  make_stage = STAGES[config.stage].make_stage
-  return trial.trace(config, make_stage, CLASSES, mesh)
 
 
 def memory_bytes(compiled):

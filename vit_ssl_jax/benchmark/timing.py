@@ -7,7 +7,7 @@ import time
 import jax
 
 from vit_ssl_jax.benchmark import steps
-from vit_ssl_jax.parallel import mesh as meshes
+from vit_ssl_jax.train import trial
 
 WARM_UP = 2  # steps
 
@@ -27,16 +27,9 @@ def measure(config, count, rounds, trace=None):
   Raises:
     UserError: the devices do not divide the batch.
   """
-  mesh = meshes.make_mesh(
-    config.mesh.fsdp, config.batch_size, config.accumulate_steps
+  compiled, state, batch, compile_seconds = trial.compiled(
+    config, steps.STAGES[config.stage].make_stage, steps.CLASSES
   )
-  traced, (init, batch), shardings = steps.trace(config, mesh)
-  state = meshes.place(init(), shardings[0])
-  batch = jax.device_put(batch, shardings[1])
-  began = time.perf_counter()
-  with jax.set_mesh(mesh):
-    compiled = traced.lower().compile()
-  compile_seconds = time.perf_counter() - began
 
   def run(state, count):
     """Runs steps; the state and the seconds of one of them."""

@@ -56,8 +56,12 @@ def random_batch(config, classes):
   }
 
 
-def rate(config, make_stage, classes, seconds):
-  """Images a second, of the steps of some seconds after compilation.
+def compiled(config, make_stage, classes):
+  """A step for the devices that there are, and what it begins with on them.
+
+  Returns:
+    The compiled step (state, batch) -> (state, metrics); a state and a batch;
+    and how many seconds it took to compile.
 
   Raises:
     UserError: the devices do not divide the batch.
@@ -66,10 +70,21 @@ def rate(config, make_stage, classes, seconds):
     config.mesh.fsdp, config.batch_size, config.accumulate_steps
   )
   traced, (init, batch), shardings = trace(config, make_stage, classes, mesh)
-  with jax.set_mesh(mesh):
-    step = traced.lower().compile()
   state = meshes.place(init(), shardings[0])
   batch = jax.device_put(batch, shardings[1])
+  began = time.perf_counter()
+  with jax.set_mesh(mesh):
+    step = traced.lower().compile()
+  return step, state, batch, time.perf_counter() - began
+
+
+def rate(config, make_stage, classes, seconds):
+  """Images a second, of the steps of some seconds after compilation.
+
+  Raises:
+    UserError: the devices do not divide the batch.
+  """
+  step, state, batch, _ = compiled(config, make_stage, classes)
   state, _ = jax.block_until_ready(step(state, batch))
   began, steps = time.perf_counter(), 0
   while time.perf_counter() - began < seconds:
