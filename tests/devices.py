@@ -4,7 +4,8 @@
 
 prints a line of JSON for each mesh (and number of parts that a batch is worked
 off in): how far the losses are from those on one device, relatively, and how
-far the parameters are.
+far the parameters are. STAGE is pretrain, patches (pretraining that predicts
+hidden patches) or finetune.
 """
 
 import os
@@ -48,7 +49,10 @@ def train(config, mesh):
 
 def main(stage, arch, *cases):
   meshes.SMALLEST = 1  # so that the tiny model is split too
-  config = conftest.tiny(stage, arch, "none")
+  patches = stage == "patches"
+  config = conftest.tiny("pretrain" if patches else stage, arch, "none")
+  if patches:
+    config.objective = "patches"
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   config.optim.warmup_epochs = 0  # so that the first step counts
   expected, one = None, None

@@ -310,7 +310,7 @@ def pretrain_config(hyper):
       "epochs": hyper["epochs"],
       "batch_size": 256,  # so that the learning rate is taken as given
       "student_temperature": hyper["student_temp"],
-      "mimetic_init": False,
+      "objective": "views",
       "optim": {
         "name": "adamw",
         "learning_rate": hyper["base_lr"],

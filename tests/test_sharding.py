@@ -18,13 +18,15 @@ ALL = ("2x1x1", "1x2x1", "4x1x1", "2x2x1", "8x1x1", "4x2x1", "2x4x1", "1x8x1")
 ALL = (*ALL, "1x1x4", "2x2x2", "8x1x2")
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 @pytest.mark.parametrize(
-  ("arch", "cases"),
+  ("stage", "arch", "cases"),
   [
-    ("vit", SOME),
+    ("pretrain", "vit", SOME),
+    ("patches", "vit", SOME),
+    ("finetune", "vit", SOME),
     *[
-      pytest.param(arch, ALL, marks=pytest.mark.long)
+      pytest.param(stage, arch, ALL, marks=pytest.mark.long)
+      for stage in ("pretrain", "finetune")
       for arch in ("vit", "swin", "cait")
     ],
   ],

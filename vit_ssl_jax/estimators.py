@@ -233,6 +233,9 @@ class Estimator(sklearn.base.BaseEstimator):
 class ViewPrediction(sklearn.base.TransformerMixin, Estimator):
   """Stage 1: a teacher's features, learnt without labels.
 
+  ViT predicts hidden patches, which serves a `Classifier` best. Views make the
+  better features: config={"objective": "views"} (docs/own_images.md).
+
   Args:
     arch: vit, swin or cait.
     image_size: in pixels; None follows from the images.

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.models import layers, mimetic, positions
+from vit_ssl_jax.models import layers, positions
 from vit_ssl_jax.models.cait import CaiT
 from vit_ssl_jax.models.heads import OffsetHead, ProjectionHead
+from vit_ssl_jax.models.masked import PixelDecoder, draw_kept
 from vit_ssl_jax.models.swin import SwinTransformer
 from vit_ssl_jax.models.vit import VisionTransformer
 
@@ -61,25 +62,12 @@ def build(name, **sizes):
   return model
 
 
-def init(model, key, mimetic_init=False):
-  """Fresh parameters of a model of `build`, compiled as one program.
-
-  Args:
-    model: of `build`.
-    key: PRNG key.
-    mimetic_init: whether ViT's attention begins as in `mimetic`.
-  """
+def init(model, key):
+  """Fresh parameters of a model of `build`, compiled as one program."""
   images = jnp.zeros((1, model.image_size, model.image_size, 3))
-
-  @jax.jit
-  def make(key):
-    params = model.init(key, images, train=False)["params"]
-    if mimetic_init:
-      second = jax.random.fold_in(key, 1)
-      params = mimetic.mimetic(params, second, model.num_heads)
-    return params
-
-  return make(key)
+  return jax.jit(lambda key: model.init(key, images, train=False)["params"])(
+    key
+  )
 
 
 def drop_path(model, key, shape):
@@ -208,11 +196,13 @@ __all__ = [
   "ARCHITECTURES",
   "CaiT",
   "OffsetHead",
+  "PixelDecoder",
   "ProjectionHead",
   "attention_maps",
   "build",
   "check_parameters",
   "count",
+  "draw_kept",
   "drop_path",
   "from_config",
   "init",

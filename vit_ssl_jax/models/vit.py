@@ -3,6 +3,7 @@
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -55,11 +56,33 @@ class VisionTransformer(layers.Backbone):
 
   def encode(self, images, masks):
     """As in `Backbone`."""
-    x = self.tokens(images)
-    for i, block in enumerate(self.blocks):
-      x = block(x, layers.of_block(masks, i), False)
+    x = self.through_blocks(self.tokens(images), masks)
     h, w = (n // self.patch_size for n in images.shape[1:3])
     return self.norm(x[:, 0]), x[:, 1:].reshape(len(x), h, w, -1)
+
+  def encode_kept(self, images, kept):
+    """Encodes images of which some patches alone are seen.
+
+    (He et al., 2022, section 3, "MAE encoder".)
+
+    Args:
+      images: (B, H, W, 3).
+      kept: (B, k) the numbers of these patches.
+
+    Returns:
+      (B, 1 + k, D) normalised tokens, the class token's first.
+    """
+    x = self.tokens(images)
+    # A product, for its gradient adds up in the same order every time.
+    place = jax.nn.one_hot(kept, x.shape[1] - 1, dtype=x.dtype)
+    x = jnp.concatenate([x[:, :1], place @ x[:, 1:]], 1)
+    return self.norm(self.through_blocks(x))
+
+  def through_blocks(self, x, masks=None):
+    """Tokens (B, N, D) through all blocks, with masks of drop path or None."""
+    for i, block in enumerate(self.blocks):
+      x = block(x, layers.of_block(masks, i), False)
+    return x
 
   def attention(self, images, block=-1):
     """Images (B, H, W, 3) -> (B, heads, N, N), the softmax of one block.

@@ -73,7 +73,6 @@ def base(arch, dataset):
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.model = model(arch, dataset)
-  config.mimetic_init = False  # of ViT, not in the paper
   config.dtype = "auto"  # of the model's body: auto, float32, bfloat16
   # Both take less memory and more time, and change rounding alone.
   config.accumulate_steps = 1  # gradient accumulation: micro-batches a batch

@@ -29,7 +29,14 @@ SHARED = {
   "optim.warmup_epochs": int,
 }
 PRETRAIN = {
+  "objective": str,
+  "optim.learning_rate": float,
   "teacher.momentum": float,
+  "views.local_views": int,
+  "views.color_jitter_probability": float,
+  "views.grayscale_probability": float,
+  "views.solarize_probability": float,
+  "views.blur_probability": tuple,
   "views.global_size": int,
   "views.local_size": int,
   "head.out_dim": int,
@@ -153,7 +160,13 @@ def length(choose, config, facts, small, passes):
 
 
 def pretraining(choose, config, facts):
-  """Teacher, head, views."""
+  """Objective, teacher, head, views."""
+  arch = config.model.name
+  why = "better on few images" if arch == "vit" else "patches are for vit"
+  choose("objective", "patches" if arch == "vit" else "views", why)
+  patches = config.objective == "patches"
+  why = "for a batch of 256"
+  choose("optim.learning_rate", 0.012 if patches else 0.006, why)
   steps = config.epochs * max(1, facts.images // config.batch_size)
   momentum = round(min(max(1 - 75 / steps, 0.9), 0.996), 4)
   choose("teacher.momentum", momentum, f"averages over 1/75 of {steps:,} steps")
@@ -161,6 +174,14 @@ def pretraining(choose, config, facts):
   choose("views.global_size", side, "the image's")
   local = max(patch, side // 2 // patch * patch)
   choose("views.local_size", local, "half of it, in whole patches")
+  why = "patches are hidden instead" if patches else "half of the paper's"
+  choose("views.local_views", 0 if patches else 4, why)
+  why = "pixels are to be predicted" if patches else "the paper's"
+  choose("views.color_jitter_probability", 0.0 if patches else 0.8, why)
+  choose("views.grayscale_probability", 0.0 if patches else 0.2, why)
+  choose("views.solarize_probability", 0.0 if patches else 0.2, why)
+  blur = (0.0, 0.0, 0.0) if patches else (1.0, 0.1, 0.5)
+  choose("views.blur_probability", blur, why)
   wide = facts.images >= 20_000
   why = "the paper's" if wide else "small, for few images"
   choose("head.out_dim", 1024 if wide else 256, why)

@@ -19,6 +19,7 @@ def get_config(arg=""):
   arch, dataset = common.parse(arg)
   config = common.base(arch, dataset)
   config.stage = "pretrain"
+  config.objective = "views"  # or patches, of ViT alone, not in the paper
   config.epochs = 200
   epochs = config.get_ref("epochs")  # warm-ups follow what is set later
   config.batch_size = 512

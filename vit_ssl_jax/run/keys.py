@@ -159,7 +159,6 @@ KEYS = {
     "shifted patch tokenisation, locality self-attention",
     *("", "spt", "lsa", "spt+lsa"),
   ),
-  "mimetic_init": flag("of ViT: attention begins as in trained networks"),
   "dtype": choice("of the model's body", "auto", "float32", "bfloat16"),
   "accumulate_steps": whole("micro-batches a batch", 1),
   "fast_attention": flag("the device's kernel, or the plain form"),
@@ -217,6 +216,10 @@ KEYS = {
   "optim.clip_per_tensor": number("largest L2 norm; 0 is none", 0, 1e6),
   "optim.freeze_last_layer_epochs": whole("of the head", 0),
   # Pretraining.
+  "objective": choice(
+    "what is predicted: other views, or hidden patches (ViT)",
+    *("views", "patches"),
+  ),
   "student_temperature": number("of the softmax", 1e-3, 10),
   "teacher.momentum": number("at the start; a cosine to 1", 0, 1, False, True),
   "teacher.warmup_temperature": number("at the start", 1e-3, 10),

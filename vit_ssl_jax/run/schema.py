@@ -111,9 +111,9 @@ def check_relations(values):
       raise UserError(
         f"{name}={values[name]} is not a multiple of model.patch_size={patch}"
       )
-  if values.get("mimetic_init") and values["model.name"] != "vit":
+  if values.get("objective") == "patches" and values["model.name"] != "vit":
     raise UserError(
-      f"mimetic_init=True is for vit, not for {values['model.name']}"
+      f"objective=patches is for vit, not for {values['model.name']}"
     )
   if values.get("drloc.enabled") and values["model.name"] == "cait":
     raise UserError(

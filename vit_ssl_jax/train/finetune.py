@@ -83,7 +83,7 @@ def make(config, num_classes, steps_per_epoch, mesh=None):
 
 def init_state(parts, key):
   """Fresh parameters, and an optimizer that has done nothing."""
-  params = models.init(parts.model, key, parts.config.mimetic_init)
+  params = models.init(parts.model, key)
   offset_head = {}
   if parts.config.drloc.enabled:
     pair = jnp.zeros((1, 2 * parts.model.num_features))

@@ -75,6 +75,26 @@ def dino(student_logits, teacher_probabilities, temperature):
   return -jnp.mean(jnp.sum(every - same, -1)) / (G * (V - 1))
 
 
+def reconstruction(predicted, patches, kept):
+  """Mean squared error of hidden patches (He et al., 2022, section 3).
+
+  Args:
+    predicted: (B, N, P).
+    patches: (B, N, P) their pixels, which are normalised here, each patch by
+      its own mean and standard deviation.
+    kept: (B, k) the numbers of the patches that are not hidden, k < N.
+
+  Returns:
+    The loss, a scalar.
+  """
+  mean = jnp.mean(patches, -1, keepdims=True)
+  variance = jnp.var(patches, -1, keepdims=True)
+  error = predicted - (patches - mean) * jax.lax.rsqrt(variance + 1e-6)
+  N = patches.shape[1]
+  hidden = 1 - jnp.sum(jax.nn.one_hot(kept, N), 1)
+  return jnp.sum(jnp.mean(error**2, -1) * hidden) / jnp.sum(hidden)
+
+
 def update_center(center, teacher_logits, momentum):
   """Moving average of the teacher's mean output (Caron et al., 2021, eq. 4).
 

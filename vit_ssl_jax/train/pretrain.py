@@ -17,6 +17,7 @@ import optax
 
 from vit_ssl_jax import evaluate, models
 from vit_ssl_jax.augment import multi_crop
+from vit_ssl_jax.models import locality
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.run import metrics, workdir as workdirs
 from vit_ssl_jax.train import (
@@ -59,7 +60,8 @@ class Pretraining:
   Attributes:
     config: the run's config.
     model: the backbone of student and teacher.
-    head: their `models.ProjectionHead`.
+    head: their `models.ProjectionHead`; where patches are predicted, a
+      `models.PixelDecoder`.
     schedules: of `make_schedules`.
     optimizer: an optax transformation.
     mesh: over which the state is sharded; None is one device.
@@ -67,7 +69,7 @@ class Pretraining:
 
   config: ml_collections.ConfigDict
   model: Any
-  head: models.ProjectionHead
+  head: models.ProjectionHead | models.PixelDecoder
   schedules: dict
   optimizer: optax.GradientTransformation
   mesh: jax.sharding.Mesh | None = None
@@ -80,7 +82,16 @@ def make(config, steps_per_epoch, mesh=None):
     UserError: as of `models.build`.
   """
   model = models.from_config(config, num_classes=0)
-  head = models.ProjectionHead(**config.head, dtype=model.dtype)
+  if config.objective == "patches":
+    head = models.PixelDecoder(
+      patches=(config.views.global_size // model.patch_size) ** 2,
+      pixels=3 * model.patch_size**2,
+      num_heads=model.num_heads,
+      mlp_ratio=model.mlp_ratio,
+      dtype=model.dtype,
+    )
+  else:
+    head = models.ProjectionHead(**config.head, dtype=model.dtype)
   values = make_schedules(config, steps_per_epoch)
   optimizer = optimizers.pretrain(
     values["learning_rate"],
@@ -119,19 +130,19 @@ def make_schedules(config, steps_per_epoch):
 def init_state(parts, key):
   """A student, a teacher with the same weights, a centre at zero."""
   backbone_key, head_key = jax.random.split(key)
-  features = jnp.zeros((1, parts.model.num_features))
+  given = [jnp.zeros((1, parts.model.num_features))]
+  if parts.config.objective == "patches":
+    given = given[0][None], jnp.zeros((1, 0), jnp.int32)  # a class token alone
   student = {
-    "backbone": models.init(
-      parts.model, backbone_key, parts.config.mimetic_init
-    ),
-    "head": parts.head.init(head_key, features)["params"],
+    "backbone": models.init(parts.model, backbone_key),
+    "head": parts.head.init(head_key, *given)["params"],
   }
   return PretrainState(
     step=jnp.zeros((), jnp.int32),
     student=student,
     teacher=jax.tree.map(jnp.copy, student),
     opt_state=parts.optimizer.init(student),
-    center=jnp.zeros(parts.head.out_dim),
+    center=jnp.zeros(parts.config.head.out_dim),
   )
 
 
@@ -181,7 +192,7 @@ def with_drop_path(model, groups, key):
 
 
 def update(parts, state, global_views, local_views, key):
-  """The part of a step that comes after augmentation.
+  """The part of a step that comes after augmentation, for views.
 
   Args:
     parts: the `Pretraining`.
@@ -194,10 +205,7 @@ def update(parts, state, global_views, local_views, key):
     The new state, and a dict of scalars.
   """
   config, t = parts.config, parts.config.teacher
-  now = {
-    name: jnp.asarray(schedule(state.step), jnp.float32)
-    for name, schedule in parts.schedules.items()
-  }
+  now = scheduled(parts, state.step)
   student_key, teacher_key = jax.random.split(key)
   gathered = meshes.gathered(parts.mesh)
   outputs = functools.partial(project, parts.model, parts.head)
@@ -228,33 +236,90 @@ def update(parts, state, global_views, local_views, key):
   (loss, _), grads = gradients.averaged(loss_fn, config.accumulate_steps)(
     state.student, (views, targets)
   )
+  entropy, divergence = losses.entropy_and_divergence(targets)
+  values = {
+    "loss": loss,
+    "teacher_entropy": entropy,
+    "teacher_kl": divergence,
+    **now,
+  }
+  center = losses.update_center(state.center, teacher_logits, t.center_momentum)
+  return apply(parts, state, grads, values, center=center)
+
+
+def update_of_patches(parts, state, views, key):
+  """The part of a step that comes after augmentation, for hidden patches.
+
+  (Masked autoencoders, He et al., 2022, section 3.) No drop path is active.
+
+  Args:
+    parts: the `Pretraining`.
+    state: a `PretrainState`.
+    views: (2, B, S, S, 3), normalised.
+    key: PRNG key of which patches are hidden.
+
+  Returns:
+    The new state, and a dict of scalars.
+  """
+  views = views.swapaxes(0, 1)
+  patches = parts.head.patches
+  kept = models.draw_kept(key, views.shape[:2], patches)  # (B, 2, k)
+  gathered = meshes.gathered(parts.mesh)
+
+  def loss_fn(student, batch):
+    student = gathered(student)
+    images, kept = (x.reshape(-1, *x.shape[2:]) for x in batch)
+    tokens = parts.model.apply(
+      {"params": student["backbone"]}, images, kept, method="encode_kept"
+    )
+    predicted = parts.head.apply({"params": student["head"]}, tokens, kept)
+    pixels = locality.cut(images, parts.model.patch_size)
+    pixels = pixels.reshape(predicted.shape)
+    return losses.reconstruction(predicted, pixels, kept), {}
+
+  steps = parts.config.accumulate_steps
+  (loss, _), grads = gradients.averaged(loss_fn, steps)(
+    state.student, (views, kept)
+  )
+  values = {"loss": loss, **scheduled(parts, state.step)}
+  return apply(parts, state, grads, values)
+
+
+def scheduled(parts, step):
+  """What the schedules say of a step, a dict of scalars."""
+  return {
+    name: jnp.asarray(schedule(step), jnp.float32)
+    for name, schedule in parts.schedules.items()
+  }
+
+
+def apply(parts, state, grads, values, **changes):
+  """The state after a step, and its metrics.
+
+  Args:
+    parts: the `Pretraining`.
+    state: before the step.
+    grads: of the student.
+    values: the metrics until now, with "momentum".
+    **changes: of the state, made by the step.
+  """
   with jax.named_scope("update"):
     updates, opt_state = parts.optimizer.update(
       grads, state.opt_state, state.student
     )
     student = optax.apply_updates(state.student, updates)
-  entropy, divergence = losses.entropy_and_divergence(targets)
-  new_state = PretrainState(
+  new_state = state.replace(
     step=state.step + 1,
     student=student,
     teacher=optax.incremental_update(
-      student, state.teacher, 1 - now["momentum"]
+      student, state.teacher, 1 - values["momentum"]
     ),
     opt_state=opt_state,
-    center=losses.update_center(
-      state.center, teacher_logits, t.center_momentum
-    ),
+    **changes,
   )
   norm, bad_tensor = gradients.norm(grads)
-  values = {
-    "loss": loss,
-    "teacher_entropy": entropy,
-    "teacher_kl": divergence,
-    "gradient_norm": norm,
-    "bad_tensor": bad_tensor,
-    **now,
-  }
-  return gradients.step_or_skip(config, state, new_state, values), values
+  values |= {"gradient_norm": norm, "bad_tensor": bad_tensor}
+  return gradients.step_or_skip(parts.config, state, new_state, values), values
 
 
 def make_step(parts):
@@ -273,6 +338,8 @@ def make_step(parts):
       global_views, local_views = multi_crop.multi_crop(
         view_key, batch["image"], config.views, config.mean, config.std
       )
+    if config.objective == "patches":
+      return update_of_patches(parts, state, global_views, drop_key)
     return update(parts, state, global_views, local_views, drop_key)
 
   return step
@@ -390,6 +457,8 @@ def warn_of_collapse(
   """
   if len(lines) < 50 or lines[0]["step"] < steps_per_epoch:
     return None
+  if parts.config.objective == "patches":
+    return None  # pixels cannot collapse
   out_dim, t = parts.config.head.out_dim, parts.config.teacher
   kind = losses.collapse(lines, out_dim)
   if kind == "one-hot":
