@@ -7,7 +7,7 @@ from vit_ssl_jax.report import page, seeds
 
 # Of the lines of metrics, with the axis's label.
 KINDS = {
-  "loss": "loss (nats)",
+  "loss": "loss",
   "learning_rate": "learning rate",
   "teacher_entropy": "entropy of the teacher (nats)",
   "knn": "k-NN top-1 (%)",

@@ -37,7 +37,7 @@ def draw_pretraining(axes, lines):
   losses = [(x["epoch"], x["loss"]) for x in lines if "loss" in x]
   axes.plot(*zip(*losses, strict=True), color="tab:blue", lw=0.8)
   axes.set(title="Pretraining", xlabel="epoch")
-  axes.set_ylabel("loss (nats)", color="tab:blue")
+  axes.set_ylabel("loss", color="tab:blue")
   knn = [(line["epoch"], line["knn"]) for line in lines if "knn" in line]
   if knn:
     twin = axes.twinx()
@@ -59,7 +59,7 @@ def draw_accuracy(axes, finetuning):
 
 
 def draw_views(fig, config, image):
-  """An image beside the views that student and teacher see of it."""
+  """An image beside its views, and what is left of them to be seen."""
   key = jax.random.key(config.seed)
   # In [0, 1] as they are where mean is 0 and std 1.
   groups = multi_crop.multi_crop(
@@ -68,12 +68,27 @@ def draw_views(fig, config, image):
   shown = [("the image", image / 255)]
   for name, group in zip(("global", "local"), groups, strict=True):
     shown += [(name, np.clip(view[0], 0, 1)) for view in group]
+  if config.get("objective") == "patches":
+    for _, view in shown[1:]:
+      key, _ = jax.random.split(key)
+      hidden = hide_patches(key, view, config.model.patch_size)
+      shown.append(("seen of it", hidden))
   fig.suptitle("Views of one image")
   all_axes = fig.subplots(1, len(shown))
   for axes, (title, view) in zip(all_axes, shown, strict=True):
     axes.imshow(view)
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
+
+
+def hide_patches(key, view, patch_size):
+  """A view (S, S, 3) in [0, 1], grey where pretraining does not see it."""
+  side = len(view) // patch_size
+  seen = np.zeros(side**2)
+  seen[models.draw_kept(key, (), side**2)] = 1
+  square = np.ones((patch_size, patch_size))
+  seen = np.kron(seen.reshape(side, side), square)[..., None]
+  return seen * view + (1 - seen) * 0.5
 
 
 def contact_sheet(path, config, rows):
