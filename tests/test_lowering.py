@@ -13,7 +13,15 @@ PLATFORMS = ("cuda", "tpu")
 @pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_steps_lower_for_accelerators(stage, arch, make_tiny):
-  config = make_tiny(stage, arch)
+  check_lowers(make_tiny(stage, arch))
+
+
+def test_the_step_of_hidden_patches_does_too(pretrain_tiny):
+  pretrain_tiny.objective = "patches"
+  check_lowers(pretrain_tiny)
+
+
+def check_lowers(config):
   config.update(dtype="bfloat16", mean=(0.5,) * 3, std=(0.25,) * 3)
   make_stage = steps.STAGES[config.stage].make_stage
   init, step = trial.stage(config, make_stage, 10)
