@@ -1,7 +1,9 @@
 """Stage 1: self-supervised view prediction on the small set itself.
 
 A student predicts, from one view of an image, the output of an EMA teacher for
-another view (the paper, section 3.1; DINO, Caron et al., 2021).
+another view (the paper, section 3.1; DINO, Caron et al., 2021). With
+config.objective = "patches" it predicts hidden patches from the others instead
+(masked autoencoders, He et al., 2022), which is not in the paper.
 """
 
 import dataclasses
@@ -130,9 +132,10 @@ def make_schedules(config, steps_per_epoch):
 def init_state(parts, key):
   """A student, a teacher with the same weights, a centre at zero."""
   backbone_key, head_key = jax.random.split(key)
-  given = [jnp.zeros((1, parts.model.num_features))]
-  if parts.config.objective == "patches":
-    given = given[0][None], jnp.zeros((1, 0), jnp.int32)  # a class token alone
+  features = jnp.zeros((1, parts.model.num_features))
+  given = (features,)
+  if parts.config.objective == "patches":  # a class token, and no patches
+    given = features[None], jnp.zeros((1, 0), jnp.int32)
   student = {
     "backbone": models.init(parts.model, backbone_key),
     "head": parts.head.init(head_key, *given)["params"],
