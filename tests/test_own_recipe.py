@@ -49,6 +49,16 @@ def test_what_is_given_stays_and_the_others_follow():
   assert config.teacher.momentum < plain.teacher.momentum
 
 
+def test_views_follow_from_the_objective():
+  patches, _ = filled()
+  assert (patches.objective, patches.views.local_views) == ("patches", 0)
+  assert not any(patches.views.blur_probability)
+  for config in (filled(objective="views")[0], filled(arch="swin")[0]):
+    assert (config.objective, config.views.local_views) == ("views", 4)
+    assert config.views.color_jitter_probability == 0.8
+    assert config.optim.learning_rate < patches.optim.learning_rate
+
+
 def test_a_budget_of_steps():
   config, _ = filled(passes=64 * 300)
   assert config.epochs == 10  # 19,200 passes of 1,920 images

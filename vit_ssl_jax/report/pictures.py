@@ -69,9 +69,9 @@ def draw_views(fig, config, image):
   for name, group in zip(("global", "local"), groups, strict=True):
     shown += [(name, np.clip(view[0], 0, 1)) for view in group]
   if config.get("objective") == "patches":
-    for _, view in shown[1:]:
-      key, _ = jax.random.split(key)
-      hidden = hide_patches(key, view, config.model.patch_size)
+    for i, (_, view) in enumerate(shown[1:3]):  # of the global ones
+      hidden_key = jax.random.fold_in(key, i)
+      hidden = hide_patches(hidden_key, view, config.model.patch_size)
       shown.append(("seen of it", hidden))
   fig.suptitle("Views of one image")
   all_axes = fig.subplots(1, len(shown))
