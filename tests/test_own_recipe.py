@@ -163,7 +163,7 @@ def test_a_budget_of_time_is_measured(tiny_npz, tmp_path, monkeypatch, capsys):
   assert found.epochs == round(60 * budget.SHARE * 10 / 48)
   assert "10 images a second" in capsys.readouterr().err
   config.budget = "5s"
-  with pytest.raises(UserError, match="less than one epoch of 48 images"):
+  with pytest.raises(UserError, match="an epoch of 48 images 5 seconds"):
     budget.complete(config, tmp_path, pretrain.make_stage)
   assert not (tmp_path / "config.json").exists()
 

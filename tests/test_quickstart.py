@@ -57,6 +57,21 @@ def test_from_a_folder_to_a_table(photos, quick, tmp_path, capsys):
   assert differ == {"init_from"}  # as long, with the same network
 
 
+def test_too_little_time_is_said_of_the_budget_given(
+  photos, quick, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setitem(quickstart.SHARES, 1.0, 0.02)
+  out = tmp_path / "out"
+  with pytest.raises(SystemExit):
+    quickstart.main(
+      [f"--dataset=folder:{photos}", "--budget=2m", f"--out={out}"]
+    )
+  said = capsys.readouterr().err
+  assert "budget=2s is too little: to compile and time a step takes" in said
+  assert "what --budget=2m leaves for fine-tuning on 100% of the" in said
+  assert not (out / "pretrain").exists()
+
+
 @pytest.mark.parametrize(
   ("arguments", "words"),
   [

@@ -151,11 +151,16 @@ def test_small_sets_are_tabulated(tmp_path, capsys):
     path = tmp_path / f"small_500_seed{seed}" / "own" / "result.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"top1": top1, "seconds": 60.0}))
-  args = argparse.Namespace(workdir=str(tmp_path), seeds=2, scale="full")
-  line = small_sets.table([500], args).splitlines()[2]
-  assert line == "| 500 | not run | not run | not run | 42.00 ± 2.83 | 2 |"
-  small_sets.draw([500], args, tmp_path / "x.png")
-  assert (tmp_path / "x.png").stat().st_size > 1000
+  args = argparse.Namespace(
+    table="small_sets", workdir=str(tmp_path), seeds=2, scale="full"
+  )
+  reproduce.finish([500], args)
+  line = capsys.readouterr().out.splitlines()[2]
+  assert line == "| 500 | not run | not run | not run | 42.00 ± 2.83 | 2 | 1 |"
+  assert (tmp_path / "small_sets.png").stat().st_size > 1000
+  first, _ = (tmp_path / "small_sets.jsonl").read_text().splitlines()
+  about = {"images": 500, "seed": 0, "run": "own"}
+  assert json.loads(first) == about | {"top1": 40.0, "seconds": 60.0}
   out = call(capsys, "--table=small_sets", f"--workdir={tmp_path}", "--dry-run")
   assert "2,500 images, seed 0" in out
   with pytest.raises(SystemExit):

@@ -76,7 +76,12 @@ def quickstart(args):
     tuning = make_config("finetune", args, seconds, fraction)
     tuning.model.update(config.model)
     workdir = out / folder("scratch", fraction)
-    tunings[fraction] = budgets.complete(tuning, workdir, finetune.make_stage)
+    try:
+      tuning = budgets.complete(tuning, workdir, finetune.make_stage)
+    except UserError as e:
+      share = f"what --budget={args.budget} leaves for fine-tuning"
+      raise UserError(f"{e} ({share} on {fraction:.0%} of the labels)") from e
+    tunings[fraction] = tuning
 
   cli.say(f"[1/{count}] pretraining without labels")
   pretrained = pretrain.run(config, out / "pretrain")

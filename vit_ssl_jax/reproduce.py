@@ -154,11 +154,14 @@ def prepare(cells, args):
 
 
 def finish(cells, args):
-  """Writes and prints the table, and draws what there is to draw."""
+  """Writes and prints the table; of small sets also figures and a picture."""
   root = pathlib.Path(args.workdir)
   if args.table == "small_sets":
-    text = small_sets.table(cells, args)
-    small_sets.draw(cells, args, root / "small_sets.png")
+    rows = small_sets.figures(cells, args)
+    text = small_sets.table(cells, rows)
+    small_sets.draw(cells, rows, root / "small_sets.png")
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+    files.write(root / "small_sets.jsonl", lines)
   else:
     text = table(args.table, cells, args)
   if args.scale == "smoke":

@@ -27,8 +27,9 @@ KINDS = {
   "paper": "pretrained, the paper's recipe",
   "own": "pretrained, our recipe",
 }
+MEASURED = ("top1", "knn", "knn_raw_pixels", "knn_untrained", "seconds")
 # Image passes.
-PASSES = {"pretrain": 400_000, "finetune": 200_000}
+PASSES = {"pretrain": 200_000, "finetune": 100_000}
 SMOKE = {"pretrain": 1000, "finetune": 1000}
 # What is the same under both recipes.
 KEPT = ("model.", "views.global_size", "views.local_size", "dataset", "budget")
@@ -128,43 +129,55 @@ def make_subsets(sizes, args):
       )
 
 
-def results(size, args):
-  """Kind -> top-1 of each seed that has been run."""
-  found = {kind: [] for kind in KINDS}
-  for kind, values in found.items():
+def figures(sizes, args):
+  """A dict of each run that has ended: what it was, reached and took."""
+  found = []
+  for size in sizes:
     for seed in range(args.seeds):
-      root = pathlib.Path(args.workdir, f"small_{size}_seed{seed}")
-      path = root / kind / "result.json"
-      if path.is_file():
-        values.append(files.read_json(path)["top1"])
+      for workdir, _ in jobs(size, seed, args):
+        path = workdir / "result.json"
+        if path.is_file():
+          result = files.read_json(path)
+          kept = {
+            key: result[key] for key in MEASURED if result.get(key) is not None
+          }
+          about = {"images": size, "seed": seed, "run": workdir.name}
+          found.append(about | kept)
   return found
 
 
-def table(sizes, args):
-  """The table in Markdown."""
+def of_kind(rows, size, kind, key="top1"):
+  """A figure of each seed of the runs of a kind."""
+  return [x[key] for x in rows if (x["images"], x["run"]) == (size, kind)]
+
+
+def table(sizes, rows):
+  """The table in Markdown, of `figures`."""
   lines = [
-    f"| images | {' | '.join(KINDS.values())} | seeds |",
-    "|---|" + "---|" * (len(KINDS) + 1),
+    f"| images | {' | '.join(KINDS.values())} | seeds | minutes a seed |",
+    "|---|" + "---|" * (len(KINDS) + 2),
   ]
   for size in sizes:
-    found = results(size, args)
-    cells = [tables.mean(x) if x else "not run" for x in found.values()]
-    seeds = max(map(len, found.values()))
-    lines.append(f"| {size:,} | {' | '.join(cells)} | {seeds} |")
+    found = [of_kind(rows, size, kind) for kind in KINDS]
+    cells = [tables.mean(x) if x else "not run" for x in found]
+    seeds = max(map(len, found))
+    spent = sum(x["seconds"] for x in rows if x["images"] == size) / 60
+    spent = f"{spent / seeds:.0f}" if seeds else "-"
+    lines.append(f"| {size:,} | {' | '.join(cells)} | {seeds} | {spent} |")
   lines += ["", "Top-1 in percent of CIFAR-10's test images, last epoch."]
   return "\n".join(lines)
 
 
-def draw(sizes, args, path):
+def draw(sizes, rows, path):
   """Draws accuracy against the number of images, each seed a point."""
   fig = figure.Figure(figsize=(6, 4), layout="constrained")
   axis = fig.subplots()
-  found = {size: results(size, args) for size in sizes}
   for number, (kind, title) in enumerate(KINDS.items()):
-    of_kind = {size: x[kind] for size, x in found.items() if x[kind]}
-    means = [np.mean(values) for values in of_kind.values()]
-    axis.plot(list(of_kind), means, color=f"C{number}", label=title)
-    for size, values in of_kind.items():
+    found = {size: of_kind(rows, size, kind) for size in sizes}
+    found = {size: values for size, values in found.items() if values}
+    means = [np.mean(values) for values in found.values()]
+    axis.plot(list(found), means, color=f"C{number}", label=title)
+    for size, values in found.items():
       axis.plot([size] * len(values), values, "o", ms=4, color=f"C{number}")
   axis.set(xscale="log", xlabel="training images", ylabel="top-1 (%)")
   axis.set_xticks(sizes, [f"{x:,}" for x in sizes])

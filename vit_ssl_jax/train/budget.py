@@ -21,7 +21,7 @@ POSSIBLE = "a time such as 30m, 2h or 1h30m, or a number of steps such as 5000"
 # Of a budget, the share that steps get; the rest is for compiling, evaluation
 # and checkpoints.
 SHARE = 0.85
-TRIAL_SECONDS = 5  # that steps are timed for
+TRIAL_SECONDS = 5  # that steps are timed for, or a twentieth of the budget
 
 
 def seconds_of(text):
@@ -114,15 +114,18 @@ def passes_in(seconds, config, facts, make_stage):
   config = config.copy_and_resolve_references()
   with config.ignore_type():
     config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
-  found = trial.rate(config, make_stage, facts.classes, TRIAL_SECONDS)
-  # The run itself compiles once more.
-  left = seconds - 2 * (time.perf_counter() - began)
+  timed = min(TRIAL_SECONDS, seconds / 20)
+  found = trial.rate(config, make_stage, facts.classes, timed)
+  tried = time.perf_counter() - began
+  compiling = max(0, tried - timed)  # which the run itself does once more
+  left = seconds - tried - compiling
   passes = hosts.same(int(found * SHARE * left))
   cli.say(f"{found:,.0f} images a second on {jax.devices()[0].device_kind}")
   if passes < facts.images:
     raise UserError(
-      f"budget={config.budget} is less than one epoch of {facts.images:,}"
-      f" images at {found:,.0f} images a second takes: give more, a smaller"
-      " model or a smaller data_fraction"
+      f"budget={config.budget} is too little: to compile and time a step takes"
+      f" {cli.duration(tried + compiling)}, an epoch of {facts.images:,} images"
+      f" {cli.duration(facts.images / found)}; give more, a smaller model or a"
+      " smaller data_fraction"
     )
   return passes
