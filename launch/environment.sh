@@ -9,8 +9,9 @@ fi
 stamp=".venv/installed${EXTRAS:-}"
 if [ ! -e "$stamp" ] || [ setup.py -nt "$stamp" ]; then
   echo "Installing into .venv (a few minutes the first time)"
+  # Without the byte code of thousands of files, most of which are never read.
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    --editable ".${EXTRAS:-}" || exit 1
+    --no-compile --editable ".${EXTRAS:-}" || exit 1
   touch "$stamp"
 fi
 export PATH="$PWD/.venv/bin:$PATH"
