@@ -16,7 +16,7 @@ import pytest
 from vit_ssl_jax.data import inputs
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.run import checkpoints, metrics
-from vit_ssl_jax.train import finetune, loop, losses, pretrain
+from vit_ssl_jax.train import alarms, finetune, loop, pretrain
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -273,12 +273,6 @@ def test_ten_steps_in_a_row_are_not_skipped(
     finetune.run(finetune_tiny, tmp_path)
 
 
-def test_a_loss_that_jumps_is_said():
-  lines = [{"loss": 1.0 + 0.1 * (i % 3)} for i in range(90)]
-  assert losses.warn_of_jump(lines + lines[:10]) is None
-  assert "jumped" in losses.warn_of_jump(lines + [{"loss": 9.0}] * 10)
-
-
 def test_what_has_changed_is_said(
   trained, finetune_tiny, tmp_path, monkeypatch, capsys
 ):
@@ -436,69 +430,8 @@ def test_views_that_make_no_sense(pretrain_tiny, tmp_path, key, value, words):
     pretrain.run(pretrain_tiny, tmp_path)
 
 
-def test_warning_of_collapse():
-  top = float(np.log(16))
-  uniform = {"loss": top, "teacher_entropy": top, "teacher_kl": 0.0}
-  one = {"loss": 2.0, "teacher_entropy": 1e-6, "teacher_kl": 1e-6}
-  healthy = {"loss": top, "teacher_entropy": 1e-6, "teacher_kl": 1.5}
-  assert losses.collapse([uniform] * 60, 16) == "uniform"
-  assert losses.collapse([one] * 60, 16) == "one-hot"
-  assert losses.collapse([healthy] * 60, 16) is None
-  assert losses.collapse([uniform] * 59 + [healthy], 16) is None
-
-
-# k-NN and signal of runs on 1,920 and 2,500 photos, evaluated ten or twenty
-# times in their first quarter or less.
-FAILING = [(37.7, 0.27), (37.9, 0.24), (38.3, 0.2), (37.3, 0.17)]
-FAILED = [(25.6, 0.348), (25.8, 0.224), (26.2, 0.209)]
-SLOW = [(26.0, 0.953), (25.9, 0.924), (26.1, 0.828), (26.7, 0.785)]
-GOOD = [(29.2, 2.21), (31.3, 2.74), (31.9, 3.01)]
-
-
-@pytest.mark.parametrize(
-  ("history", "outputs", "untrained", "dies"),
-  [
-    (FAILING, 1024, 40.0, True),
-    (FAILED, 1024, 25.6, True),
-    (SLOW, 256, 25.6, False),
-    (GOOD, 256, 25.6, False),
-  ],
-)
-def test_a_signal_that_dies_is_told_from_a_slow_start(
-  history, outputs, untrained, dies
-):
-  evaluated = [{"knn": knn, "signal": signal} for knn, signal in history]
-  assert losses.signal_dies(outputs, untrained, evaluated) == dies
-  assert not losses.signal_dies(outputs, untrained, evaluated[:2])
-  better = [x | {"knn": untrained + 2} for x in evaluated]
-  assert not losses.signal_dies(outputs, untrained, better)
-
-
-def test_warning_names_what_to_change(pretrain_tiny):
-  top = float(np.log(16))
-  uniform = {"loss": top, "teacher_entropy": top, "teacher_kl": 0.0}
-  alive = {"loss": 2.7, "teacher_entropy": 2.6, "teacher_kl": 0.1}
-  evaluated = [{"knn": knn, "signal": x / 2} for knn, x in FAILING]
-  parts = pretrain.make(pretrain_tiny, 3)
-
-  def warn(values, steps_per_epoch=3, share=0.2, untrained=40.0):
-    lines = [{"step": i} | values for i in range(100, 200)]
-    return pretrain.warn_of_collapse(
-      *(parts, steps_per_epoch, lines, evaluated),
-      *({"knn_untrained": untrained}, share),
-    )
-
-  assert "collapsed to uniform" in warn(uniform)
-  assert "teacher.centering=sinkhorn" in warn(uniform)
-  assert warn(uniform, steps_per_epoch=150) is None
-  assert "0.135, then 0.085 nats" in warn(alive)
-  assert "only 3 steps an epoch" in warn(alive)
-  assert warn(alive, share=0.05) is None
-  assert warn(alive, untrained=30.0) is None
-
-
 def test_a_hopeless_run_is_stopped(pretrain_tiny, tmp_path, monkeypatch):
-  monkeypatch.setattr(pretrain, "warn_of_collapse", lambda *_: "no signal")
+  monkeypatch.setattr(alarms, "of_collapse", lambda *_: "no signal")
   pretrain_tiny.on_collapse = "stop"
   with pytest.raises(UserError, match="stopped at step 1: no signal"):
     pretrain.run(pretrain_tiny, tmp_path)

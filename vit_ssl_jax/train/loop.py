@@ -16,7 +16,7 @@ from vit_ssl_jax.data import inputs
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts, mesh as meshes
 from vit_ssl_jax.run import checkpoints, keys, metrics, workdir as workdirs
-from vit_ssl_jax.train import losses
+from vit_ssl_jax.train import alarms
 
 ESTIMATED_AFTER = 20  # steps
 
@@ -278,7 +278,7 @@ class Loop:
     )
     if hopeless and self.plan.config.get("on_collapse") == "stop":
       raise UserError(f"stopped at step {step}: {hopeless}")
-    warning = hopeless or losses.warn_of_jump(lines)
+    warning = hopeless or alarms.of_jump(lines)
     if warning and warning != self.recorder.warned:
       cli.say(f"warning: step {step}: {warning}")
     self.recorder.warned = warning

@@ -1,17 +1,8 @@
 """Losses of both stages. Logits and probabilities are float32."""
 
-import math
-import statistics
-
 import jax
 import jax.numpy as jnp
 import optax
-
-# Percent by which a k-NN has to be above the untrained network's.
-MARGIN = 1.0
-# Share of ln K below which a signal is faint. It is 0.02 to 0.05 in runs that
-# fail, 0.14 in one that starts slowly, and 0.3 and more in those that learn.
-FAINT = 0.05
 
 
 def centered_targets(logits, center, temperature):
@@ -127,70 +118,6 @@ def entropy_and_divergence(probabilities):
   entropy = jnp.mean(jnp.sum(jax.scipy.special.entr(probabilities), -1))
   of_mean = jnp.sum(jax.scipy.special.entr(jnp.mean(probabilities, batch)))
   return entropy, of_mean - entropy
-
-
-def collapse(lines, outputs):
-  """Says how a teacher's outputs have collapsed, or None where they have not.
-
-  Args:
-    lines: the last steps' metrics: "loss", "teacher_entropy", "teacher_kl".
-    outputs: K, the number of outputs.
-
-  Returns:
-    "uniform" where loss and entropy are at ln K in every line, so that the
-    targets say nothing; "one-hot" where the entropy is at 0 and no target
-    differs from the batch's mean; else None.
-  """
-  top = math.log(outputs)
-
-  def near(name, value):
-    return all(abs(line[name] - value) < 1e-3 * top for line in lines)
-
-  if near("loss", top) and near("teacher_entropy", top):
-    return "uniform"
-  if near("teacher_entropy", 0) and near("teacher_kl", 0):
-    return "one-hot"
-  return None
-
-
-def signal_dies(outputs, untrained, evaluated):
-  """Whether a pretraining learns nothing, and is not about to.
-
-  Its features are no better than the untrained network's, and the teacher's
-  targets hardly differ from image to image, and less and less. In a run that
-  only starts slowly they differ by more than `FAINT`.
-
-  Args:
-    outputs: K, the number of outputs.
-    untrained: k-NN top-1 of the untrained network, in percent.
-    evaluated: lines of metrics with "knn" and "signal", the divergence of the
-      teacher's targets from their mean at that time.
-  """
-  if len(evaluated) < 3:
-    return False
-  first, before, now = (evaluated[i] for i in (0, -2, -1))
-  no_better = all(x["knn"] <= untrained + MARGIN for x in (before, now))
-  sinks = now["signal"] < min(first["signal"], before["signal"])
-  return no_better and sinks and now["signal"] < FAINT * math.log(outputs)
-
-
-def warn_of_jump(lines):
-  """A sentence where the loss has jumped to twice what it was, or None.
-
-  Args:
-    lines: the last steps' metrics; the last tenth is compared with the others.
-  """
-  if len(lines) < 100:
-    return None
-  values = [line["loss"] for line in lines]
-  before, now = statistics.median(values[:-10]), statistics.median(values[-10:])
-  if now <= 2 * before:
-    return None
-  return (
-    "the loss has jumped to more than twice its value; if it does not come"
-    " down again, a lower optim.learning_rate, a longer optim.warmup_epochs or"
-    " dtype=float32 may help"
-  )
 
 
 def classification(logits, targets, smoothing):

@@ -8,7 +8,6 @@ config.objective = "patches" it predicts hidden patches from the others instead
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import flax.struct
@@ -23,6 +22,7 @@ from vit_ssl_jax.models import locality
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.run import metrics, workdir as workdirs
 from vit_ssl_jax.train import (
+  alarms,
   budget,
   gradients,
   loop,
@@ -30,10 +30,6 @@ from vit_ssl_jax.train import (
   optimizers,
   schedules,
 )
-
-# The share of a run after which its signal is judged.
-JUDGED_AFTER = 0.1
-FEW_STEPS = 10  # an epoch
 
 
 @flax.struct.dataclass
@@ -413,7 +409,7 @@ def make_stage(config, dataset, steps_per_epoch, mesh):
     summarize=summarize,
     parameters=models.count(parts.model),
     trained=lambda state: state.student,
-    warn=functools.partial(warn_of_collapse, parts, steps_per_epoch),
+    warn=functools.partial(alarms.of_collapse, config, steps_per_epoch),
   )
 
 
@@ -444,67 +440,3 @@ def summarize(lines):
   knn = [line["knn"] for line in lines if "knn" in line]
   last = {"knn": knn[-1]} if knn else {}
   return last | metrics.best_on_val(lines, "knn")
-
-
-def warn_of_collapse(
-  parts, steps_per_epoch, lines, evaluated, baselines, share
-):
-  """A sentence where nothing is being learnt, with remedies, or None.
-
-  Args:
-    parts: the `Pretraining`.
-    steps_per_epoch: of the run.
-    lines, evaluated: the recent and the evaluated lines of metrics.
-    baselines: what was measured before training.
-    share: of the run's steps that are done.
-  """
-  if len(lines) < 50 or lines[0]["step"] < steps_per_epoch:
-    return None
-  if parts.config.objective == "patches":
-    return None  # pixels cannot collapse
-  out_dim, t = parts.config.head.out_dim, parts.config.teacher
-  kind = losses.collapse(lines, out_dim)
-  if kind == "one-hot":
-    return (
-      "the teacher's outputs have collapsed to one (their entropy is 0), and"
-      " nothing is being learnt; what helps: teacher.centering=sinkhorn, higher"
-      " teacher temperatures, a smaller optim.learning_rate; see"
-      " docs/training.md, Small sets"
-    )
-  found = None
-  if kind == "uniform":
-    found = (
-      "the teacher's outputs have collapsed to uniform (the loss stays at"
-      f" ln {out_dim} = {math.log(out_dim):.4f})"
-    )
-  elif share >= JUDGED_AFTER and losses.signal_dies(
-    out_dim, baselines.get("knn_untrained", 0.0), evaluated
-  ):
-    first, last = (evaluated[i]["signal"] for i in (0, -1))
-    found = (
-      "the teacher's signal is dying: its targets differ less and less from"
-      f" image to image ({first:.3f}, then {last:.3f} nats)"
-    )
-  if not found:
-    return None
-  helps = []
-  if t.centering != "sinkhorn":
-    helps.append("teacher.centering=sinkhorn")
-  if t.temperature > 0.02:
-    helps.append(
-      "teacher.warmup_temperature and teacher.temperature of 0.02 instead of"
-      f" {t.warmup_temperature:g} and {t.temperature:g}"
-    )
-  if steps_per_epoch < FEW_STEPS:
-    helps.append(
-      f"a batch_size below {parts.config.batch_size}, for there are only"
-      f" {steps_per_epoch} steps an epoch"
-    )
-  helps += [
-    "larger crops (views.global_scale, views.local_scale)",
-    "less colour jitter",
-  ]
-  return (
-    f"{found}, and nothing is being learnt; what helps: {', '.join(helps)}; see"
-    " docs/training.md, Small sets"
-  )
