@@ -94,7 +94,8 @@ def test_both_stages_of_other_architectures(arch, make_tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "arch", ["vit", "swin", pytest.param("cait", marks=pytest.mark.long)]
+  "arch",
+  ["vit", *(pytest.param(x, marks=pytest.mark.long) for x in ("swin", "cait"))],
 )
 def test_training_with_locality(arch, make_tiny, tmp_path):
   config = make_tiny("finetune", arch)
