@@ -59,6 +59,14 @@ def test_views_follow_from_the_objective():
     assert config.optim.learning_rate < patches.optim.learning_rate
 
 
+def test_the_rate_of_fine_tuning_follows_the_batch():
+  for batch, rate in ((32, 0.001), (128, 0.004)):
+    config, _ = filled("finetune", batch_size=batch)
+    assert config.optim.learning_rate == rate
+  config, _ = filled("finetune", **{"optim.name": "adamw"})
+  assert config.optim.learning_rate == 0.001
+
+
 def test_a_budget_of_steps():
   config, _ = filled(passes=64 * 300)
   assert config.epochs == 10  # 19,200 passes of 1,920 images

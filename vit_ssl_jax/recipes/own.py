@@ -44,6 +44,7 @@ PRETRAIN = {
   "head.bottleneck_dim": int,
 }
 FINETUNE = {
+  "optim.learning_rate": float,
   "augment.autoaugment": str,
   "augment.erasing_probability": float,
   "mix.probability": float,
@@ -108,7 +109,7 @@ def fill(config, facts, *, small, passes=None):
   if config.stage == "pretrain":
     pretraining(choose, config, facts)
   else:
-    tuning(choose, small)
+    tuning(choose, config, small)
   return rows
 
 
@@ -189,8 +190,12 @@ def pretraining(choose, config, facts):
   choose("head.bottleneck_dim", 256 if wide else 64, why)
 
 
-def tuning(choose, small):
-  """Augmentation of fine-tuning."""
+def tuning(choose, config, small):
+  """Learning rate and augmentation of fine-tuning."""
+  rate, why = 0.001, "the paper's"
+  if small and config.optim.name == "muon":  # else not scaled with the batch
+    rate, why = 0.008 * config.batch_size / 256, "0.008 for a batch of 256"
+  choose("optim.learning_rate", rate, why)
   why = "light, for a short run" if small else "the paper's"
   choose("augment.autoaugment", "" if small else "imagenet", why)
   choose("augment.erasing_probability", 0.0 if small else 0.25, why)
