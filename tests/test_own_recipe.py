@@ -67,6 +67,12 @@ def test_the_rate_of_fine_tuning_follows_the_batch():
   assert config.optim.learning_rate == 0.001
 
 
+def test_long_fine_tunings_mix_their_images():
+  for epochs, probability in ((20, 0.0), (60, 0.5)):
+    config, _ = filled("finetune", epochs=epochs)
+    assert config.mix.probability == probability
+
+
 def test_a_budget_of_steps():
   config, _ = filled(passes=64 * 300)
   assert config.epochs == 10  # 19,200 passes of 1,920 images

@@ -52,6 +52,7 @@ FINETUNE = {
 PASSES = 10**6  # of images through a training without a budget
 MOST_EPOCHS = 400
 MOST_TUNING = 300  # epochs of fine-tuning, as in the paper
+MIXED_FROM = 50  # epochs of fine-tuning by a small network; see docs
 EVALUATIONS = 20
 
 
@@ -199,4 +200,6 @@ def tuning(choose, config, small):
   why = "light, for a short run" if small else "the paper's"
   choose("augment.autoaugment", "" if small else "imagenet", why)
   choose("augment.erasing_probability", 0.0 if small else 0.25, why)
-  choose("mix.probability", 0.0 if small else 0.5, why)
+  mixed = not small or config.epochs >= MIXED_FROM
+  why = "the paper's" if mixed else why
+  choose("mix.probability", 0.5 if mixed else 0.0, why)
