@@ -52,7 +52,7 @@ FINETUNE = {
 PASSES = 10**6  # of images through a training without a budget
 MOST_EPOCHS = 400
 MOST_TUNING = 300  # epochs of fine-tuning, as in the paper
-MIXED_FROM = 50  # epochs of fine-tuning by a small network; see docs
+MIXED_FROM = 40  # epochs of fine-tuning by a small network; see docs
 EVALUATIONS = 20
 
 
