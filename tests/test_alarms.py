@@ -1,4 +1,4 @@
-"""Alarms: what a run says where nothing is being learnt."""
+"""Warnings of collapse, of a signal that dies, and of a loss that jumps."""
 
 import numpy as np
 import pytest

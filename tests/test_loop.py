@@ -95,7 +95,11 @@ def test_both_stages_of_other_architectures(arch, make_tiny, tmp_path):
 
 @pytest.mark.parametrize(
   "arch",
-  ["vit", *(pytest.param(x, marks=pytest.mark.long) for x in ("swin", "cait"))],
+  [
+    "vit",
+    pytest.param("swin", marks=pytest.mark.long),
+    pytest.param("cait", marks=pytest.mark.long),
+  ],
 )
 def test_training_with_locality(arch, make_tiny, tmp_path):
   config = make_tiny("finetune", arch)

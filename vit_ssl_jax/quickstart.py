@@ -79,8 +79,8 @@ def quickstart(args):
     try:
       tuning = budgets.complete(tuning, workdir, finetune.make_stage)
     except UserError as e:
-      share = f"what --budget={args.budget} leaves for fine-tuning"
-      raise UserError(f"{e} ({share} on {fraction:.0%} of the labels)") from e
+      share = f"fine-tuning on {fraction:.0%} of the labels"
+      raise UserError(f"{share}, within --budget={args.budget}: {e}") from e
     tunings[fraction] = tuning
 
   cli.say(f"[1/{count}] pretraining without labels")

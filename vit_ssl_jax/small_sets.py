@@ -5,6 +5,7 @@ subset have the same small network and the same number of image passes in each
 stage; recipes differ in all else.
 """
 
+import itertools
 import math
 import pathlib
 
@@ -27,6 +28,7 @@ KINDS = {
   "paper": "pretrained, the paper's recipe",
   "own": "pretrained, our recipe",
 }
+# Of result.json; top-1 of a fine-tuning, k-NN of a pretraining, in percent.
 MEASURED = ("top1", "knn", "knn_raw_pixels", "knn_untrained", "seconds")
 # Image passes.
 PASSES = {"pretrain": 200_000, "finetune": 100_000}
@@ -130,25 +132,20 @@ def make_subsets(sizes, args):
 
 
 def figures(sizes, args):
-  """A dict of each run that has ended: what it was, reached and took."""
+  """A dict of each run that has ended: which it is, and MEASURED of it."""
   found = []
-  for size in sizes:
-    for seed in range(args.seeds):
-      for workdir, _ in jobs(size, seed, args):
-        path = workdir / "result.json"
-        if path.is_file():
-          result = files.read_json(path)
-          kept = {
-            key: result[key] for key in MEASURED if result.get(key) is not None
-          }
-          about = {"images": size, "seed": seed, "run": workdir.name}
-          found.append(about | kept)
+  for size, seed in itertools.product(sizes, range(args.seeds)):
+    for workdir, _ in jobs(size, seed, args):
+      if (workdir / "result.json").is_file():
+        result = files.read_json(workdir / "result.json")
+        about = {"images": size, "seed": seed, "run": workdir.name}
+        found.append(about | {k: result[k] for k in MEASURED if k in result})
   return found
 
 
-def of_kind(rows, size, kind, key="top1"):
-  """A figure of each seed of the runs of a kind."""
-  return [x[key] for x in rows if (x["images"], x["run"]) == (size, kind)]
+def of_kind(rows, size, kind):
+  """Top-1 of each seed of a kind, of `figures`."""
+  return [x["top1"] for x in rows if (x["images"], x["run"]) == (size, kind)]
 
 
 def table(sizes, rows):

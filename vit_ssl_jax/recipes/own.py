@@ -26,11 +26,11 @@ SHARED = {
   "batch_size": int,
   "epochs": int,
   "evaluate_every_epochs": int,
+  "optim.learning_rate": float,
   "optim.warmup_epochs": int,
 }
 PRETRAIN = {
   "objective": str,
-  "optim.learning_rate": float,
   "teacher.momentum": float,
   "views.local_views": int,
   "views.color_jitter_probability": float,
@@ -44,7 +44,6 @@ PRETRAIN = {
   "head.bottleneck_dim": int,
 }
 FINETUNE = {
-  "optim.learning_rate": float,
   "augment.autoaugment": str,
   "augment.erasing_probability": float,
   "mix.probability": float,
@@ -52,7 +51,7 @@ FINETUNE = {
 PASSES = 10**6  # of images through a training without a budget
 MOST_EPOCHS = 400
 MOST_TUNING = 300  # epochs of fine-tuning, as in the paper
-MIXED_FROM = 40  # epochs of fine-tuning by a small network; see docs
+MIXED_FROM = 40  # epochs of fine-tuning a small network; fewer lose by it
 EVALUATIONS = 20
 
 
@@ -193,8 +192,8 @@ def pretraining(choose, config, facts):
 
 def tuning(choose, config, small):
   """Learning rate and augmentation of fine-tuning."""
-  rate, why = 0.001, "the paper's"
-  if small and config.optim.name == "muon":  # else not scaled with the batch
+  rate, why = 0.001, "the paper's, for any batch"
+  if small and config.optim.name == "muon":  # only this was measured
     rate, why = 0.008 * config.batch_size / 256, "0.008 for a batch of 256"
   choose("optim.learning_rate", rate, why)
   why = "light, for a short run" if small else "the paper's"

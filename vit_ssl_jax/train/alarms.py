@@ -1,4 +1,4 @@
-"""Sentences that a run says where nothing is being learnt, with remedies."""
+"""Warnings of a run: that nothing is being learnt, or that its loss jumped."""
 
 import math
 import statistics

@@ -21,7 +21,7 @@ POSSIBLE = "a time such as 30m, 2h or 1h30m, or a number of steps such as 5000"
 # Of a budget, the share that steps get; the rest is for compiling, evaluation
 # and checkpoints.
 SHARE = 0.85
-TRIAL_SECONDS = 5  # that steps are timed for, or a twentieth of the budget
+TRIAL_SECONDS = 5  # that steps are timed for; a twentieth of short budgets
 
 
 def seconds_of(text):
