@@ -2,7 +2,8 @@
 
 `reproduce --table=small_sets` makes these runs on subsets of CIFAR-10. All of a
 subset have the same small network and the same number of image passes in each
-stage; recipes differ in all else.
+stage; recipes differ in all else. Patches are twice as large as the rule has
+them, which takes less than a third of the time.
 """
 
 import itertools
@@ -33,6 +34,7 @@ MEASURED = ("top1", "knn", "knn_raw_pixels", "knn_untrained", "seconds")
 # Image passes.
 PASSES = {"pretrain": 200_000, "finetune": 100_000}
 SMOKE = {"pretrain": 1000, "finetune": 1000}
+PATCH_SIZE = 8
 # What is the same under both recipes.
 KEPT = ("model.", "views.global_size", "views.local_size", "dataset", "budget")
 KEPT += ("mean", "std", "evaluate_every_epochs")
@@ -84,6 +86,7 @@ def recipe(size, stage, paper, args):
   arg = f"vit,npz:{subset(size, args)}"
   plain = schema.flat(recipes.get(stage, arg))
   filled = recipes.get(stage, arg)
+  filled.model.patch_size = PATCH_SIZE
   own.fill(filled, Facts(size, 10, 32), small=True, passes=passes)
   filled.evaluate_every_epochs = max(1, filled.epochs // 4)
   values = schema.flat(filled)

@@ -121,7 +121,9 @@ def sizes(choose, config, facts, small):
     image_size(facts.side),
     f"most images have a shorter side of {facts.side}",
   )
-  across = {"vit": 4, "cait": 4, "swin": 8}[arch] * (1 if small else 2)
+  across = {"vit": 8, "cait": 8, "swin": 16}[arch]
+  if small and arch != "vit":  # only ViT's were measured
+    across //= 2
   patch = max(1, config.model.image_size // across)
   choose("model.patch_size", patch, f"{across} x {across} patches")
   given = (SMALL if small else common.MODELS)[arch]
