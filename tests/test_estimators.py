@@ -75,7 +75,7 @@ def test_classifier(classifier, images):
   assert set(guesses) <= {"bright", "dark"}
   share = np.mean(guesses == images[1])
   assert classifier.score(*images) == pytest.approx(share)
-  assert classifier.attention(images[0][:3]).shape == (3, 2, 4, 4)
+  assert classifier.attention(images[0][:3]).shape == (3, 2, 8, 8)
 
 
 def test_saved_and_loaded(classifier, images, tmp_path):

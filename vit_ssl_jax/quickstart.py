@@ -30,7 +30,7 @@ from vit_ssl_jax.train import budget as budgets, finetune, pretrain
 
 FRACTIONS = (1.0, 0.1)  # of the labels
 # Of the budget; what is left is for the report.
-SHARES = {"pretrain": 0.66, 1.0: 0.08, 0.1: 0.05}
+SHARES = {"pretrain": 0.56, 1.0: 0.13, 0.1: 0.05}
 SHOWN = 10  # classes
 
 
