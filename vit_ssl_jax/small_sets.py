@@ -3,7 +3,7 @@
 `reproduce --table=small_sets` makes these runs on subsets of CIFAR-10. All of a
 subset have the same small network and the same number of image passes in each
 stage; recipes differ in all else. Patches are twice as large as the rule has
-them, which takes less than a third of the time.
+them, to save time.
 """
 
 import itertools
