@@ -20,6 +20,7 @@ from jax.sharding import AxisType
 from vit_ssl_jax.benchmark import program, steps
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.report import tables
+from vit_ssl_jax.train import trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,8 @@ def compile_step(target, config, chips, parallel="data"):
     "date": datetime.date.today().isoformat(),
     "compiler": f"{package} {importlib.metadata.version(package)}",
   }
-  traced, _, _ = steps.trace(config, mesh)
+  make_stage = steps.STAGES[config.stage].make_stage
+  traced, _, _ = trial.trace(config, make_stage, steps.CLASSES, mesh)
   with jax.set_mesh(mesh):
     lowered = traced.lower()
   began = time.perf_counter()
