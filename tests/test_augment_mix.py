@@ -56,18 +56,6 @@ def test_random_mix():
   np.testing.assert_allclose(kept, weights, atol=1e-5)
 
 
-def test_an_alpha_of_zero_leaves_that_kind_out():
-  images, targets = _batch()
-  key = jax.random.key(0)
-  mixed, _ = mix.random_mix(key, images, targets, 1.0, 0.0, 1.0)
-  assert np.all(np.isin(mixed, images))
-  mixed, _ = mix.random_mix(key, images, targets, 1.0, 1.0, 0.0)
-  assert not np.any(np.isin(mixed, images).all(axis=(1, 2, 3)))
-  mixed, soft = mix.random_mix(key, images, targets, 1.0, 0.0, 0.0)
-  np.testing.assert_array_equal(mixed, images)
-  np.testing.assert_array_equal(soft, targets)
-
-
 def test_boxes_stay_inside_and_have_the_reference_size():
   keys = jax.random.split(jax.random.key(2), 500)
   boxes = jax.jit(jax.vmap(lambda key: mix.random_box(key, 8, 6, 0.5)))(keys)

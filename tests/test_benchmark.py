@@ -62,6 +62,8 @@ def test_figures_and_trace_without_tensorflow(tmp_path):
     (["--config.model.depth=deep"], "--config.model.depth=deep: "),
     (["--config.model=3"], "--config.model=3: "),
     (["--config.epochs"], "unrecognized arguments: --config.epochs"),
+    (["--config.accumulate_steps=0"], "accumulate_steps=0 has to be"),
+    (["--dataset=folder:/x"], "possible are cifar10, "),
   ],
 )
 def test_arguments_that_make_no_sense(arguments, words, capsys):
@@ -73,3 +75,9 @@ def test_arguments_that_make_no_sense(arguments, words, capsys):
   printed = capsys.readouterr().err
   assert words in printed
   assert len(printed.splitlines()) == 1
+
+
+def test_values_are_numbers_tuples_or_text():
+  given = "optim.learning_rate=1e-3", "views.global_scale=(0.5, 1.0)", "dtype="
+  _, settings = benchmark.parse([f"--config.{x}" for x in given])
+  assert list(settings.values()) == [1e-3, (0.5, 1.0), ""]

@@ -1,5 +1,6 @@
 """What is compiled for accelerators that are not here."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def for_eight_chips(*options):
 def test_the_command_compiles_a_step():
   """One block and no AutoAugment: seconds."""
   found = for_eight_chips(
-    *("--arch=vit", "--stage=finetune", "--batch_size=8"),
+    *("--arch=vit", "--stage=finetune", "--batch_size=256"),
     *("--config.model.depth=1", "--config.augment.autoaugment="),
   )
   assert found["fits"]
@@ -119,3 +120,13 @@ def test_flops_are_those_of_the_products():
 def test_unknown_targets(text, words):
   with pytest.raises(compiled.UserError, match=words):
     compiled.find(text, 1)
+
+
+def test_a_compiler_that_is_missing(monkeypatch):
+  monkeypatch.setattr(importlib.metadata, "distribution", not_installed)
+  with pytest.raises(compiled.UserError, match=r"pip install 'jax\[cuda13\]'"):
+    compiled.compiler("h100")
+
+
+def not_installed(name):
+  raise importlib.metadata.PackageNotFoundError(name)

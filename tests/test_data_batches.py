@@ -134,18 +134,3 @@ def test_from_disk_only_batches_are_read(images, labels):
   for placement in ("host", "device"):
     with pytest.raises(MemoryError, match="all of it"):
       source(placement)
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 11, 30])
-def test_padded_batches_cover_every_image_once(images, labels, batch_size):
-  got = list(batches.padded_batches(images, labels, batch_size))
-  assert len(got) == -(-SIZE // batch_size)
-  for batch in got:
-    assert batch["image"].shape == (batch_size, 4, 4, 3)
-    assert batch["image"].dtype == np.uint8
-    assert batch["mask"].dtype == bool
-    assert not batch["label"][~batch["mask"]].any()
-  joined = {k: np.concatenate([b[k] for b in got]) for k in got[0]}
-  mask = joined["mask"]
-  np.testing.assert_array_equal(joined["image"][mask], images)
-  np.testing.assert_array_equal(joined["label"][mask], labels)

@@ -11,7 +11,7 @@ import sklearn.base
 import sklearn.utils.estimator_checks
 
 import vit_ssl_jax
-from vit_ssl_jax import recipes
+from vit_ssl_jax import files, recipes
 from vit_ssl_jax.data import inputs
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.train import pretrain
@@ -137,6 +137,15 @@ def test_interrupted_and_gone_on(teacher, images, monkeypatch):
   made.fit(images[0])
   assert made.result_["state_sha256"] == teacher.result_["state_sha256"]
   assert not os.path.exists(place)
+
+
+def test_another_teacher_needs_another_workdir(teacher, tmp_path):
+  model = vit_ssl_jax.Classifier(init=teacher, workdir=tmp_path / "W")
+  beside = tmp_path / "W_init"
+  assert model.weights(beside) == model.weights(beside) == str(beside)
+  files.write(beside / "result.json", "{}")
+  with pytest.raises(UserError, match="another teacher"):
+    model.weights(beside)
 
 
 def test_conventions_of_scikit_learn(teacher):

@@ -96,6 +96,7 @@ def test_two_models_at_another_size(make_workdir, tmp_path):
   [
     (["--suite=test", "--beside=B"], "--beside goes with --suite=attention"),
     (["--suite=test,knn"], "knn look at features"),
+    (["--suite=knn", "--image_size=16"], "--image_size goes with"),
     (["--suite=attention", "--image_size=-1"], "--image_size=-1"),
     (["--suite=attention", "--image_size=9"], "not a multiple"),
     (["--suite=feature"], "did you mean 'features'"),

@@ -97,6 +97,7 @@ def test_scratch_beside_a_pretrained_run(monkeypatch, make_workdir, tmp_path):
       ("pretrained", {"init_from": "A"}),
       ("scratch", {}),
       ("longer", {"epochs": 9}),
+      ("stopped", {"max_steps": 3}),
     )
   }
   for name, workdir in runs.items():

@@ -38,7 +38,7 @@ def quick(monkeypatch):
 def test_from_a_folder_to_a_table(photos, quick, tmp_path, capsys):
   out = tmp_path / "out"
   arguments = [f"--dataset=folder:{photos}", "--budget=50s", f"--out={out}"]
-  quickstart.main(arguments)
+  quickstart.main([*arguments, "--seed=3"])
   printed = capsys.readouterr()
   assert "training images: bright 32, dark 32" in printed.err
   assert "about 50 seconds in all" in printed.err
@@ -55,6 +55,9 @@ def test_from_a_folder_to_a_table(photos, quick, tmp_path, capsys):
   )
   differ = {k for k in scratch if scratch[k] != pretrained[k]}
   assert differ == {"init_from"}  # as long, with the same network
+  # Both stages hold out the same images.
+  pretraining = json.loads((out / "pretrain" / "config.json").read_text())
+  assert pretraining["split_seed"] == scratch["split_seed"] == 3
 
 
 def test_too_little_time_is_said_of_the_budget_given(

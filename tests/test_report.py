@@ -21,12 +21,11 @@ def test_table_lines_up():
 
 @pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
 def test_attention_maps_share_out_what_there_is(arch, make_tiny):
-  config = make_tiny("pretrain", arch)
-  config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
-  model = models.from_config(config, 0)
+  model = models.from_config(make_tiny("pretrain", arch), 0)
   params = models.init(model, jax.random.key(0))
-  images = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), np.uint8)
-  maps = pictures.attention_maps(config, params, images)
+  images = np.random.default_rng(0).normal(size=(3, 8, 8, 3))
+  weights = model.apply({"params": params}, images, method="attention")
+  maps = models.attention_maps(weights).mean(1)
   assert maps.shape == (3, 2, 2)
   assert (maps > 0).all()
   if arch == "swin":
@@ -36,9 +35,6 @@ def test_attention_maps_share_out_what_there_is(arch, make_tiny):
 
 
 def test_summary_is_a_picture(pretrain_tiny, tmp_path):
-  pretrain_tiny.update(mean=(0.5,) * 3, std=(0.25,) * 3)
-  model = models.from_config(pretrain_tiny, 0)
-  params = models.init(model, jax.random.key(0))
   for name, value in (("pretrain", "knn"), ("tune", "top1")):
     (tmp_path / name).mkdir()
     lines = [
@@ -50,11 +46,18 @@ def test_summary_is_a_picture(pretrain_tiny, tmp_path):
   pictures.summary(
     tmp_path / "summary.png",
     pretrain_tiny,
-    params,
     images,
+    np.ones((3, 2, 2)) / 4,
     tmp_path / "pretrain",
     {"from scratch": tmp_path / "tune"},
   )
   picture = Image.open(tmp_path / "summary.png")
   assert picture.size == (1200, 900)
   assert len(picture.getcolors(1_000_000)) > 50
+
+
+def test_contact_sheet_of_a_class_without_images(pretrain_tiny, tmp_path):
+  images = np.zeros((2, 8, 8, 3), np.uint8)
+  rows = [("none", images[:0]), ("some", images)]
+  pictures.contact_sheet(tmp_path / "sheet.png", pretrain_tiny, rows)
+  assert (tmp_path / "sheet.png").stat().st_size > 1000

@@ -65,11 +65,15 @@ def test_no_run(run, words, pages, capsys):
 
 
 def test_a_run_without_result(page, pages, capsys):
-  shutil.copytree(pages / "A", pages / "half", dirs_exist_ok=True)
+  shutil.copytree(pages / "SCRATCH", pages / "half")
   (pages / "half" / "result.json").unlink()
   with pytest.raises(SystemExit):
     report.main([str(pages / "half")])
   assert "has not finished" in capsys.readouterr().err
+  (pages / "half" / "result.json").write_text('{"step": 1}')
+  with pytest.raises(SystemExit):
+    report.main([str(pages / "half")])
+  assert "without test images" in capsys.readouterr().err
 
 
 def browse(*arguments):

@@ -146,7 +146,7 @@ def test_small_sets_differ_in_their_recipes_alone(tmp_path):
   assert small_sets.recipe(500, "pretrain", True, args)["batch_size"] == 128
 
 
-def test_small_sets_are_tabulated(tmp_path, capsys):
+def test_small_sets_are_tabulated(tmp_path, capsys, monkeypatch):
   for seed, top1 in enumerate((40.0, 44.0)):
     path = tmp_path / f"small_500_seed{seed}" / "own" / "result.json"
     path.parent.mkdir(parents=True)
@@ -161,6 +161,11 @@ def test_small_sets_are_tabulated(tmp_path, capsys):
   first, _ = (tmp_path / "small_sets.jsonl").read_text().splitlines()
   about = {"images": 500, "seed": 0, "run": "own"}
   assert json.loads(first) == about | {"top1": 40.0, "seconds": 60.0}
+  made = []
+  monkeypatch.setattr(small_sets, "make_subsets", lambda *x: made.append(x))
+  arguments = "--table=small_sets", "--only=500", f"--workdir={tmp_path}"
+  assert len(call(capsys, *arguments, "--list").splitlines()) == 1
+  assert made[0][0] == [500]
   out = call(capsys, "--table=small_sets", f"--workdir={tmp_path}", "--dry-run")
   assert "2,500 images, seed 0" in out
   with pytest.raises(SystemExit):

@@ -25,11 +25,45 @@ def test_every_recipe_fits_and_every_key_is_used():
 
 
 def page_of_keys():
+  """docs/config.md."""
   modules = {"Pretraining": pretrain, "Fine-tuning": finetune}
-  return schema.markdown(
-    {title: x.get_config("vit,cifar10") for title, x in modules.items()},
-    {title: x.get_config("vit,folder:/path") for title, x in modules.items()},
-  )
+  recipes = {k: x.get_config("vit,cifar10") for k, x in modules.items()}
+  own = {k: x.get_config("vit,folder:/path") for k, x in modules.items()}
+  lines = [
+    "# Config keys",
+    "",
+    "Every key of the two recipes, with CIFAR-10's values for ViT; Swin and",
+    "CaiT have sizes of their own. `--config.KEY=VALUE` changes one. This page",
+    "is made by `PYTHONPATH=. python tests/test_schema.py`.",
+  ]
+  for title, config in recipes.items():
+    lines += ["", f"## {title}", "", *table(schema.rows(config))]
+  lines += [
+    "",
+    "## Images of your own",
+    "",
+    "The keys that differ for `folder:` and `npz:` sets. What is `by a rule`",
+    "follows from the images, the device and the budget; see",
+    "[own_images.md](own_images.md).",
+  ]
+  for title, config in own.items():
+    paper = schema.flat(recipes[title])
+    differ = [
+      row
+      for row in schema.rows(config)
+      if row[:2] not in paper.items() and row[0] != "dataset"
+    ]
+    lines += ["", f"### {title}", "", *table(differ)]
+  return "\n".join(lines) + "\n"
+
+
+def table(rows):
+  """Lines of a Markdown table of keys."""
+  yield "| key | value | possible | meaning |"
+  yield "|---|---|---|---|"
+  for name, value, possible, meaning in rows:
+    shown = "by a rule" if value is None else f"`{value!r}`"
+    yield f"| `{name}` | {shown} | {possible} | {meaning} |"
 
 
 def test_the_page_of_keys_is_up_to_date():

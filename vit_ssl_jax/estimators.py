@@ -13,9 +13,7 @@ a checkpoint, and the next one goes on from there.
 """
 
 import difflib
-import hashlib
 import json
-import os
 import pathlib
 import shutil
 import tempfile
@@ -27,7 +25,7 @@ import sklearn.base
 import sklearn.utils.validation
 
 from vit_ssl_jax import cli, export, files, models, recipes
-from vit_ssl_jax.data import facts, folder, load, npz, pixels, statistics
+from vit_ssl_jax.data import arrays
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import backbone as backbones
 from vit_ssl_jax.recipes import common, own
@@ -76,7 +74,8 @@ class Estimator(sklearn.base.BaseEstimator):
     cli.set_up()
     config = self.recipe()
     # What has to be the same for an interrupted run to go on.
-    call = config.to_json(), labels.tobytes(), digest(images), id(self.init)
+    call = config.to_json(), labels.tobytes(), arrays.digest(images)
+    call += (id(self.init),)
     before, place = getattr(self, "_unfinished", None) or (None, None)
     if self.workdir or call != before:
       place = self.workdir or tempfile.mkdtemp(prefix="vit_ssl_jax_")
@@ -87,9 +86,10 @@ class Estimator(sklearn.base.BaseEstimator):
         config.init_from = self.weights(beside)
         budget.take_sizes(config)
       if config.model.image_size is None:
-        config.model.image_size = own.image_size(side_of(images))
+        config.model.image_size = own.image_size(arrays.side_of(images))
       size = config.model.image_size
-      stage.run(config, place, in_memory(images, labels, classes, size))
+      dataset = arrays.dataset(NAME, images, labels, classes, size)
+      stage.run(config, place, dataset)
       self.take(place)
     except KeyboardInterrupt:
       keep, self._unfinished = True, (call, place)
@@ -106,6 +106,8 @@ class Estimator(sklearn.base.BaseEstimator):
       return str(self.init)
     if not beside.exists():
       self.init.save(beside)
+    elif files.read_json(beside / "result.json") != self.init.result_:
+      raise UserError(f"{beside} is of another teacher: choose another workdir")
     return str(beside)
 
   def recipe(self):
@@ -142,7 +144,7 @@ class Estimator(sklearn.base.BaseEstimator):
     self.history_ = metrics.read(workdir)
 
   def save(self, path):
-    """Writes a workdir, which `load` and all commands read.
+    """Writes a workdir, which `load`, export, predict and init_from read.
 
     Raises:
       UserError: there is something else at `path`.
@@ -220,7 +222,8 @@ class Estimator(sklearn.base.BaseEstimator):
   def decoded(self, images):
     """Images at the network's size, (N, S, S, 3) uint8."""
     sklearn.utils.validation.check_is_fitted(self, "config_")
-    return decode(listed(images)[0], self.config_["model"]["image_size"])[0]
+    size = self.config_["model"]["image_size"]
+    return arrays.decode(arrays.listed(images)[0], size)[0]
 
   def __sklearn_tags__(self):
     tags = super().__sklearn_tags__()
@@ -260,7 +263,7 @@ class ViewPrediction(sklearn.base.TransformerMixin, Estimator):
       UserError: X holds no images, or a parameter makes no sense.
       KeyboardInterrupt: it was interrupted; the same call goes on.
     """
-    images, _ = listed(X)
+    images, _ = arrays.listed(X)
     labels = np.zeros(len(images), np.int32)
     return self.run(pretrain, images, labels, ("image",))
 
@@ -317,7 +320,7 @@ class Classifier(sklearn.base.ClassifierMixin, Estimator):
       UserError: X and y do not fit, or a parameter makes no sense.
       KeyboardInterrupt: it was interrupted; the same call goes on.
     """
-    images, names = listed(X)
+    images, names = arrays.listed(X)
     y = names if y is None else y
     if y is None or len(y) != len(images):
       found = "none" if y is None else f"{len(y):,}"
@@ -349,80 +352,3 @@ class Classifier(sklearn.base.ClassifierMixin, Estimator):
     """The likeliest class of each image, (N,)."""
     logits = self.decision_function(X)
     return self.classes_[logits.argmax(-1)]
-
-
-def listed(X):
-  """Images as a sequence, and the names of their folders where there are any.
-
-  Args:
-    X: (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, or a folder.
-
-  Raises:
-    UserError: X is neither, or holds no images.
-  """
-  if isinstance(X, str | os.PathLike):
-    root = os.path.expanduser(os.fspath(X))
-    if not os.path.isdir(root):
-      raise UserError(f"there is no folder {root}")
-    files = sorted(file for file, *_ in folder.walk(root))
-    if not files:
-      raise UserError(f"{root} has no images (JPEG, PNG, WebP, BMP or GIF)")
-    names = [file.rpartition("/")[0].partition("/")[0] for file in files]
-    paths = [os.path.join(root, file) for file in files]
-    return paths, (names if all(names) else None)
-  images = np.asarray(X)
-  npz.check_images("X is", images.dtype, images.shape)
-  if images.ndim == 4 and images.shape[-1] == 1:
-    images = images[..., 0]
-  return images, None
-
-
-def digest(images):
-  """What tells images of `listed` from others."""
-  content = images if isinstance(images, np.ndarray) else repr(images).encode()
-  return hashlib.sha256(np.ascontiguousarray(content)).hexdigest()
-
-
-def side_of(images):
-  """The shorter side of most images, in pixels."""
-  if isinstance(images, np.ndarray):
-    return min(images.shape[1:3])
-  return facts.side_of(images)
-
-
-def decode(images, size):
-  """Images of `listed` -> (N, S, S, 3) uint8, and their fingerprints (N,).
-
-  Raises:
-    UserError: some are broken.
-  """
-  out = np.empty((len(images), size, size, 3), np.uint8)
-  marks, broken = pixels.decode_all(out, images, "crop", progress=True)
-  if broken:
-    row, why = next(iter(broken.items()))
-    name = images[row] if isinstance(images, list) else f"image {row}"
-    raise UserError(f"{len(broken)} images are broken: {name} ({why}) first")
-  return out, marks
-
-
-def in_memory(images, labels, classes, size):
-  """A `load.Dataset` of training images alone."""
-  decoded, marks = decode(images, size)
-  mean, std = statistics.of_channels(decoded)
-  none = {
-    "images": decoded[:0],
-    "labels": labels[:0],
-    "fingerprints": marks[:0],
-  }
-  return load.Dataset(
-    name=NAME,
-    train_images=decoded,
-    train_labels=labels,
-    train_fingerprints=marks,
-    **{f"{part}_{k}": x for part in ("val", "test") for k, x in none.items()},
-    classes=classes,
-    mean=mean,
-    std=std,
-    whole_train_size=len(decoded),
-    broken={},
-  )

@@ -35,7 +35,7 @@ from flax import traverse_util
 
 from vit_ssl_jax import evaluate, files, interop, models
 from vit_ssl_jax.cli import Parser, reporting_errors, set_up
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, line
 from vit_ssl_jax.interop import (
   metadata as provenance,
   pretrained,
@@ -129,7 +129,7 @@ def export(workdir, to, out, overwrite=False):
   except UserError:
     raise
   except (OSError, ValueError, RuntimeError) as e:  # Orbax raises many kinds
-    why = getattr(e, "strerror", None) or " ".join(str(e).split())[:200]
+    why = getattr(e, "strerror", None) or line(e)
     raise UserError(f"{out} cannot be written: {why}") from e
   return (
     f"{out}: the {about['part']} at step {about['step']},"

@@ -17,15 +17,14 @@ import pathlib
 import shutil
 import time
 
-import ml_collections
 import numpy as np
 
-from vit_ssl_jax import cli, files, recipes
+from vit_ssl_jax import cli, files, models, recipes
 from vit_ssl_jax.data import inputs, registry
 from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.evaluate import backbone as backbones
 from vit_ssl_jax.recipes import common
 from vit_ssl_jax.report import __main__ as report, pictures, tables
-from vit_ssl_jax.run import checkpoints
 from vit_ssl_jax.train import budget as budgets, finetune, pretrain
 
 FRACTIONS = (1.0, 0.1)  # of the labels
@@ -100,7 +99,7 @@ def quickstart(args):
       runs[-1][f"top1_{source}"] = result["top1"]
       spent += result["seconds"]
       curves[title] = workdir
-  draw(out / "summary.png", out / "pretrain", curves)
+  draw(out / "summary.png", config, out / "pretrain", curves)
   shown = [report.read(path) for path in (out / "pretrain", *curves.values())]
   files.write(out / "report.html", report.make(shown, ""))
   # The runs' own time is more where they were stopped and went on.
@@ -141,13 +140,12 @@ def check(args):
 def make_config(stage, args, seconds, fraction=1.0):
   """A stage's recipe, on a share of the labels and within its budget."""
   config = recipes.get(stage, f"{args.arch},{args.dataset}")
-  config.seed = args.seed
+  config.seed = config.split_seed = args.seed
   if seconds:
     share = SHARES["pretrain" if stage == "pretrain" else fraction]
     config.budget = f"{round(seconds * share)}s"
   if stage == "finetune":
     config.data_fraction = fraction
-    config.split_seed = args.seed  # other labels for each seed
   if stage == "finetune" and not seconds:
     # A tenth of the labels gets a third of the steps, not a tenth, so that
     # training from scratch has its chance too.
@@ -176,15 +174,13 @@ def preview(config, path):
   cli.say(f"what it will see: {path}")
 
 
-def draw(path, pretraining, curves):
+def draw(path, config, pretraining, curves):
   """Draws the summary's picture, on one test image of each class."""
-  state, config = checkpoints.read(pretraining)
-  config = ml_collections.ConfigDict(config)
-  dataset = inputs.load(config)
+  backbone, dataset = backbones.read(pretraining)
   _, first = np.unique(dataset.test_labels, return_index=True)
   images = np.asarray(dataset.test_images[first[:SHOWN]])
-  params = state["teacher"]["backbone"]
-  pictures.summary(path, config, params, images, pretraining, curves)
+  maps = models.attention_maps(backbone.apply("attention")(images)).mean(1)
+  pictures.summary(path, config, images, maps, pretraining, curves)
 
 
 def show(summary, out):

@@ -21,8 +21,8 @@ goes to R/TABLE.md, with the mean over the seeds that there are, the paper's
 figures beside it, the device and the hours; "not run" stands where nothing is.
 
 --scale=smoke makes a few steps of tiny models on random images instead, with a
-small CIFAR-C of random images too: it shows that everything runs, and its
-accuracies mean nothing.
+small CIFAR-C of random images too; of small_sets it only shortens the runs. It
+shows that everything runs, and its accuracies mean nothing.
 """
 
 import dataclasses
@@ -35,18 +35,9 @@ import sys
 from vit_ssl_jax import cli, files, small_sets, smoke
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.interop import authors
 from vit_ssl_jax.report import tables
 
-ARCHITECTURES = ("vit", "swin", "cait")
-# The paper's figures in percent, from scratch and pretrained. Top-1 is that of
-# the best epoch on the test images.
-MAIN = {
-  "tiny_imagenet": ((57.07, 63.36), (60.05, 65.13), (64.37, 67.46)),
-  "cifar10": ((93.58, 96.41), (93.97, 96.18), (94.91, 96.42)),
-  "cifar100": ((73.81, 79.15), (77.32, 80.95), (76.89, 80.79)),
-  "cinic10": ((83.73, 86.91), (83.75, 87.84), (85.44, 88.27)),
-  "svhn": ((97.82, 98.03), (97.83, 98.01), (98.13, 98.18)),
-}
 # Of which architecture is not known here.
 FINE_GRAINED = {"aircraft": (None, 66.04), "cars": (None, 43.89)}
 CORRUPTIONS = {
@@ -111,6 +102,7 @@ def main(argv=None):
       cells = chosen(args.table, args.only)
       plan = cell_plan(cells, args)
     if args.list:
+      prepare(cells, args)
       for *_, made in plan:
         print(" && ".join(shlex.join(command) for _, command in made))
     elif args.dry_run:
@@ -179,14 +171,14 @@ def chosen(name, only):
   if name == "main":
     cells = [
       Cell(arch, dataset, figures)
-      for dataset, row in MAIN.items()
-      for arch, figures in zip(ARCHITECTURES, row, strict=True)
+      for dataset, row in authors.PUBLISHED.items()
+      for arch, figures in zip(authors.ARCHITECTURES, row, strict=True)
     ]
   elif name == "fine_grained":
     cells = [
       Cell(arch, dataset, figures)
       for dataset, figures in FINE_GRAINED.items()
-      for arch in ARCHITECTURES
+      for arch in authors.ARCHITECTURES
     ]
   elif name == "corruptions":
     cells = [
@@ -220,18 +212,8 @@ def jobs(cell, seed, args):
       values["init_from"] = workdirs["pretrain"]
     if args.scale == "smoke":
       values |= smoke.recipe(args.workdir, cell, stage)
-    found.append(
-      (
-        workdir,
-        [
-          "python",
-          *("-m", "main"),
-          f"--config=configs/{stage}.py:{cell.arch},{cell.dataset}",
-          f"--workdir={workdir}",
-          *(f"--config.{key}={value}" for key, value in values.items()),
-        ],
-      )
-    )
+    arg = f"{cell.arch},{cell.dataset}"
+    found.append((workdir, small_sets.command(stage, arg, workdir, values)))
   if cell.suite:
     suite = cell.suite
     if args.scale == "smoke":

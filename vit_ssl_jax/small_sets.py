@@ -65,11 +65,8 @@ def jobs(size, seed, args):
     values = recipe(size, stage, paper, args) | {"seed": seed}
     if init:
       values["init_from"] = root / init
-    command = ["python", "-m", "main"]
-    command += [f"--config=configs/{stage}.py:vit,npz:{subset(size, args)}"]
-    command += [f"--workdir={root / name}"]
-    command += [f"--config.{key}={value}" for key, value in values.items()]
-    found.append((root / name, command))
+    arg = f"vit,npz:{subset(size, args)}"
+    found.append((root / name, command(stage, arg, root / name, values)))
 
   add("scratch", "finetune", False)
   add("scratch_paper", "finetune", True)
@@ -78,6 +75,23 @@ def jobs(size, seed, args):
   add("teacher_paper", "pretrain", True)
   add("paper", "finetune", True, "teacher_paper")
   return found
+
+
+def command(stage, arg, workdir, values):
+  """The command of a run.
+
+  Args:
+    stage: "pretrain" or "finetune".
+    arg: of its recipe, "ARCH,DATASET".
+    workdir: its folder.
+    values: of keys that differ from the recipe's.
+  """
+  return [
+    *("python", "-m", "main"),
+    f"--config=configs/{stage}.py:{arg}",
+    f"--workdir={workdir}",
+    *(f"--config.{key}={value}" for key, value in values.items()),
+  ]
 
 
 def recipe(size, stage, paper, args):

@@ -41,23 +41,20 @@ def random_mix(key, images, targets, probability, mixup_alpha, cutmix_alpha):
   """Mixes the whole batch with the given probability, by mixup or CutMix.
 
   Either is as likely; the alphas are those of the Beta(alpha, alpha) that lam
-  comes from, and an alpha of 0 leaves that kind out. One partner, lam and box
-  serve the whole batch, as in the paper's code.
+  comes from. One partner, lam and box serve the whole batch, as in the paper's
+  code.
   """
-  if mixup_alpha <= 0 and cutmix_alpha <= 0:
-    return images, targets
   keys = jax.random.split(key, 6)
   partner = jax.random.permutation(keys[0], images.shape[0])
-  kinds = []
-  if mixup_alpha > 0:
-    lam = _beta(keys[1], mixup_alpha)
-    kinds.append(mixup(images, targets, partner, lam))
-  if cutmix_alpha > 0:
-    box = random_box(
-      keys[2], *images.shape[1:3], lam=_beta(keys[3], cutmix_alpha)
-    )
-    kinds.append(cutmix(images, targets, partner, box))
-  mixed = _either(jax.random.bernoulli(keys[4]), kinds[0], kinds[-1])
+  lam = _beta(keys[1], mixup_alpha)
+  box = random_box(
+    keys[2], *images.shape[1:3], lam=_beta(keys[3], cutmix_alpha)
+  )
+  mixed = _either(
+    jax.random.bernoulli(keys[4]),
+    mixup(images, targets, partner, lam),
+    cutmix(images, targets, partner, box),
+  )
   apply = jax.random.bernoulli(keys[5], probability)
   return _either(apply, mixed, (images, targets))
 

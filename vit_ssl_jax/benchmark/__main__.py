@@ -6,8 +6,7 @@
   python -m vit_ssl_jax.benchmark --compile_for=v5e:2x4,h100 --chips=1,8
 
 The step is the one that training runs, with augmentation, by the recipe of
---dataset, on random images that lie on the devices. Run it in a clone of the
-project: it needs configs/.
+--dataset, on random images that lie on the devices.
 
   images_per_second  of all devices together, by step_seconds
   step_seconds       the median over the rounds; rounds has each of them
@@ -29,13 +28,13 @@ bfloat16, and what follows is an estimate, not a measurement. It needs
   parts_ms           the estimate by parts of the step
 """
 
+import ast
 import itertools
 import json
 
 import jax
-import yaml
 
-from vit_ssl_jax.benchmark import compiled, steps, timing
+from vit_ssl_jax.benchmark import compiled, steps
 from vit_ssl_jax.cli import Parser, reporting_errors, say, set_up
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import ARCHITECTURES
@@ -59,7 +58,7 @@ def measure(args, settings):
   )
   set_up()
   jax.config.update("jax_enable_compilation_cache", False)
-  figures = timing.measure(config, args.steps, args.rounds, args.trace)
+  figures = steps.measure(config, args.steps, args.rounds, args.trace)
   if args.json:
     print(json.dumps(figures))
   else:
@@ -72,6 +71,7 @@ def estimate(args, settings):
   # Before JAX looks for devices: the TPU's compiler reads its flags once.
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_compilation_cache", False)
+  parallel = args.parallel.split(",")
   configs = [
     steps.make_config(stage, arch, args, settings)
     for arch in (args.arch.split(",") if args.arch else ARCHITECTURES)
@@ -80,9 +80,9 @@ def estimate(args, settings):
   cases = [
     case
     for case in itertools.product(
-      args.compile_for.split(","), configs, args.chips, args.parallel.split(",")
+      args.compile_for.split(","), configs, args.chips, parallel
     )
-    if case[2] > 1 or case[3] == "data"
+    if case[2] > 1 or case[3] == parallel[0]
   ]
   for case in cases:
     compiled.check(*case)
@@ -132,7 +132,10 @@ def parse(argv=None):
     key, equals, value = argument.removeprefix(steps.SETTING).partition("=")
     if not (argument.startswith(steps.SETTING) and equals):
       parser.error(f"unrecognized arguments: {argument}")
-    settings[key] = yaml.safe_load(value)
+    try:
+      settings[key] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):  # it is text
+      settings[key] = value
   return args, settings
 
 

@@ -1,16 +1,15 @@
 """Compiles a step for accelerators that need not be there."""
 
-import dataclasses
 import datetime
 import functools
 import importlib.metadata
-import importlib.util
 import math
 import os
 import re
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,21 +22,13 @@ from vit_ssl_jax.report import tables
 from vit_ssl_jax.train import trial
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """An accelerator.
+class Chip(NamedTuple):
+  """An accelerator."""
 
-  Attributes:
-    peak: FLOP/s of products in bfloat16.
-    memory: bytes.
-    rate: of a TPU its clock in Hz; of a GPU its memory's bytes a second.
-    topologies: that are known here, the smallest first.
-  """
-
-  peak: float
-  memory: float
-  rate: float
-  topologies: tuple[str, ...]
+  peak: float  # FLOP/s of products in bfloat16
+  memory: float  # bytes
+  rate: float  # a TPU's clock in Hz; a GPU's memory in bytes a second
+  topologies: tuple[str, ...]  # that are known here, the smallest first
 
 
 # Clocks follow from the peaks and the matrix units that Google publishes
@@ -69,11 +60,11 @@ def find(target, chips):
     UserError: there is no such chip or topology, or it is too small.
   """
   name, _, given = target.partition(":")
-  if name not in CHIPS:
-    known = ", ".join(CHIPS)
-    raise UserError(f"--compile_for={target}: possible are {known}")
-  if given and not re.fullmatch(r"\d+(x\d+)*", given):
-    raise UserError(f"--compile_for={target}: a topology looks like v5e:2x4")
+  if name not in CHIPS or not re.fullmatch(r"(\d+(x\d+)*)?", given):
+    raise UserError(
+      f"--compile_for={target}: possible are {', '.join(CHIPS)}, and a topology"
+      " looks like v5e:2x4"
+    )
   possible = [given] if given else CHIPS[name].topologies
   sizes = {x: math.prod(map(int, x.split("x"))) for x in possible}
   most = max(sizes.values())
@@ -84,7 +75,7 @@ def find(target, chips):
 
 def check(target, config, chips, parallel):
   """Raises a UserError where `compile_step` cannot take its arguments."""
-  find(target, chips)
+  compiler(find(target, chips)[0])
   if parallel not in ("data", "fsdp"):
     raise UserError(f"--parallel={parallel}: possible are data, fsdp")
   if config.batch_size % chips:
@@ -93,29 +84,32 @@ def check(target, config, chips, parallel):
     )
 
 
-@functools.cache
-def devices_of(name, topology):
-  """The devices of a topology description.
+def compiler(name):
+  """A chip's compiler and its version.
 
   Raises:
-    UserError: the compiler is not installed.
+    UserError: it is not installed.
   """
-  package = "jax_plugins.xla_cuda13" if name == "h100" else "libtpu"
-  if not importlib.util.find_spec(package):
-    extra = "cuda13" if name == "h100" else "tpu"
+  package, extra = "libtpu", "tpu"
+  if name == "h100":
+    package, extra = "jax-cuda13-plugin", "cuda13"
+  try:
+    return f"{package} {importlib.metadata.version(package)}"
+  except importlib.metadata.PackageNotFoundError as e:
     raise UserError(
       f"--compile_for={name} needs its compiler: pip install 'jax[{extra}]'"
-    )
+    ) from e
+
+
+@functools.cache
+def devices_of(name, topology):
+  """The devices of a topology description."""
+  set_flags()
   if name != "h100":
-    os.environ.update(ENVIRONMENT)
-    dump_schedules()
     return topologies.get_topology_desc(
       platform="tpu", topology_name=f"{name}:{topology}"
     ).devices
-  flags = os.environ.get("XLA_FLAGS", "")
-  # Triton would look for its fastest tiles on a device.
-  os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_triton_gemm=false"
-  importlib.import_module(package)
+  importlib.import_module("jax_plugins.xla_cuda13")
   jax.devices()  # JAX finds the compiler when it looks for devices
   return topologies.get_topology_desc(
     platform="cuda",
@@ -126,8 +120,16 @@ def devices_of(name, topology):
 
 
 @functools.cache
-def dump_schedules():
-  """Has the TPU's compiler write kernels' instructions to a folder of ours."""
+def set_flags():
+  """Sets what all compilers read once, before any has compiled.
+
+  Returns:
+    The folder to which the TPU's then writes the instructions of kernels.
+  """
+  os.environ.update(ENVIRONMENT)
+  flags = os.environ.get("XLA_FLAGS", "")
+  # Triton would look for its fastest tiles on a device.
+  os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_triton_gemm=false"
   folder = tempfile.TemporaryDirectory()
   os.environ["LIBTPU_INIT_ARGS"] = (
     f"{os.environ.get('LIBTPU_INIT_ARGS', '')} --xla_jf_dump_to={folder.name}"
@@ -150,7 +152,6 @@ def compile_step(target, config, chips, parallel="data"):
   """
   name, topology = find(target, chips)
   chip = CHIPS[name]
-  package = "jax-cuda13-plugin" if name == "h100" else "libtpu"
   config = config.copy_and_resolve_references()
   if config.dtype == "auto":
     config.dtype = "bfloat16"
@@ -165,12 +166,15 @@ def compile_step(target, config, chips, parallel="data"):
     "parallel": parallel,
     **steps.describe(config),
     "date": datetime.date.today().isoformat(),
-    "compiler": f"{package} {importlib.metadata.version(package)}",
+    "compiler": compiler(name),
   }
   make_stage = steps.STAGES[config.stage].make_stage
   traced, _, _ = trial.trace(config, make_stage, steps.CLASSES, mesh)
   with jax.set_mesh(mesh):
     lowered = traced.lower()
+  folder = Path(set_flags().name)
+  for left in folder.iterdir():  # of another step
+    left.unlink()
   began = time.perf_counter()
   try:
     compiled = lowered.compile()
@@ -186,7 +190,6 @@ def compile_step(target, config, chips, parallel="data"):
   if name == "h100":
     seconds_of = program.gpu_seconds(chip.rate)
   else:
-    folder = Path(dump_schedules().name)
     seconds_of = program.tpu_seconds(folder, chip.rate)
   figures |= program.figures(compiled.as_text(), seconds_of, chips)
   seconds = figures["estimated_ms"] / 1e3

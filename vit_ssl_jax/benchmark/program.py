@@ -43,7 +43,8 @@ def figures(text, seconds, chips):
   for line, times in operations(text):
     sent = collective_bytes(line, chips)
     name = re.search(r'op_name="([^"]*)"', line)
-    part = "collectives" if sent else part_of(name[1] if name else "")
+    part = next((x for k, x in PARTS.items() if name and k in name[1]), "other")
+    part = "collectives" if sent else part
     parts[part] += 1e3 * times * seconds(line)
     links += times * sent
   return {
@@ -128,11 +129,6 @@ def operations(text):
         yield line, times
 
   return walk(entry, 1)
-
-
-def part_of(op_name):
-  """The part of the step that an operation belongs to."""
-  return next((v for k, v in PARTS.items() if k in op_name), "other")
 
 
 def size_of(kind):

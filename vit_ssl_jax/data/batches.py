@@ -1,4 +1,4 @@
-"""Training batches in an order fixed by (seed, epoch), and evaluation's.
+"""Training batches in an order fixed by (seed, epoch).
 
 A set that fits lives on the device, and the jitted step gathers its batch by
 index. A larger one stays in the host's memory, a yet larger one on disk, and
@@ -56,26 +56,6 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
       f"it must be from 1 to {size}."
     )
   return size // batch_size
-
-
-def padded_batches(
-  images: np.ndarray, labels: np.ndarray, batch_size: int
-) -> Iterator[dict[str, np.ndarray]]:
-  """Every image exactly once, in order, in batches of one shape.
-
-  Yields:
-    image (B, H, W, 3), label (B,) and mask (B,) bool; the last batch is filled
-    up with zeros, where mask is False.
-  """
-  for start in range(0, len(images), batch_size):
-    rows = slice(start, start + batch_size)
-    batch = {"image": np.asarray(images[rows]), "label": labels[rows]}
-    count = len(batch["label"])
-    batch["mask"] = np.ones((count,), bool)
-    yield {
-      key: np.pad(x, [(0, batch_size - count)] + [(0, 0)] * (x.ndim - 1))
-      for key, x in batch.items()
-    }
 
 
 def make_source(

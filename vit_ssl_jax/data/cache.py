@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from absl import logging
 
-from vit_ssl_jax import files
+from vit_ssl_jax import cli, files
 from vit_ssl_jax.data import pixels
 from vit_ssl_jax.errors import UserError
 
@@ -141,7 +140,7 @@ def read(path: pathlib.Path) -> Decoded | None:
   except FileNotFoundError:
     return None
   except (OSError, ValueError, KeyError, EOFError) as error:
-    logging.warning("Decoding again: the cache is unreadable (%s).", error)
+    cli.say(f"warning: decoding again: the cache is unreadable ({error})")
     return None
 
 
@@ -155,7 +154,7 @@ def write_rest(path: pathlib.Path, found: Decoded) -> None:
   try:
     files.write(path.with_suffix(".json"), json.dumps(content))
   except OSError as error:
-    logging.warning("The decoded images are not cached (%s).", error)
+    cli.say(f"warning: the decoded images are not cached ({error})")
 
 
 def reserve(folder: pathlib.Path, shape: tuple[int, ...]) -> pathlib.Path:
@@ -189,4 +188,4 @@ def check_memory(shape: tuple[int, ...], error: OSError) -> None:
       f" memory nor in the cache, {folder} ({error.strerror}): XDG_CACHE_HOME"
       " chooses another place for it"
     )
-  logging.warning("The decoded images are not cached (%s).", error)
+  cli.say(f"warning: the decoded images are not cached ({error})")

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 
 from vit_ssl_jax.data import cache
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, line
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 VAL_KEYS = ("val_images", "val_labels")
@@ -133,7 +133,7 @@ def header(archive, key: str) -> tuple[tuple[int, ...], np.dtype]:
     size = file.tell() + math.prod(shape) * dtype.itemsize
   if size != archive.zip.getinfo(name).file_size:
     raise ValueError(f"it is not as long as {dtype} of shape {shape}")
-  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  memory = cache.memory()
   if size > memory / 2:
     raise ValueError(
       f"{size / 1e9:.0f} GB are more than half of the memory of"
@@ -147,10 +147,7 @@ def reading(path: str, key: str, read):
   try:
     return read()
   except Exception as error:  # zip files and headers break in many ways
-    why = " ".join(str(error).split()).rstrip(".")[:200]
-    raise UserError(
-      f"{path}: {key} cannot be read ({why or type(error).__name__})."
-    ) from error
+    raise UserError(f"{path}: {key} cannot be read ({line(error)}).") from error
 
 
 def read_part(path: str, archive, part: str) -> cache.Stored:

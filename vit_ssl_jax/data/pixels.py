@@ -22,7 +22,7 @@ from PIL import (
   WebPImagePlugin,  # noqa: F401
 )
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # To S×S: the shorter side to S and the middle cropped, or the aspect given up.
@@ -174,8 +174,7 @@ def decode_stored(
   except (BrokenImageError, MemoryError):
     raise
   except Exception as error:  # Pillow raises whatever its parsers stumble over
-    why = " ".join(str(error).split()).rstrip(".")[:120]
-    raise BrokenImageError(why or type(error).__name__) from error
+    raise BrokenImageError(line(error)) from error
 
 
 def read(file: Stored) -> bytes | np.ndarray:

@@ -12,7 +12,7 @@ from etils import epath
 
 from vit_ssl_jax import cli, files
 from vit_ssl_jax.data import cache, registry
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, line
 
 READ_BATCH = 64
 TIMEOUT = 10  # seconds for a server to answer
@@ -157,7 +157,7 @@ def check_answers(url: str) -> None:
 
 
 def unprepared(name: str, root: epath.Path, why) -> UserError:
-  why = " ".join(str(why).split()).rstrip(".")[:200]
+  why = line(why)
   advice = "set TFDS_DATA_DIR or --config.data_dir to a directory that "
   if registry.SETS[name].host:
     tfds_name = registry.SETS[name].tfds_name

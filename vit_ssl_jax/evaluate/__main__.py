@@ -46,6 +46,7 @@ is their mean over the 15 corruptions, and mean_error is 100 less that.
 """
 
 import difflib
+import functools
 import json
 import os
 import pathlib
@@ -117,32 +118,32 @@ def parse(argv):
 def run_suites(args):
   """Checks everything, then evaluates suite by suite, saving as it goes."""
   names = suite_names(args.suite)
-  if args.beside and "attention" not in names:
-    raise UserError("--beside goes with --suite=attention")
-  if set(names) <= set(features.KINDS):
-    run_features(args, names)
-    return
-  if both := sorted(set(names) & set(features.KINDS)):
-    raise UserError(
-      f"--suite={args.suite}: {', '.join(both)} look at features, the others at"
-      " a classifier: give them apart"
+  check_options(args, names)
+  frozen = set(names) <= set(features.KINDS)
+  if frozen:
+    check_source(args)
+    source, dataset = features.read(args, args.workdir or args.init_from)
+  else:
+    source = read_classifier(args)
+  workdir = source.workdir
+  if workdir and not os.access(workdir, os.W_OK):
+    raise UserError(f"{workdir} is read-only: evaluation.json goes there")
+  before = suites.read_results(workdir) if workdir else {}
+  if frozen:
+    evaluate = functools.partial(
+      features.evaluate,
+      backbone=source,
+      dataset=dataset,
+      args=args,
+      out=pathlib.Path(args.out or workdir or "."),
     )
-  classifier = read_classifier(args)
-  workdir, results, before = classifier.workdir, {}, {}
-  if workdir:
-    if not os.access(workdir, os.W_OK):
-      raise UserError(f"{workdir} is read-only: evaluation.json goes there")
-    before = suites.read_results(workdir)
-  # Corrupted sets are checked at once; decoding the others can take minutes.
-  fast = sorted(names, key=lambda key: key not in corruptions.SETS)
-  opened = {key: suites.open_suite(names[key], classifier) for key in fast}
-  step = {} if classifier.step is None else {"step": classifier.step}
+  else:
+    evaluate = opened(names, source, args)
+  step = {} if source.step is None else {"step": source.step}
+  results = {}
   try:
     for key in names:
-      figures = suites.evaluate(key, opened[key], classifier, args.batch_size)
-      results[key] = step | figures
-      if key == "test" and args.init_from.startswith(authors.PREFIX):
-        results[key]["published"] = authors.published(args.init_from)
+      results[key] = step | evaluate(key)
       if workdir:
         suites.write_results(workdir, results)
   finally:  # what was found is shown, whatever became of the rest
@@ -150,20 +151,33 @@ def run_suites(args):
       print(json.dumps(before | results) if args.json else shown(results))
 
 
-def run_features(args, names):
-  """The suites that look at features, of `features.KINDS`."""
-  path = args.workdir or args.init_from
-  check_source(args)
-  backbone, dataset = features.read(args, path)
-  results, workdir = {}, backbone.workdir
-  before = suites.read_results(workdir) if workdir else {}
-  step = {} if backbone.step is None else {"step": backbone.step}
-  out = pathlib.Path(args.out or workdir or ".")
-  for name in names:
-    results[name] = step | features.evaluate(name, backbone, dataset, args, out)
-    if workdir:
-      suites.write_results(workdir, results)
-  print(json.dumps(before | results) if args.json else shown(results))
+def check_options(args, names):
+  """Raises a UserError where options do not go with the suites."""
+  if args.beside and "attention" not in names:
+    raise UserError("--beside goes with --suite=attention")
+  if args.image_size and set(names) != {"attention"}:
+    raise UserError("--image_size goes with --suite=attention alone")
+  both = sorted(set(names) & set(features.KINDS))
+  if both and len(both) < len(names):
+    raise UserError(
+      f"--suite={args.suite}: {', '.join(both)} look at features, the others at"
+      " a classifier: give them apart"
+    )
+
+
+def opened(names, classifier, args):
+  """Opens a classifier's suites; (name) -> its figures."""
+  # Corrupted sets are checked at once; decoding the others can take minutes.
+  fast = sorted(names, key=lambda key: key not in corruptions.SETS)
+  found = {key: suites.open_suite(names[key], classifier) for key in fast}
+
+  def evaluate(key):
+    figures = suites.evaluate(key, found[key], classifier, args.batch_size)
+    if key == "test" and args.init_from.startswith(authors.PREFIX):
+      figures["published"] = authors.published(args.init_from)
+    return figures
+
+  return evaluate
 
 
 def suite_names(given):
@@ -197,10 +211,10 @@ def suite_names(given):
 
 def shown(results):
   """The results as tables, in percent."""
-  plain, corrupted, frozen = [], [], []
+  plain, frozen, parts = [], [], []
   for key, figures in results.items():
     if "picture" in figures:
-      corrupted.append(f"{key}: {figures['picture']}")
+      parts.append(f"{key}: {figures['picture']}")
       continue
     if "raw_pixels" in figures:
       columns = ("images", "top1", "raw_pixels", "untrained")
@@ -217,17 +231,17 @@ def shown(results):
       for name, found in figures["corruptions"].items()
     ]
     error = f"mean error over the 15: {figures['mean_error']:.2f}"
-    corrupted.append(f"{table(header, rows)}\n{error}")
+    parts.append(f"{table(header, rows)}\n{error}")
   if plain:
     header = ("suite", "images", "top-1", "top-5", "calibration error")
     header += ("published",)
     if not any(row[-1] for row in plain):
       header, plain = header[:-1], [row[:-1] for row in plain]
-    corrupted.insert(0, table(header, plain))
+    parts.insert(0, table(header, plain))
   if frozen:
     header = ("suite", "images", "top-1", "raw pixels", "untrained")
-    corrupted.insert(0, table(header, frozen))
-  return "\n\n".join(corrupted)
+    parts.insert(0, table(header, frozen))
+  return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

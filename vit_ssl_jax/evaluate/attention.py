@@ -51,7 +51,7 @@ def draw(images, models, heads=True):
       mean = maps[row].mean(0)
       overlay(next(free), mean)
       outside(next(free), image, mask(mean))
-      titles += [title, f"{MASS:.0%} of it"]
+      titles += [title.rstrip("/")[-24:], f"{MASS:.0%} of it"]
       for number, one in enumerate(maps[row] if heads else ()):
         overlay(next(free), one)
         titles.append(f"head {number + 1}")

@@ -43,7 +43,7 @@ def evaluate(name, backbone, dataset, args, out):
     shown = {"mean": backbone}
     if args.beside:
       other, _ = read(args, args.beside)
-      shown = {x.path.rstrip("/")[-24:]: x for x in (other, backbone)}
+      shown = {x.path: x for x in (other, backbone)}
     draw_attention(path, shown, dataset)
   else:
     draw_features(path, backbone, dataset, args.batch_size)

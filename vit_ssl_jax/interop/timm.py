@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.interop import renaming
+from vit_ssl_jax.interop import renaming, weights
 
 PATCHES = "patch_embed.proj.weight"
 
@@ -35,7 +35,9 @@ def timm_arguments(model):
   """
   name, given = arguments(model)
   if isinstance(model, models.SwinTransformer):
-    given["norm_layer"] = layer_norm()
+    # With our epsilon; that of timm's Swin is 1e-5.
+    norm = weights.torch_module().nn.LayerNorm
+    given["norm_layer"] = functools.partial(norm, eps=1e-6)
   return name, given
 
 
@@ -63,18 +65,6 @@ def arguments(model):
     }
     return "cait_xxs24_224", given
   return "vit_tiny_patch16_224", given
-
-
-def layer_norm():
-  """The normalisation with our epsilon; that of timm's Swin has 1e-5."""
-  try:
-    import torch
-  except ImportError as error:
-    raise UserError(
-      "timm's Swin wants a class of torch's as norm_layer, and torch is not"
-      " installed"
-    ) from error
-  return functools.partial(torch.nn.LayerNorm, eps=1e-6)
 
 
 def check(model):

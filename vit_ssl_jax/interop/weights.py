@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 
 from vit_ssl_jax.data import npz
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, line
 
 # Where a PyTorch checkpoint keeps its weights, the first that is there.
 ENTRIES = ("teacher", "student", "model_state_dict", "state_dict", "model")
@@ -90,8 +90,7 @@ def read(path):
       f"{path} cannot be read: {error.strerror or error}"
     ) from error
   except Exception as error:  # libraries raise many kinds for broken files
-    why = " ".join(str(error).split())[:200] or type(error).__name__
-    raise UserError(f"{path} is truncated or broken: {why}") from error
+    raise UserError(f"{path} is truncated or broken: {line(error)}") from error
   begin = f"it begins with {start!r}" if start else "it is empty"
   raise UserError(f"{path} is no safetensors, npz or PyTorch file: {begin}")
 
@@ -122,7 +121,7 @@ def torch_module():
     import torch
   except ImportError as error:
     raise UserError(
-      "files of PyTorch need PyTorch, which is not installed: pip install"
+      "this needs PyTorch, which is not installed: pip install"
       " 'vit-ssl-jax[torch]'"
     ) from error
   return torch

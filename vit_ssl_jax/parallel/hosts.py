@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, line
 
 COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # How long a process that has ended waits for the others to end too.
@@ -61,12 +61,12 @@ def start(timeout=300):
   except (ValueError, TypeError, KeyError, IndexError) as e:
     raise UserError(
       f"--distributed: it cannot be told which processes belong together"
-      f" ({_line(e)}): start them on a TPU VM or under SLURM, Open MPI or"
+      f" ({line(e)}): start them on a TPU VM or under SLURM, Open MPI or"
       " Kubernetes, or set JAX_COORDINATOR_ADDRESS=HOST:PORT of the first,"
       f" {COUNT} and {INDEX} for each"
     ) from e
   except (RuntimeError, OSError) as e:
-    raise UserError(missing.format(f" ({_line(e)})")) from e
+    raise UserError(missing.format(f" ({line(e)})")) from e
   finally:
     alarm.cancel()
 
@@ -87,10 +87,6 @@ def _number(name):
   if not value.isdecimal():
     raise UserError(f"{name}={value} has to be a whole number")
   return int(value)
-
-
-def _line(error):
-  return " ".join(str(error).split()).rstrip(".")[:200]
 
 
 def first():

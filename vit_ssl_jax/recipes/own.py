@@ -157,7 +157,7 @@ def length(choose, config, facts, small, passes):
   choose(
     "evaluate_every_epochs",
     max(1, config.epochs // EVALUATIONS),
-    f"{EVALUATIONS} times in all",
+    f"about {EVALUATIONS} times in all",
   )
   choose("optim.warmup_epochs", config.epochs // 10, "a tenth of the epochs")
 

@@ -69,6 +69,8 @@ def read(path):
   if not (workdir / "result.json").is_file():
     raise UserError(f"{path} has no result.json: the run has not finished")
   result = files.read_json(workdir / "result.json")
+  if config["stage"] == "finetune" and "top1" not in result:
+    raise UserError(f"{path} was trained in memory, without test images")
   return {
     "title": str(path).rstrip("/"),
     "workdir": workdir,

@@ -1,7 +1,6 @@
 """Pictures of a run: curves, views of an image, attention maps."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib import figure
 
@@ -10,15 +9,15 @@ from vit_ssl_jax.augment import multi_crop
 from vit_ssl_jax.run import metrics
 
 
-def summary(path, config, params, images, pretraining, finetuning):
+def summary(path, config, images, maps, pretraining, finetuning):
   """Draws one picture of a pretraining and the fine-tunings that follow.
 
   Args:
     path: where the PNG goes.
     config: the pretraining's config.
-    params: the teacher's backbone.
     images: (N, H, W, 3) uint8, some images of the set; the first one's views
       are shown, and the attention on all.
+    maps: (N, rows, columns) the teacher's attention, the mean over its heads.
     pretraining: the pretraining's workdir.
     finetuning: title -> workdir of a fine-tuning.
   """
@@ -28,7 +27,7 @@ def summary(path, config, params, images, pretraining, finetuning):
   draw_pretraining(left, metrics.read(pretraining))
   draw_accuracy(right, finetuning)
   draw_views(views, config, images[0])
-  draw_attention(attention, images, attention_maps(config, params, images))
+  draw_attention(attention, images, maps)
   fig.savefig(path, dpi=100)
 
 
@@ -109,7 +108,7 @@ def contact_sheet(path, config, rows):
     for axis, image in zip(axes, images, strict=False):
       axis.imshow(image)
     axes[0].set_title(name, fontsize=9, loc="left")
-  draw_views(below, config, rows[0][1][0])
+  draw_views(below, config, next(x[0] for _, x in rows if len(x)))
   fig.savefig(path, dpi=90)
 
 
@@ -128,27 +127,3 @@ def draw_attention(fig, images, maps):
     below.imshow(attention, cmap="inferno", **overlay)
     above.set_axis_off()
     below.set_axis_off()
-
-
-def attention_maps(config, params, images):
-  """The last block's attention to the patches, the mean over the heads.
-
-  It is the class token's, or where there is none the mean over all patches.
-
-  Args:
-    config: the run's config.
-    params: the backbone's parameters.
-    images: (B, H, W, 3) uint8.
-
-  Returns:
-    (B, rows, columns) float32, which sums to 1 together with what the class
-    token keeps for itself.
-  """
-  model = models.from_config(config, num_classes=0)
-
-  @jax.jit
-  def attend(params, images):
-    x = multi_crop.evaluation_view(images, config.mean, config.std)
-    return model.apply({"params": params}, x, method="attention")
-
-  return models.attention_maps(attend(params, jnp.asarray(images))).mean(1)

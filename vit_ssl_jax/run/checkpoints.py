@@ -14,7 +14,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from vit_ssl_jax import cli, files
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, line
 from vit_ssl_jax.parallel import hosts
 from vit_ssl_jax.run import schema
 
@@ -95,13 +95,13 @@ def writing(folder):
 
 def short(error):
   """An error's text as the end of a line."""
-  text = " ".join(str(error).split()) or type(error).__name__
+  text = " ".join(str(error).split())  # whole: the reason may come late
   reason = re.search(
     r"No space left on device|File too large|Read-only file"
     r" system|Permission denied|Disk quota exceeded",
     text,
   )
-  return reason[0] if reason else text[:200]
+  return reason[0] if reason else line(error)
 
 
 def save(checkpointer, step, state, val=None, lines=None):
@@ -259,18 +259,6 @@ def read(path):
         raise
       cli.say(f"warning: {e}; taking the one before")
   return load(path)[0], config
-
-
-def newest_whole(workdir):
-  """The folder of the newest checkpoint that is whole, or None."""
-  for step in steps(workdir):
-    path = pathlib.Path(workdir, FOLDER, str(step))
-    try:
-      load(path)
-    except UserError:
-      continue
-    return path
-  return None
 
 
 def load(path, abstract_state=None):

@@ -119,7 +119,10 @@ def check_shared(workdir):
   try:
     with hosts.together():
       if hosts.first():
-        touch(file)
+        try:
+          file.touch()
+        except OSError as e:
+          raise UserError(f"cannot write to {file.parent}: {e.strerror}") from e
     until = time.monotonic() + PATIENCE
     while not file.exists() and time.monotonic() < until:
       time.sleep(0.1)
@@ -132,13 +135,6 @@ def check_shared(workdir):
       f"--workdir={workdir} has to be one folder that all processes see: what"
       f" process 0 writes there is not seen by {', '.join(map(str, blind))}"
     )
-
-
-def touch(file):
-  try:
-    file.touch()
-  except OSError as e:
-    raise UserError(f"cannot write to {file.parent}: {e.strerror}") from e
 
 
 @contextlib.contextmanager
@@ -238,19 +234,14 @@ def check_dataset(path, described):
 
 def check_same(old, new, workdir):
   """Raises a UserError where a data set has changed since a run's start."""
-  if word := difference(old, new):
-    raise UserError(
-      f"{workdir} was trained on something else: the {word} of"
-      f" {new['name']} changed since"
-    )
-
-
-def difference(old, new):
-  """What of two data sets, as described, is not the same; or None."""
   what = {"classes": "classes", "images": "numbers of images"}
   what["sha256"] = "images or labels"
-  differ = (x for key, x in what.items() if old.get(key, new[key]) != new[key])
-  return next(differ, None)
+  for key, word in what.items():
+    if old.get(key, new[key]) != new[key]:
+      raise UserError(
+        f"{workdir} was trained on something else: the {word} of"
+        f" {new['name']} changed since"
+      )
 
 
 def finished(workdir, step):
@@ -281,7 +272,7 @@ def scratch_beside(workdir):
     except UserError:
       continue
     differ = {k for k in own | other if own.get(k) != other.get(k)}
-    differ -= {*MAY_CHANGE, "mean", "std"}
+    differ -= {*MAY_CHANGE, "mean", "std"} - {"max_steps"}
     if differ == {"init_from"} and other["init_from"] == "" and top1:
       yield path.parent, top1
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -220,9 +221,10 @@ class Loop:
 
   def estimate(self, steps):
     """Says once, early on, how long the run will take."""
-    if not steps.start <= ESTIMATED_AFTER < steps.stop:
+    made = self.clock.steps
+    if not made - len(steps) < ESTIMATED_AFTER <= made:
       return
-    seconds = time.perf_counter() - self.clock.since
+    seconds = self.clock.seconds + time.perf_counter() - self.clock.since
     left = (self.plan.stop - steps[-1]) * seconds / self.clock.steps
     cli.say(f"about {cli.duration(left)} to go, by the first steps")
 
@@ -337,12 +339,12 @@ def first_state(workdir, mesh, init):
 def not_finite(error, workdir):
   """The UserError for a step whose value was not finite."""
   step, name = error.args
-  saved = checkpoints.newest_whole(workdir)
-  last = (
-    f"the last checkpoint, which is whole, is {saved}"
-    if saved
-    else "there is no whole checkpoint before it"
-  )
+  try:
+    state, _ = checkpoints.read(workdir)
+    saved = pathlib.Path(workdir, checkpoints.FOLDER, str(state["step"]))
+    last = f"the last checkpoint, which is whole, is {saved}"
+  except UserError:
+    last = "there is no whole checkpoint before it"
   return UserError(
     f"stopped: {name} is not finite at step {step}; {last}; a lower"
     " optim.learning_rate, dtype=float32 or on_nonfinite=skip may help"

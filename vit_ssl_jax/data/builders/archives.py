@@ -10,14 +10,14 @@ import hashlib
 import zipfile
 
 import tensorflow_datasets as tfds
-from absl import logging
 from etils import epath
 from tensorflow_datasets.core.download.download_manager import (
   NonMatchingChecksumError,
 )
 
+from vit_ssl_jax import cli
 from vit_ssl_jax.data.tfds_sets import check_answers
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, line
 
 
 def collect(
@@ -53,11 +53,10 @@ def collect(
       name: download(manager, known[name][0], name) for name, _ in missing
     }
   except OSError as error:
-    why = " ".join(str(error).split()).rstrip(".")[:300]
     items = [describe(known[name][1], folder) for name, folder in missing]
     raise UserError(
       f'The data set "{builder.name}" cannot be prepared: put'
-      f" {', '.join(items)}{instead} into {place} ({why})."
+      f" {', '.join(items)}{instead} into {place} ({line(error)})."
     ) from error
   found = []
   for name, folder in archives.items():
@@ -101,7 +100,7 @@ def check_official(file: epath.Path, info) -> None:
       f" instead of {info.size:,}."
     )
   kind = "md5" if len(info.checksum) == 32 else "sha256"
-  logging.info("Checking %s, %s bytes.", file, f"{size:,}")
+  cli.say(f"checking {file}, {size / 1e6:,.0f} MB")
   with file.open("rb") as stream:
     digest = hashlib.file_digest(stream, kind).hexdigest()
   if digest != info.checksum:
@@ -133,7 +132,7 @@ def extract(manager, file: epath.Path, folder: str) -> epath.Path:
   try:
     root = epath.Path(manager.extract(resource))
   except Exception as error:  # what the damage makes of it
-    why = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+    why = line(error.__cause__ or error)
     raise UserError(f"{file} cannot be extracted: {why}.") from error
   # Some archives have their folder in them, some are what is in it.
   return root / folder if (root / folder).is_dir() else root
