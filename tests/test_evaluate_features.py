@@ -37,7 +37,7 @@ def test_a_linear_probe_finds_a_plane():
   rng = np.random.default_rng(0)
   labels = rng.integers(0, 3, 300)
   features = np.eye(3)[labels] + 0.1 * rng.normal(size=(300, 3))
-  top1, _ = linear.linear_accuracy(
+  top1 = linear.linear_accuracy(
     features[:200], labels[:200], features[200:], labels[200:]
   )
   assert top1 == 100

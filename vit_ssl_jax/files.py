@@ -50,7 +50,12 @@ def placing(path):
     old = path.with_name(f"{path.name}.{os.getpid()}.old")
     if path.is_dir():  # which nothing can replace in one move
       os.replace(path, old)
-    os.replace(temporary, path)
+    try:
+      os.replace(temporary, path)
+    except OSError:
+      if old.exists():
+        os.replace(old, path)
+      raise
     remove(old)
   finally:
     remove(temporary)

@@ -38,6 +38,6 @@ def probe(kind, backbone, dataset, batch_size):
         classes = len(dataset.classes)
         found[name] = knn_accuracy(train, labels[0], test, labels[1], classes)
       else:
-        found[name], _ = linear_accuracy(train, labels[0], test, labels[1])
+        found[name] = linear_accuracy(train, labels[0], test, labels[1])
       bar.update()
   return found

@@ -1,7 +1,7 @@
 """The processes of one run: how they start, agree, and fail together.
 
-Every function here but `start` and `first` has to be called by all processes,
-in the same order. With one process each of them costs nothing.
+Every function here but `start`, `first` and `alone` has to be called by all
+processes, in the same order. With one process each of them costs nothing.
 """
 
 import contextlib

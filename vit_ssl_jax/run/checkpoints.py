@@ -290,7 +290,7 @@ def workdir_of(path):
   if (path / FOLDER).is_dir() and (path / "config.json").is_file():
     return path
   above = path.parent.parent
-  among = path.name.isdigit() and path.parent.name == FOLDER
+  among = path.name.isdecimal() and path.parent.name == FOLDER
   return above if among and (above / "config.json").is_file() else None
 
 

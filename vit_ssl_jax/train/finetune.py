@@ -13,7 +13,6 @@ import optax
 
 from vit_ssl_jax import cli, evaluate, models
 from vit_ssl_jax.augment import mix, supervised
-from vit_ssl_jax.evaluate.accuracy import make_predict
 from vit_ssl_jax.interop import pretrained
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
@@ -183,7 +182,7 @@ def make_step(parts):
 def make_evaluate(parts, dataset):
   """Makes (state, due) -> top-1 in percent on test and validation images."""
   config = parts.config
-  predict = jax.jit(make_predict(parts.model, config.mean, config.std))
+  predict = jax.jit(evaluate.make_predict(parts.model, config.mean, config.std))
 
   def evaluate_state(state, due):
     del due  # the test set is small enough to look at whenever a run stops
