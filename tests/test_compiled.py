@@ -102,6 +102,18 @@ def test_a_loop_counts_as_often_as_it_runs(tmp_path):
   assert found["link_bytes"] == 2 * 32 // 2
 
 
+def test_lookups_count_by_their_instructions(tmp_path):
+  line = "  %gather_fusion.2 = s32[8] fusion(%p), kind=kCustom, calls=%c"
+  file = tmp_path / "17-gather_fusion.2-01-final_bundles.txt"
+  file.write_text(
+    "  0x1   :  { %1 = start }\n  0x2 LB: > { %2 = a }\niteration_bounds: (50)"
+    "\n  0x3   : >> { %3 = b }\n"
+  )
+  seconds = program.tpu_seconds(tmp_path, clock=1e6)
+  assert seconds(line) == pytest.approx(100e-6)
+  assert seconds(line.replace(".2", ".3")) == 0
+
+
 def test_flops_are_those_of_the_products():
   def f(x, y):
     return jax.lax.scan(lambda c, _: (c @ y, None), x, length=3)[0]

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_ssl_jax.augment import lookup
+
 # Pillow's luma (ITU-R 601) in 65536ths. The weighted sum of three levels stays
 # below 2^24, so float32 computes it exactly.
 LUMA = (19595.0, 38470.0, 7471.0)
@@ -162,11 +164,7 @@ def autocontrast(image):
 def equalize(image):
   """As `ImageOps.equalize`: each channel's histogram made flat."""
   levels = to_levels(image).astype(jnp.int32).reshape(-1, 3)
-  # One histogram of 3 × 256 bins by scatter: on a CPU 15 to 20 times faster
-  # than products of one-hot digits, and in hundreds than comparisons.
-  bins = levels + 256 * jnp.arange(3)[None, :]
-  histogram = jnp.zeros(768, jnp.int32).at[bins.reshape(-1)].add(1)
-  histogram = histogram.reshape(3, 256)
+  histogram = lookup.histogram(levels)
   below = jnp.cumsum(histogram, axis=1) - histogram
   # Pillow's step leaves out the pixels of the highest level in use.
   highest = jnp.max(levels, axis=0)[:, None]
@@ -174,7 +172,8 @@ def equalize(image):
   step = jnp.sum(histogram * in_use, axis=1, keepdims=True) // 255
   table = (step // 2 + below) // jnp.maximum(step, 1)
   table = jnp.where(step > 0, jnp.minimum(table, 255), jnp.arange(256)[None])
-  return to_image(table.reshape(-1)[bins].reshape(image.shape) * 1.0)
+  found = lookup.of_levels(table, levels).reshape(image.shape)
+  return to_image(found.astype(jnp.float32))
 
 
 def color_jitter(key, image, probability, strengths):

@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from vit_ssl_jax.augment import lookup
 from vit_ssl_jax.augment.color import to_image, to_levels
 
 CROP_TRIES = 10
@@ -169,9 +170,9 @@ def shear_x(image, magnitude):
     d * (1 + d * (1 - d)),
     d * d * (-1 + d),
   )
-  column = whole.astype(jnp.int32) + jnp.arange(-1, width + 2)[None, :]
-  column = jnp.clip(column, 0, width - 1)
-  near = jnp.take_along_axis(levels, column[:, :, None], axis=1)
+  # No pixel that is kept has a tap beyond these two, which repeat.
+  levels = jnp.pad(levels, ((0, 0), (2, 2), (0, 0)), mode="edge")
+  near = lookup.rolled(levels, whole.astype(jnp.int32) + 1)
   total = sum(weights[tap] * near[:, tap : tap + width] for tap in range(4))
   source = (jnp.arange(width) + 0.5)[None, :] + shift
   inside = (source >= 0) & (source < width)
@@ -187,10 +188,11 @@ def shear_y(image, magnitude):
 def translate_x(image, magnitude):
   """Shifts left by magnitude × width, to the nearest pixel; fill 128."""
   width = image.shape[1]
-  source = jnp.arange(width) + jnp.floor(magnitude * width + 0.5)
+  shift = jnp.floor(magnitude * width + 0.5).astype(jnp.int32)
+  source = jnp.arange(width) + shift
   inside = (source >= 0) & (source < width)
-  column = jnp.clip(source, 0, width - 1).astype(jnp.int32)
-  return jnp.where(inside[None, :, None], image[:, column], GREY)
+  moved = lookup.rolled(image, shift.reshape(1, 1))
+  return jnp.where(inside[None, :, None], moved, GREY)
 
 
 def translate_y(image, magnitude):
@@ -219,7 +221,8 @@ def rotate(image, degrees):
   inside &= (source_y >= 0) & (source_y < height)
   source_x = jnp.clip(source_x, 0, width - 1)
   source_y = jnp.clip(source_y, 0, height - 1)
-  return jnp.where(inside[:, :, None], image[source_y, source_x], GREY)
+  turned = to_image(lookup.pixels(to_levels(image), source_y, source_x))
+  return jnp.where(inside[:, :, None], turned, GREY)
 
 
 def _fixed(value):

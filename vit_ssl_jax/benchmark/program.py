@@ -67,6 +67,8 @@ def tpu_seconds(schedules, clock):
     kernel = re.search(rf"%\w*?({KERNEL})\S* = .*tpu_custom_call", line)
     cycles = re.search(r'estimated_cycles":"(\d+)"', line)
     found = kernels[kernel[1]] if kernel else 0
+    if lookup := re.match(r"\s*(?:ROOT )?%((?:gather|scatter)[\w.]*) = ", line):
+      found = lookup_cycles(schedules, lookup[1])
     return (found + (int(cycles[1]) if cycles else 0)) / clock
 
   return seconds
@@ -160,16 +162,35 @@ def kernel_cycles(folder):
     folder: with the compiler's files.
   """
   found = collections.Counter()
-  bundle = re.compile(r"^ *0x[0-9a-f]+ +\w* *: *([> ]*)\{", re.MULTILINE)
   for file in folder.glob("*-final_bundles.txt"):
     named = re.search(KERNEL, file.name)
     if named:
-      text = file.read_text()
-      depth = collections.Counter(x.count(">") for x in bundle.findall(text))
+      depth = bundles(file.read_text())
       outer, inner = map(int, re.findall(r"\d+", named[0]))
       cycles = depth[0] + outer * (depth[1] + inner * depth[2])
       found[named[0]] = max(found[named[0]], cycles)
   return dict(found)
+
+
+def lookup_cycles(folder, name):
+  """The least cycles of a gather or scatter, of which the compiler says none.
+
+  Its instructions stand in a file, with how often the outer loop runs. One that
+  is compiled like another has no file, and counts nothing.
+  """
+  found = 0
+  for file in folder.glob(f"*-{name}-01-final_bundles.txt"):
+    text = file.read_text()
+    loops = re.findall(r"iteration_bounds: \((\d+)\)", text)
+    depth = bundles(text)
+    found = (depth.total() - depth[0]) * max(map(int, loops), default=1)
+  return found
+
+
+def bundles(text):
+  """How many bundles of instructions lie how deep in loops."""
+  found = re.findall(r"^ *0x[0-9a-f]+ +\w* *: *([> ]*)\{", text, re.MULTILINE)
+  return collections.Counter(x.count(">") for x in found)
 
 
 def flops(jaxpr):

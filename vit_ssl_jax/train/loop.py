@@ -209,7 +209,7 @@ class Loop:
         self.bar.unpause()
       else:
         self.clock.steps += len(steps)
-        self.estimate(steps)
+        self.estimate(steps, state)
       stops = self.stopping.is_set() or hosts.reached_preemption(number)
       reached = steps[-1]
       self.after(reached, state, stops)
@@ -219,11 +219,12 @@ class Loop:
     self.clock.pause()
     return state, reached
 
-  def estimate(self, steps):
+  def estimate(self, steps, state):
     """Says once, early on, how long the run will take."""
     made = self.clock.steps
     if not made - len(steps) < ESTIMATED_AFTER <= made:
       return
+    jax.block_until_ready(state)
     seconds = self.clock.seconds + time.perf_counter() - self.clock.since
     left = (self.plan.stop - steps[-1]) * seconds / self.clock.steps
     cli.say(f"about {cli.duration(left)} to go, by the first steps")

@@ -1,0 +1,83 @@
+"""Both forms of lookups give the same bits."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from vit_ssl_jax import recipes
+from vit_ssl_jax.augment import lookup, supervised
+
+
+@pytest.fixture
+def levels():
+  """(B, 8, 6, 3) whole numbers from 0 to 255, both ends among them."""
+  found = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), np.int32)
+  found[0, 0, 0], found[0, 0, 1] = 0, 255
+  return found
+
+
+def test_counts_and_tables(levels):
+  levels = levels.reshape(5, -1, 3)
+  expected = jax.vmap(lookup.plain_histogram)(levels)
+  assert (expected.sum(-1) == 48).all()
+  found = jax.jit(jax.vmap(lookup.compared_histogram))(levels)
+  np.testing.assert_array_equal(found, expected)
+  table = np.random.default_rng(1).permutation(256 * 15).reshape(5, 3, 256)
+  table = table.astype(np.int32) % 256
+  expected = jax.vmap(lookup.plain_of_levels)(table, levels)
+  found = jax.jit(jax.vmap(lookup.compared_of_levels))(table, levels)
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_pixels(levels):
+  rng = np.random.default_rng(2)
+  levels = levels.astype(np.float32)
+  rows = rng.integers(0, 8, (5, 8, 6), np.int32)
+  columns = rng.integers(0, 6, (5, 8, 6), np.int32)
+  expected = jax.vmap(lookup.plain_pixels)(levels, rows, columns)
+  found = jax.jit(jax.vmap(lookup.compared_pixels))(levels, rows, columns)
+  np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_rolled(levels, rows):
+  shifts = np.random.default_rng(3).integers(-9, 10, (5, rows, 1), np.int32)
+  expected = np.stack(
+    [
+      [
+        np.roll(row, -n, 0)
+        for row, n in zip(image, np.resize(s, 8), strict=True)
+      ]
+      for image, s in zip(levels, shifts, strict=True)
+    ]
+  )
+  for form in (lookup.plain_rolled, lookup.selected_rolled):
+    found = jax.jit(jax.vmap(form))(levels, shifts)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_fine_tuning_on_a_tpu(monkeypatch):
+  """The same bits, and no lookup but of an image's policy."""
+  config = recipes.get("finetune", "vit,cifar10").augment
+  images = np.random.default_rng(4).integers(0, 256, (16, 32, 32, 3), np.uint8)
+
+  def augmented(images):
+    key = jax.random.key(0)
+    mean, std = (0.5,) * 3, (0.25,) * 3
+    return supervised.supervised_views(key, images, config, mean, std)
+
+  expected = jax.jit(augmented)(images)
+  monkeypatch.setattr(
+    jax.lax, "platform_dependent", lambda *given, tpu, default: tpu(*given)
+  )
+  jax.clear_caches()
+  lowered = jax.jit(augmented).lower(images)
+  np.testing.assert_array_equal(lowered.compile()(images), expected)
+  text = lowered.as_text()
+  for line in text.splitlines():
+    if "stablehlo.gather" in line:
+      sizes = re.findall(r"(\d+)x", line.rpartition("tensor<")[2])
+      assert math.prod(map(int, sizes)) == 16  # a number an image

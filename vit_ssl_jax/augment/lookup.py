@@ -1,0 +1,146 @@
+"""Counts and lookups by index, in the form that the device is fast at.
+
+A TPU gathers and scatters in layouts of its own: by its compiler's estimate,
+copies to and from these were two thirds of fine-tuning's augmentation. There
+each index is compared with all that it may be, which needs none. Both forms
+give the same bits.
+"""
+
+import jax
+import jax.numpy as jnp
+
+LEVELS, BASE = 256, 16
+MOST = 64**2  # pixels of an image that are compared with each other
+
+
+def histogram(levels):
+  """How often each channel has each level.
+
+  Args:
+    levels: (N, C) int32, from 0 to 255.
+
+  Returns:
+    (C, 256) int32.
+  """
+  return jax.lax.platform_dependent(
+    levels, tpu=compared_histogram, default=plain_histogram
+  )
+
+
+def plain_histogram(levels):
+  # One histogram of C × 256 bins by scatter: on a CPU 15 to 20 times faster
+  # than products of one-hot digits, and in hundreds than comparisons.
+  channels = levels.shape[-1]
+  bins = levels + LEVELS * jnp.arange(channels)[None, :]
+  found = jnp.zeros(LEVELS * channels, jnp.int32).at[bins.reshape(-1)].add(1)
+  return found.reshape(channels, LEVELS)
+
+
+def compared_histogram(levels):
+  high, low = digits(levels)
+  found = jnp.einsum(
+    "ncs,nct->cst", high, low, preferred_element_type=jnp.float32
+  )
+  return found.reshape(-1, LEVELS).astype(jnp.int32)
+
+
+def digits(levels):
+  """Levels (N, C) -> both hexadecimal digits, one-hot (N, C, 16), exact."""
+  return [
+    jax.nn.one_hot(digit, BASE, dtype=jnp.bfloat16)
+    for digit in (levels // BASE, levels % BASE)
+  ]
+
+
+def of_levels(table, levels):
+  """What a table says of each level.
+
+  Args:
+    table: (C, 256) int32.
+    levels: (N, C) int32, from 0 to 255.
+
+  Returns:
+    (N, C) int32.
+  """
+  return jax.lax.platform_dependent(
+    table, levels, tpu=compared_of_levels, default=plain_of_levels
+  )
+
+
+def plain_of_levels(table, levels):
+  return table[jnp.arange(len(table))[None, :], levels]
+
+
+def compared_of_levels(table, levels):
+  high, low = digits(levels)
+  table = table.reshape(-1, BASE, BASE).astype(jnp.bfloat16)
+  lines = jnp.einsum("ncs,cst->nct", high, table)
+  return jnp.sum(lines * low, axis=-1).astype(jnp.int32)
+
+
+def pixels(levels, rows, columns):
+  """The pixels at some places of an image.
+
+  Args:
+    levels: (H, W, C) float32, whole numbers from 0 to 255.
+    rows, columns: (h, w) int32, of each pixel that is wanted.
+
+  Returns:
+    (h, w, C) float32.
+  """
+  if levels.shape[0] * levels.shape[1] > MOST:
+    return plain_pixels(levels, rows, columns)
+  return jax.lax.platform_dependent(
+    *(levels, rows, columns), tpu=compared_pixels, default=plain_pixels
+  )
+
+
+def plain_pixels(levels, rows, columns):
+  return levels[rows, columns]
+
+
+def compared_pixels(levels, rows, columns):
+  height, width, channels = levels.shape
+  place = rows * width + columns
+  there = jnp.arange(height * width)[:, None] == place.reshape(1, -1)
+  # Levels are exact in bfloat16, and each sum has one term.
+  found = jnp.einsum(
+    "qp,cq->cp",
+    there.astype(jnp.bfloat16),
+    levels.reshape(-1, channels).T.astype(jnp.bfloat16),
+    preferred_element_type=jnp.float32,
+  )
+  return found.T.reshape(*rows.shape, channels)
+
+
+def rolled(image, shifts):
+  """Rolls each row to the left by a number of its own.
+
+  Args:
+    image: (H, W, C).
+    shifts: (H, 1), or (1, 1) for all rows, int32.
+
+  Returns:
+    (H, W, C), whose [y, x] is image[y, (x + shifts[y]) mod W].
+  """
+  return jax.lax.platform_dependent(
+    image, shifts, tpu=selected_rolled, default=plain_rolled
+  )
+
+
+def plain_rolled(image, shifts):
+  width = image.shape[1]
+  columns = (jnp.arange(width)[None, :] + shifts) % width
+  if len(columns) == 1:
+    return image[:, columns[0]]
+  return jnp.take_along_axis(image, columns[:, :, None], axis=1)
+
+
+def selected_rolled(image, shifts):
+  """By selections between whole images, twice as far apart each time."""
+  width = image.shape[1]
+  shifts = (shifts % width)[:, :, None]
+  for bit in range((width - 1).bit_length()):
+    moved = jnp.roll(image, -(2**bit), axis=1)
+    image = jnp.where((shifts >> bit) & 1, moved, image)
+  return image
