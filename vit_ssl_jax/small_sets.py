@@ -197,5 +197,5 @@ def draw(sizes, rows, path):
   axis.set_xticks(sizes, [f"{x:,}" for x in sizes])
   axis.minorticks_off()
   axis.grid(alpha=0.3)
-  axis.legend()
+  fig.legend(loc="outside upper center", ncols=2)
   fig.savefig(path, dpi=100)
