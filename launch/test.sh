@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks the style and runs all tests but the long ones (pytest -m long).
+# Checks the style and runs all tests but those that CONTRIBUTING.md names.
 set -euo pipefail
 EXTRAS="[test]"
 # shellcheck source=launch/environment.sh

@@ -9,6 +9,7 @@ import pytest
 
 from vit_ssl_jax import recipes
 from vit_ssl_jax.augment import lookup, supervised
+from vit_ssl_jax.benchmark import program
 
 
 @pytest.fixture
@@ -69,15 +70,35 @@ def test_fine_tuning_on_a_tpu(monkeypatch):
     mean, std = (0.5,) * 3, (0.25,) * 3
     return supervised.supervised_views(key, images, config, mean, std)
 
-  expected = jax.jit(augmented)(images)
-  monkeypatch.setattr(
-    jax.lax, "platform_dependent", lambda *given, tpu, default: tpu(*given)
-  )
+  traced = jax.jit(augmented).trace(images)
+  expected = traced.lower().compile()(images)
+  chosen = []
+
+  def for_tpu(*given, tpu, default):
+    assert default is not tpu
+    chosen.append(tpu)
+    return tpu(*given)
+
+  traced.lower(lowering_platforms=("cpu", "cuda", "tpu"))
+  monkeypatch.setattr(jax.lax, "platform_dependent", for_tpu)
   jax.clear_caches()
   lowered = jax.jit(augmented).lower(images)
   np.testing.assert_array_equal(lowered.compile()(images), expected)
-  text = lowered.as_text()
-  for line in text.splitlines():
+  assert len(set(chosen)) == 4
+  for line in lowered.as_text().splitlines():
     if "stablehlo.gather" in line:
       sizes = re.findall(r"(\d+)x", line.rpartition("tensor<")[2])
       assert math.prod(map(int, sizes)) == 16  # a number an image
+    assert "xi32>) -> tensor<16x768xi32>" not in line  # no histogram by scatter
+
+
+def test_large_images_are_looked_up(monkeypatch):
+  monkeypatch.delattr(lookup, "compared_pixels")
+  monkeypatch.setattr(lookup, "MOST", 47)
+  levels, zeros = np.ones((8, 6, 1), np.float32), np.zeros((8, 6), np.int32)
+  assert lookup.pixels(levels, zeros, zeros).shape == (8, 6, 1)
+
+
+def test_plain_forms_count_as_no_products(levels):
+  traced = jax.make_jaxpr(lookup.histogram)(levels[0].reshape(-1, 3))
+  assert program.flops(traced.jaxpr) == 0

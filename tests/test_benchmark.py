@@ -79,5 +79,7 @@ def test_arguments_that_make_no_sense(arguments, words, capsys):
 
 def test_values_are_numbers_tuples_or_text():
   given = "optim.learning_rate=1e-3", "views.global_scale=(0.5, 1.0)", "dtype="
-  _, settings = benchmark.parse([f"--config.{x}" for x in given])
-  assert list(settings.values()) == [1e-3, (0.5, 1.0), ""]
+  _, settings = benchmark.parse(
+    [f"--config.{x}" for x in (*given, "remat=true")]
+  )
+  assert list(settings.values()) == [1e-3, (0.5, 1.0), "", True]

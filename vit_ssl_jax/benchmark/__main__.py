@@ -18,8 +18,9 @@ bfloat16, and what follows is an estimate, not a measurement. It needs
 `pip install "jax[tpu]"` (v5e, v5p, v6e) or `"jax[cuda13]"` (h100).
 
   estimated_ms       TPU: the compiler's cycles of all operations, and the
-                     scheduled instructions of our kernels; H100: a lower
-                     bound, the bytes of all kernels over the bandwidth
+                     scheduled instructions of our kernels, gathers and
+                     scatters; H100: a lower bound, the bytes of all kernels
+                     over the bandwidth
   compile_seconds    TPU: while it writes those instructions to files, which
                      takes about as long again
   fits               whether it fits into the memory of each chip
@@ -135,7 +136,7 @@ def parse(argv=None):
     try:
       settings[key] = ast.literal_eval(value)
     except (ValueError, SyntaxError):  # it is text
-      settings[key] = value
+      settings[key] = {"true": True, "false": False}.get(value.lower(), value)
   return args, settings
 
 

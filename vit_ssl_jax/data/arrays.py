@@ -1,4 +1,4 @@
-"""Images that are arrays, or a folder's without its parts, as a data set."""
+"""Images in memory, or all of a folder's, as training images."""
 
 import hashlib
 import os

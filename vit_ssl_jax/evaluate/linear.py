@@ -20,6 +20,9 @@ def linear_accuracy(train_features, train_labels, test_features, test_labels):
     train_labels: (N,) integers.
     test_features: (M, D).
     test_labels: (M,) integers.
+
+  Returns:
+    The top-1, a float.
   """
   some = np.random.default_rng(0).permutation(len(train_labels))[:MOST]
   part = model_selection.train_test_split(

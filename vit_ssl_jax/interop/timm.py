@@ -36,7 +36,7 @@ def timm_arguments(model):
   name, given = arguments(model)
   if isinstance(model, models.SwinTransformer):
     # With our epsilon; that of timm's Swin is 1e-5.
-    norm = weights.torch_module().nn.LayerNorm
+    norm = weights.torch_module("arguments of timm's Swin").nn.LayerNorm
     given["norm_layer"] = functools.partial(norm, eps=1e-6)
   return name, given
 

@@ -111,8 +111,8 @@ def texts(tree, prefix=""):
   }
 
 
-def torch_module():
-  """PyTorch.
+def torch_module(what="files of PyTorch"):
+  """PyTorch, which something needs.
 
   Raises:
     UserError: it is not installed.
@@ -121,7 +121,7 @@ def torch_module():
     import torch
   except ImportError as error:
     raise UserError(
-      "this needs PyTorch, which is not installed: pip install"
+      f"{what} need PyTorch, which is not installed: pip install"
       " 'vit-ssl-jax[torch]'"
     ) from error
   return torch

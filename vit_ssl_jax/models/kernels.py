@@ -27,8 +27,8 @@ def dense(x, kernel, bias=None):
   """A dense layer: x (..., D), kernel (D, F), bias (F,) or None -> (..., F).
 
   On a CPU x is a matrix, for which alone XLA has fast kernels there: ViT's
-  gradient takes 0.6 of the time on two cores. On an accelerator the bias has
-  a derivative of its own.
+  gradient takes 0.6 of the time on two cores. On a TPU the bias has a
+  derivative of its own.
   """
   if on_cpu():
     y = x.reshape(-1, x.shape[-1]) @ kernel
@@ -58,7 +58,7 @@ def sum_of_tokens(x):
     return jnp.sum(x, axes)
   # The TPU's matrix unit sums over lanes in a tenth of the time. Eight equal
   # columns keep XLA from making a sum of it again. For a GPU XLA would put the
-  # products of all blocks into one, and copy what they are of.
+  # products of all blocks into one, and copy all their operands for it.
   ones = jnp.ones((*x.shape[:-1], 8), x.dtype)
   ones = jax.lax.optimization_barrier(ones)
   precise = jax.lax.Precision.HIGHEST
