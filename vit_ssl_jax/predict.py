@@ -122,15 +122,7 @@ def images_at(path):
     raise UserError(f"{path}: there is no such image or folder")
   if not os.path.isdir(path):
     return [path]
-  try:
-    names = sorted(name for name, *_ in folder.walk(path))
-  except OSError as error:
-    raise UserError(
-      f"{error.filename} cannot be read: {error.strerror}"
-    ) from error
-  if not names:
-    raise UserError(f"{path} has no images: no JPEG, PNG, WebP, BMP or GIF")
-  return [os.path.join(path, name) for name in names]
+  return [os.path.join(path, name) for name in folder.names(path)]
 
 
 def predictions(classifier, files, batch_size=256):

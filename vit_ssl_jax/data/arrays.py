@@ -22,9 +22,7 @@ def listed(X):
     root = os.path.expanduser(os.fspath(X))
     if not os.path.isdir(root):
       raise UserError(f"there is no folder {root}")
-    files = sorted(file for file, *_ in folder.walk(root))
-    if not files:
-      raise UserError(f"{root} has no images (JPEG, PNG, WebP, BMP or GIF)")
+    files = folder.names(root)
     names = [file.rpartition("/")[0].partition("/")[0] for file in files]
     paths = [os.path.join(root, file) for file in files]
     return paths, (names if all(names) else None)

@@ -135,6 +135,23 @@ def walk(folder: str, prefix="", above=frozenset()) -> Iterator[File]:
         yield path, stat.st_size, stat.st_mtime_ns
 
 
+def names(folder: str) -> list[str]:
+  """The paths of all images below a folder, relative to it, sorted.
+
+  Raises:
+    UserError: there are none, or something cannot be read.
+  """
+  try:
+    found = sorted(name for name, *_ in walk(folder))
+  except OSError as error:
+    raise UserError(
+      f"{error.filename} cannot be read: {error.strerror}"
+    ) from error
+  if not found:
+    raise UserError(f"{folder} has no images: no JPEG, PNG, WebP, BMP or GIF")
+  return found
+
+
 def find_classes(
   root: str, places: dict[str, str], listed: dict[str, list[File]]
 ) -> tuple[str, ...]:
