@@ -56,7 +56,7 @@ def for_eight_chips(*options):
 def test_the_command_compiles_a_step():
   """One block and no AutoAugment: seconds."""
   found = for_eight_chips(
-    *("--arch=vit", "--stage=finetune", "--batch_size=256"),
+    *("--arch=vit", "--stage=finetune", "--dataset=digits", "--batch_size=256"),
     *("--config.model.depth=1", "--config.augment.autoaugment="),
   )
   assert found["fits"]

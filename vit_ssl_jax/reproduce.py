@@ -38,7 +38,8 @@ from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import authors
 from vit_ssl_jax.report import tables
 
-# Of which architecture is not known here.
+# The paper's figures in percent, from scratch and pretrained, beside those of
+# `authors.PUBLISHED`. Of which architecture these two are is not known here.
 FINE_GRAINED = {"aircraft": (None, 66.04), "cars": (None, 43.89)}
 CORRUPTIONS = {
   ("vit", "cifar10"): (39.93, 26.01),

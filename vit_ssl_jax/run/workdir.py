@@ -119,10 +119,7 @@ def check_shared(workdir):
   try:
     with hosts.together():
       if hosts.first():
-        try:
-          file.touch()
-        except OSError as e:
-          raise UserError(f"cannot write to {file.parent}: {e.strerror}") from e
+        touch(file)
     until = time.monotonic() + PATIENCE
     while not file.exists() and time.monotonic() < until:
       time.sleep(0.1)
@@ -135,6 +132,18 @@ def check_shared(workdir):
       f"--workdir={workdir} has to be one folder that all processes see: what"
       f" process 0 writes there is not seen by {', '.join(map(str, blind))}"
     )
+
+
+def touch(file):
+  """Makes an empty file.
+
+  Raises:
+    UserError: its folder cannot be written to.
+  """
+  try:
+    file.touch()
+  except OSError as e:
+    raise UserError(f"cannot write to {file.parent}: {e.strerror}") from e
 
 
 @contextlib.contextmanager
