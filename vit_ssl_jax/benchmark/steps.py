@@ -1,4 +1,4 @@
-"""The steps that are measured or compiled: those of training by its recipes."""
+"""Steps of training by its recipes, to compile or to time."""
 
 import contextlib
 import statistics
