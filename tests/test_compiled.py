@@ -11,21 +11,26 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax.benchmark import compiled, program
-from vit_ssl_jax.models import kernels
+from vit_ssl_jax.models import kernels, windows
 
 TOPOLOGIES = {"v5e": "2x4", "v5p": "2x2x2", "v6e": "2x4"}
 
 
-def gradients(q, k, v):
-  def loss(*given):
-    return jnp.sum(kernels.attention(*given, scale=0.25).astype(jnp.float32))
+def attend(q, k, v):
+  return kernels.attention(q, k, v, scale=0.25)
 
-  return jax.grad(loss, (0, 1, 2))(q, k, v)
+
+def shift(x, *_):
+  x = windows.to_windows(x, 4, 2, fast=True)
+  return windows.from_windows(jnp.sin(x), 8, 8, 4, 2, fast=True)
 
 
 @pytest.mark.parametrize("chip", TOPOLOGIES)
-def test_attention_compiles(chip):
-  """The kernel, forwards and backwards, split over a mesh of two chips."""
+@pytest.mark.parametrize(
+  ("function", "shape"), [(attend, (256, 17, 2, 16)), (shift, (256, 8, 8, 16))]
+)
+def test_kernels_compile(function, shape, chip):
+  """Forwards and backwards, split over a mesh of two chips."""
   pytest.importorskip("libtpu", reason='needs pip install "jax[tpu]"')
   devices = np.array(compiled.devices_of(chip, TOPOLOGIES[chip])[:2])
   mesh = jax.sharding.Mesh(
@@ -34,9 +39,14 @@ def test_attention_compiles(chip):
     axis_types=(jax.sharding.AxisType.Auto,) * 2,
   )
   split = jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp")))
-  x = jax.ShapeDtypeStruct((256, 17, 2, 16), jnp.bfloat16, sharding=split)
+  x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=split)
+
+  def loss(*given):
+    return jnp.sum(function(*given).astype(jnp.float32))
+
   with jax.set_mesh(mesh):
-    text = jax.jit(gradients).lower(x, x, x).compile().as_text()
+    gradients = jax.jit(jax.grad(loss, (0, 1, 2)))
+    text = gradients.lower(x, x, x).compile().as_text()
   assert "tpu_custom_call" in text
   assert "all-gather" not in text
 
@@ -95,7 +105,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 
 def test_a_loop_counts_as_often_as_it_runs(tmp_path):
-  seconds = program.tpu_seconds(tmp_path, clock=1e6)
+  seconds = program.tpu_seconds(tmp_path, clock=1e6, bandwidth=1e9)
   found = program.figures(PROGRAM, seconds, chips=2)
   assert found["estimated_ms"] == pytest.approx(1.5)
   assert found["parts_ms"] == pytest.approx({"MLP": 0.9, "collectives": 0.6})
@@ -109,9 +119,21 @@ def test_lookups_count_by_their_instructions(tmp_path):
     "  0x1   :  { %1 = start }\n  0x2 LB: > { %2 = a }\niteration_bounds: (50)"
     "\n  0x3   : >> { %3 = b }\n"
   )
-  seconds = program.tpu_seconds(tmp_path, clock=1e6)
+  seconds = program.tpu_seconds(tmp_path, clock=1e6, bandwidth=1e9)
   assert seconds(line) == pytest.approx(100e-6)
   assert seconds(line.replace(".2", ".3")) == 0
+
+
+def test_a_kernel_takes_its_instructions_or_its_bytes(tmp_path):
+  line = (
+    '  %move_kernel_50x0.2 = f32[250]{0} custom-call(%x), "tpu_custom_call"'
+  )
+  file = tmp_path / "17-move_kernel_50x0.2-final_bundles.txt"
+  file.write_text("  0x1 : { %1 = start }\n  0x2 : > { %2 = move }\n")
+  seconds = program.tpu_seconds(tmp_path, clock=1e6, bandwidth=1e9)
+  assert seconds(line) == pytest.approx(51e-6)
+  seconds = program.tpu_seconds(tmp_path, clock=1e6, bandwidth=1e6)
+  assert seconds(line) == pytest.approx(2000e-6)
 
 
 def test_flops_are_those_of_the_products():

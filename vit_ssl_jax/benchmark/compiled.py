@@ -27,18 +27,20 @@ class Chip(NamedTuple):
 
   peak: float  # FLOP/s of products in bfloat16
   memory: float  # bytes
-  rate: float  # a TPU's clock in Hz; a GPU's memory in bytes a second
+  bandwidth: float  # of the memory, in bytes a second
+  clock: float | None  # in Hz, of a TPU
   topologies: tuple[str, ...]  # that are known here, the smallest first
 
 
 # Clocks follow from the peaks and the matrix units that Google publishes
-# (cloud.google.com/tpu/docs/system-architecture-tpu-vm); the v5e's compiler
-# leaves 15.75 of 16 GiB. The H100's figures are NVIDIA's, of the SXM board.
+# (cloud.google.com/tpu/docs/system-architecture-tpu-vm), as bandwidths are; the
+# v5e's compiler leaves 15.75 of 16 GiB. The H100's figures are NVIDIA's, of the
+# SXM board.
 CHIPS = {
-  "v5e": Chip(197e12, 15.75 * 2**30, 1.5e9, ("2x4", "8x8", "16x16")),
-  "v5p": Chip(459e12, 95 * 2**30, 1.75e9, ("2x2x2", "4x4x4", "4x8x8")),
-  "v6e": Chip(918e12, 31.25 * 2**30, 1.75e9, ("2x4", "8x8", "16x16")),
-  "h100": Chip(989e12, 80e9, 3.35e12, ("1x1x1",)),
+  "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 1.5e9, ("2x4", "8x8", "16x16")),
+  "v5p": Chip(459e12, 95 * 2**30, 2765e9, 1.75e9, ("2x2x2", "4x4x4", "4x8x8")),
+  "v6e": Chip(918e12, 31.25 * 2**30, 1640e9, 1.75e9, ("2x4", "8x8", "16x16")),
+  "h100": Chip(989e12, 80e9, 3.35e12, None, ("1x1x1",)),
 }
 ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
@@ -188,9 +190,9 @@ def compile_step(target, config, chips, parallel="data"):
   memory = steps.memory_bytes(compiled)
   figures |= {"fits": memory <= chip.memory, "memory_bytes": memory}
   if name == "h100":
-    seconds_of = program.gpu_seconds(chip.rate)
+    seconds_of = program.gpu_seconds(chip.bandwidth)
   else:
-    seconds_of = program.tpu_seconds(folder, chip.rate)
+    seconds_of = program.tpu_seconds(folder, chip.clock, chip.bandwidth)
   figures |= program.figures(compiled.as_text(), seconds_of, chips)
   seconds = figures["estimated_ms"] / 1e3
   flops = program.flops(traced.jaxpr.jaxpr) / chips

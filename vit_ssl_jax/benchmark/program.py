@@ -24,7 +24,8 @@ COLLECTIVES = {
   "all-to-all": lambda n: (n - 1) / n,
   "collective-permute": lambda n: 1,
 }
-KERNEL = r"(?:for|back)ward_kernel_\d+x\d+"  # of models.pallas_attention
+# Of models.pallas_attention and models.windows.
+KERNEL = r"(?:forward|backward|move)_kernel_\d+x\d+"
 NO_WORK = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
 
 
@@ -54,19 +55,25 @@ def figures(text, seconds, chips):
   }
 
 
-def tpu_seconds(schedules, clock):
+def tpu_seconds(schedules, clock, bandwidth):
   """The time of a TPU's operation: (line) -> seconds.
+
+  A kernel of ours takes its instructions, or what it writes and reads at least.
 
   Args:
     schedules: the folder with the kernels' instructions.
     clock: in Hz.
+    bandwidth: of the memory, in bytes a second.
   """
   kernels = kernel_cycles(schedules)
 
   def seconds(line):
     kernel = re.search(rf"%\w*?({KERNEL})\S* = .*tpu_custom_call", line)
     cycles = re.search(r'estimated_cycles":"(\d+)"', line)
-    found = kernels[kernel[1]] if kernel else 0
+    found = 0
+    if kernel:
+      moved = 2 * size_of(line.split("custom-call")[0])
+      found = max(kernels[kernel[1]], moved / bandwidth * clock)
     if lookup := re.match(r"\s*(?:ROOT )?%((?:gather|scatter)[\w.]*) = ", line):
       found = lookup_cycles(schedules, lookup[1])
     return (found + (int(cycles[1]) if cycles else 0)) / clock

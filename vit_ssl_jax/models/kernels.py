@@ -250,12 +250,14 @@ def pallas_applies(q, k, heads=1):
     q, k: of `attention`.
     heads: how many the kernel holds at a time.
   """
-  return (
-    platform() == "tpu"
-    and divides(len(q))
-    and len(q) // mesh_size() >= pallas_attention.LANES // 4
-    and pallas_attention.fits(q.shape[-3], k.shape[-3], heads, q.shape[-1])
-  )
+  fits = pallas_attention.fits(q.shape[-3], k.shape[-3], heads, q.shape[-1])
+  return fits and many_on_tpu(len(q))
+
+
+def many_on_tpu(batch):
+  """Whether views fill enough of a TPU's lanes, and devices divide them."""
+  enough = batch // mesh_size() >= pallas_attention.LANES // 4
+  return platform() == "tpu" and divides(batch) and enough
 
 
 def divides(batch):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.models import kernels, layers, locality, sizes
+from vit_ssl_jax.models import kernels, layers, locality, sizes, windows
 
 # Added to the scores of tokens that were not neighbours before the shift.
 APART = -100.0
@@ -167,7 +167,7 @@ class WindowAttention(nn.Module):
       (B, H, W, C), or the softmax (B, heads, H·W, H·W).
     """
     _, H, W, C = x.shape
-    x = to_windows(x, self.window, self.shift)
+    x = windows.to_windows(x, self.window, self.shift, self.fast)
     heads = self.num_heads
     qkv = layers.Dense(3 * C, dtype=self.dtype, name="qkv")(x)
     scale = (C // heads) ** -0.5
@@ -183,7 +183,7 @@ class WindowAttention(nn.Module):
       return self.unfold(kernels.attention_weights(q * scale, k, bias), H, W)
     y = kernels.self_attention(qkv, heads, bias, scale, self.fast)
     x = layers.Dense(C, dtype=self.dtype, name="proj")(y.reshape(x.shape))
-    return from_windows(x, H, W, self.window, self.shift)
+    return windows.from_windows(x, H, W, self.window, self.shift, self.fast)
 
   def position_bias(self):
     """(heads, window², window²), looked up by relative position."""
@@ -204,7 +204,7 @@ class WindowAttention(nn.Module):
     """Windows' softmax (B, windows, heads, n, n) -> (B, heads, H·W, H·W)."""
     N = H * W
     number = jnp.arange(1, N + 1).reshape(1, H, W, 1)  # 0 is padding
-    slots = to_windows(number, self.window, self.shift)[0, ..., 0]
+    slots = windows.to_windows(number, self.window, self.shift)[0, ..., 0]
     weights = weights.swapaxes(1, 2)
     every = jnp.zeros((*weights.shape[:2], N + 1, N + 1))
     rows, columns = slots[:, :, None], slots[:, None, :]
@@ -241,35 +241,6 @@ class PatchMerging(nn.Module):
     )(x)
 
 
-def in_windows(H, W, window):
-  """The height and width of an image in whole windows."""
-  return -(-H // window) * window, -(-W // window) * window
-
-
-def to_windows(x, window, shift):
-  """Tokens (B, H, W, C) -> (B, windows, window², C).
-
-  They are padded with zeros at the right and the bottom, and rolled up and left
-  by `shift`.
-  """
-  B, H, W, C = x.shape
-  Hp, Wp = in_windows(H, W, window)
-  x = jnp.pad(x, ((0, 0), (0, Hp - H), (0, Wp - W), (0, 0)))
-  x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
-  x = x.reshape(B, Hp // window, window, Wp // window, window, C)
-  return x.swapaxes(2, 3).reshape(B, -1, window**2, C)
-
-
-def from_windows(x, H, W, window, shift):
-  """(B, windows, window², C) -> tokens (B, H, W, C); undoes `to_windows`."""
-  B, _, _, C = x.shape
-  Hp, Wp = in_windows(H, W, window)
-  x = x.reshape(B, Hp // window, Wp // window, window, window, C)
-  x = x.swapaxes(2, 3).reshape(B, Hp, Wp, C)
-  x = jnp.roll(x, (shift, shift), (1, 2)) if shift else x
-  return x[:, :H, :W]
-
-
 def relative_position_index(window):
   """(window², window²) the row of the table for each pair of tokens."""
   rows, columns = np.divmod(np.arange(window**2), window)
@@ -288,7 +259,7 @@ def shift_mask(H, W, window, shift):
     n = np.arange(length)
     return (n >= length - window).astype(int) + (n >= length - shift)
 
-  Hp, Wp = in_windows(H, W, window)
+  Hp, Wp = windows.in_windows(H, W, window)
   region = 3 * regions(Hp)[:, None] + regions(Wp)[None]
   region = region.reshape(Hp // window, window, Wp // window, window)
   region = region.swapaxes(1, 2).reshape(-1, window**2)
