@@ -124,10 +124,12 @@ def attend_backward(scale, kept, g):
 attend.defvjp(attend_forward, attend_backward)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def call(kernel, scale, given, bias, mixing, g=None):
   """Runs a kernel over windows, heads and blocks of 128 views.
 
-  Where heads are mixed, one block has all of them.
+  Where heads are mixed, one block has all of them. A model's blocks have equal
+  shapes: JAX traces and lowers the kernel once for all of them.
   """
   W, N, *_, H, d, B = given[0].shape
   M = given[-1].shape[1]

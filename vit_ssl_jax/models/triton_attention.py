@@ -55,8 +55,9 @@ self_attention.defvjp(
 )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def call(kernel, scale, interpret, out, qkv, *rest):
-  """Runs a kernel for each image and head."""
+  """Runs a kernel for each image and head; traced once for equal shapes."""
   B, N, _, H, d = qkv.shape
   products = 5 if rest else 2
   arrays = (qkv, *rest, out)

@@ -76,6 +76,18 @@ def move(cut, window, shift, x):
   Returns:
     The other of the two shapes.
   """
+  return call(cut, window, shift, x)
+
+
+move.defvjp(
+  lambda *given: (move(*given), None),
+  lambda cut, window, shift, _, g: (move(not cut, window, shift, g),),
+)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def call(cut, window, shift, x):
+  """Runs the kernel over blocks, for `move`; traced once for equal shapes."""
   x = jnp.moveaxis(x, 0, -1)
   *lengths, C, B = x.shape
   H, W = lengths if cut else (n * window for n in lengths[:2])
@@ -110,14 +122,3 @@ def move(cut, window, shift, x):
 
 def move_kernel(source, target):
   target[...] = source[...]
-
-
-def move_forward(cut, window, shift, x):
-  return move(cut, window, shift, x), None
-
-
-def move_backward(cut, window, shift, _, g):
-  return (move(not cut, window, shift, g),)
-
-
-move.defvjp(move_forward, move_backward)
