@@ -160,11 +160,11 @@ def call(kernel, scale, given, bias, mixing, g=None):
     inputs.append((bias, scores(*bias.shape[:2])))
   if mixing is not None:
     inputs.append((mixing, pl.BlockSpec(memory_space=pltpu.SMEM)))
-  by_token = functools.partial(pltpu.VMEM, dtype=jnp.float32)
-  some_rows = by_token((together, heads, d, LANES))
-  all_rows = by_token((M, heads, d, LANES))
-  by_channel = pltpu.VMEM((heads, d, Mp, LANES), jnp.float32)
-  some = pltpu.VMEM((together * heads, Mp, LANES), jnp.float32)
+  buffer = functools.partial(pltpu.VMEM, dtype=jnp.float32)
+  some_rows = buffer((together, heads, d, LANES))
+  all_rows = buffer((M, heads, d, LANES))
+  by_channel = buffer((heads, d, Mp, LANES))
+  some = buffer((heads, together, Mp, LANES))
   out = jax.ShapeDtypeStruct((W, N, H, d, B), given[-1].dtype)
   outputs = [(out, tokens(out))]
   scratch = [some_rows, by_channel, all_rows, some]
@@ -236,8 +236,7 @@ def load(ref):
 
 def load_rows(rows, block, first, count, scale=1.0):
   """Copies some tokens of a block (1, N, heads, d, L) to rows, in float32."""
-  for i in range(count):
-    rows[i] = block[0, first + i].astype(jnp.float32) * scale
+  rows[:count] = block[0, pl.ds(first, count)].astype(jnp.float32) * scale
 
 
 def store_by_channel(ref, x):
@@ -262,7 +261,7 @@ def store_by_token(ref, x):
 
 
 def products(rows, columns, count):
-  """rows · columns over the channels: a list of (Mp, L), queries by heads.
+  """rows · columns over the channels: (count, Mp, L) by head.
 
   Args:
     rows: by token, (count or more, heads, d, L).
@@ -270,44 +269,34 @@ def products(rows, columns, count):
     count: of the queries.
   """
   heads, d = columns.shape[:2]
-  sums = {}
-  for h in range(heads):
-    for c in range(d):
-      column = columns[h, c]
-      for i in range(count):
-        product = column * rows[i, h, c : c + 1]
-        sums[i, h] = product + sums[i, h] if c else product
-  return [[sums[i, h] for h in range(heads)] for i in range(count)]
+  return [
+    sum(columns[h, c : c + 1] * rows[:count, h, c : c + 1] for c in range(d))
+    for h in range(heads)
+  ]
 
 
 def combine(weights, rows, count):
-  """Σ_m weights[m] rows[m]: a list of (d, L), queries by heads.
+  """Σ_m weights[m] rows[m]: (count, d, L) by head.
 
   Args:
-    weights: (count · heads, Mp, L).
+    weights: (heads, count or more, Mp, L).
     rows: by token, (M, heads, d, L).
     count: of the queries.
   """
   M, heads = rows.shape[:2]
-  sums = {}
-  for h in range(heads):
-    for m in range(M):
-      row = rows[m, h]
-      for i in range(count):
-        product = row * weights[i * heads + h, m : m + 1]
-        sums[i, h] = product + sums[i, h] if m else product
-  return [[sums[i, h] for h in range(heads)] for i in range(count)]
+  return [
+    sum(weights[h, :count, m : m + 1] * rows[m : m + 1, h] for m in range(M))
+    for h in range(heads)
+  ]
 
 
 def add_outer(sums, rows, weights, count):
-  """sums[h, c] += Σ_i weights[i · heads + h] rows[i, h, c], by channel."""
+  """sums[h, c] += Σ_i weights[h, i] rows[i, h, c], by channel."""
   heads, d = sums.shape[:2]
   for h in range(heads):
     for c in range(d):
-      total = sums[h, c]
-      for i in range(count):
-        total += weights[i * heads + h] * rows[i, h, c : c + 1]
-      sums[h, c] = total
+      products = weights[h, :count] * rows[:count, h, c : c + 1]
+      sums[h, c] += jnp.sum(products, 0)
 
 
 def mix(scores, mixing, first, shift=None):
@@ -325,17 +314,17 @@ def mix_back(scores, mixing, first):
   return [sum(scores[g] * mixing[first + h, g] for g in heads) for h in heads]
 
 
-def softmax(scores, query, bias, M):
-  """The exponentials of scores (Mp, L), and 1 / their sum (1, L), by head."""
+def softmax(scores, first, bias, M):
+  """The exponentials of scores (count, Mp, L), and 1 / their sum, by head."""
   result = []
   for h, x in enumerate(scores):
     if bias is not None:
-      x += bias[0, min(h, bias.shape[1] - 1), query]
-    elif len(x) > M:
-      rows = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
-      x = jnp.where(rows < M, x, HIDDEN)
-    e = jnp.exp(x - jnp.max(x, 0, keepdims=True))
-    result.append((e, 1 / jnp.sum(e, 0, keepdims=True)))
+      x += bias[0, min(h, bias.shape[1] - 1), pl.ds(first, len(x))]
+    elif x.shape[1] > M:
+      keys = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+      x = jnp.where(keys < M, x, HIDDEN)
+    e = jnp.exp(x - jnp.max(x, 1, keepdims=True))
+    result.append((e, 1 / jnp.sum(e, 1, keepdims=True)))
   return result
 
 
@@ -363,20 +352,17 @@ def forward_kernel(scale, given, has_bias, has_mixing, *refs):
 
   def body(first, count):
     load_rows(rows, q, first, count, scale)
-    total = {}
-    for i, scores in enumerate(products(rows, columns, count)):
-      if has_mixing:
-        scores = mix(scores, mixing, 0)
-      found = softmax(scores, first + i, bias, M)
-      if has_mixing:
-        found = mix([e * r for e, r in found], mixing, heads, 2 * heads)
-        found = [(p, None) for p in found]
-      for h, (e, r) in enumerate(found):
-        weights[i * heads + h], total[i, h] = e, r
-    for i, by_head in enumerate(combine(weights, values, count)):
-      for h, x in enumerate(by_head):
-        x = x if has_mixing else x * total[i, h]
-        out[0, first + i, h] = x.astype(out.dtype)
+    scores = products(rows, columns, count)
+    if has_mixing:
+      scores = mix(scores, mixing, 0)
+    found = softmax(scores, first, bias, M)
+    if has_mixing:
+      found = mix([e * r for e, r in found], mixing, heads, 2 * heads)
+      found = [(p, 1.0) for p in found]
+    for h, (e, _) in enumerate(found):
+      weights[h, :count] = e
+    for h, x in enumerate(combine(weights, values, count)):
+      out[0, pl.ds(first, count), h] = (x * found[h][1]).astype(out.dtype)
 
   blocks(N, len(rows), body)
 
@@ -423,40 +409,35 @@ def backward_kernel(scale, given, has_bias, has_mixing, *refs):
   def body(first, count):
     load_rows(rows, q, first, count, scale)
     load_rows(grads, g, first, count)
-    for i, scores in enumerate(products(rows, k_columns, count)):
-      mixed = mix(scores, mixing, 0) if has_mixing else scores
-      found = softmax(mixed, first + i, bias, M)
-      for h, (e, r) in enumerate(found):
-        weights[i * heads + h] = e * r
+    scores = products(rows, k_columns, count)
+    mixed = mix(scores, mixing, 0) if has_mixing else scores
+    p = [e * r for e, r in softmax(mixed, first, bias, M)]
+    for h in range(heads):
+      weights[h, :count] = p[h]
       if has_mixing:
-        for h, x in enumerate(scores):
-          dscores[i * heads + h] = x
-    dweights = products(grads, v_columns, count)
-    for i, d in enumerate(dweights):
-      at = slice(i * heads, (i + 1) * heads)
-      p = [weights[j] for j in range(at.start, at.stop)]
-      if has_mixing:
-        add_mixing(heads, p, d)
-        add_mixing(2 * heads, [jnp.ones_like(p[0])], d)
-        used = mix(p, mixing, heads, 2 * heads)
-        for h in range(heads):
-          weights[at.start + h] = used[h]
-        d = mix_back(d, mixing, heads)
-      ds = [
-        x * (y - jnp.sum(x * y, 0, keepdims=True))
-        for x, y in zip(p, d, strict=True)
-      ]
-      if has_bias:
-        for h in range(heads):
-          dbias[0, h, first + i] += ds[h]
-      if has_mixing:
-        add_mixing(0, [dscores[j] for j in range(at.start, at.stop)], ds)
-        ds = mix_back(ds, mixing, 0)
+        dscores[h, :count] = scores[h]
+    d = products(grads, v_columns, count)
+    p = [weights[h, :count] for h in range(heads)]
+    if has_mixing:
+      add_mixing(heads, p, d)
+      add_mixing(2 * heads, [jnp.ones_like(p[0])], d)
+      for h, used in enumerate(mix(p, mixing, heads, 2 * heads)):
+        weights[h, :count] = used
+      d = mix_back(d, mixing, heads)
+    ds = [
+      x * (y - jnp.sum(x * y, 1, keepdims=True))
+      for x, y in zip(p, d, strict=True)
+    ]
+    if has_bias:
       for h in range(heads):
-        dscores[at.start + h] = ds[h]
-    for i, by_head in enumerate(combine(dscores, keys, count)):
-      for h, x in enumerate(by_head):
-        dq[0, first + i, h] = (x * scale).astype(dq.dtype)
+        dbias[0, h, pl.ds(first, count)] += ds[h]
+    if has_mixing:
+      add_mixing(0, [dscores[h, :count] for h in range(heads)], ds)
+      ds = mix_back(ds, mixing, 0)
+    for h in range(heads):
+      dscores[h, :count] = ds[h]
+    for h, x in enumerate(combine(dscores, keys, count)):
+      dq[0, pl.ds(first, count), h] = (x * scale).astype(dq.dtype)
     add_outer(dk_sums, rows, dscores, count)
     add_outer(dv_sums, grads, weights, count)
 
