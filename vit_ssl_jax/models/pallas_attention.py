@@ -229,11 +229,6 @@ def blocks(count, size, body):
     body(whole * size, count % size)
 
 
-def load(ref):
-  """A block (1, N, heads, d, L) -> by token, float32."""
-  return ref[0].astype(jnp.float32)
-
-
 def load_rows(rows, block, first, count, scale=1.0):
   """Copies some tokens of a block (1, N, heads, d, L) to rows, in float32."""
   rows[:count] = block[0, pl.ds(first, count)].astype(jnp.float32) * scale
@@ -348,7 +343,7 @@ def forward_kernel(scale, given, has_bias, has_mixing, *refs):
   out, rows, columns, values, weights = refs
   N, M, heads = q.shape[1], k.shape[1], q.shape[2]
   store_by_channel(columns, k)
-  values[...] = load(v)
+  load_rows(values, v, 0, M)
 
   def body(first, count):
     load_rows(rows, q, first, count, scale)
@@ -381,7 +376,7 @@ def backward_kernel(scale, given, has_bias, has_mixing, *refs):
   rows, grads, keys, k_columns, v_columns, dk_sums, dv_sums, *refs = refs
   dscores, weights = refs
   N, M, heads = q.shape[1], k.shape[1], q.shape[2]
-  keys[...] = load(k)
+  load_rows(keys, k, 0, M)
   store_by_channel(k_columns, k)
   store_by_channel(v_columns, v)
   dk_sums[...] = jnp.zeros_like(dk_sums)
