@@ -93,7 +93,7 @@ def call(cut, window, shift, x):
   H, W = lengths if cut else (n * window for n in lengths[:2])
   unit = math.gcd(window, shift)  # a block's side: never cut by an edge
   rows, columns, by = H // unit, W // unit, shift // unit
-  per = window // unit
+  per = window // unit  # blocks a side of a window
   views = min(VIEWS, B)
   tokens = pl.BlockSpec(
     (unit, unit, C, views),
