@@ -36,7 +36,6 @@ def test_to_windows_and_back(shape, window, shift, monkeypatch):
     return cut(x, fast), y, *pull(g)
 
   expected = results(False)
-  monkeypatch.setattr(kernels, "platform", lambda: "tpu")
   monkeypatch.setattr(kernels, "many_on_tpu", lambda batch: True)
   with pltpu.force_tpu_interpret_mode():
     found = results(True)
