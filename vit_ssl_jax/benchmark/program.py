@@ -159,11 +159,11 @@ def collective_bytes(line, chips):
 
 
 def kernel_cycles(folder):
-  """Cycles of the attention kernels that were compiled, by their names.
+  """Cycles of our kernels that were compiled, by their names.
 
   The TPU's instructions are scheduled when a kernel is compiled, one bundle a
-  cycle. The outer of two loops runs over the grid, the inner over queries; the
-  kernel's name says how often.
+  cycle. The outer of two loops runs over the grid, the inner, if any, over
+  queries; the kernel's name says how often.
 
   Args:
     folder: with the compiler's files.
