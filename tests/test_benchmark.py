@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from vit_ssl_jax.benchmark import __main__ as benchmark
+from vit_ssl_jax.benchmark import __main__ as benchmark, steps
 
 TINY = ["--dataset=digits", "--batch_size=4", "--steps=1", "--rounds=2"]
 TINY += [
@@ -62,6 +62,8 @@ def test_figures_and_trace_without_tensorflow(tmp_path):
     (["--config.model.depth=deep"], "--config.model.depth=deep: "),
     (["--config.model=3"], "--config.model=3: "),
     (["--config.epochs"], "unrecognized arguments: --config.epochs"),
+    (["--step=3"], "unrecognized arguments: --step=3"),
+    (["--chips=x"], "--chips: invalid numbers value: 'x'"),
     (["--config.accumulate_steps=0"], "accumulate_steps=0 has to be"),
     (["--dataset=folder:/x"], "possible are cifar10, "),
   ],
@@ -78,8 +80,15 @@ def test_arguments_that_make_no_sense(arguments, words, capsys):
 
 
 def test_values_are_numbers_tuples_or_text():
-  given = "optim.learning_rate=1e-3", "views.global_scale=(0.5, 1.0)", "dtype="
-  _, settings = benchmark.parse(
-    [f"--config.{x}" for x in (*given, "remat=true")]
+  args, settings = benchmark.parse(
+    [
+      "--config.optim.learning_rate=1e-3",
+      "--config.views.global_scale=(0.5, 1.0)",
+      "--config.dtype=bfloat16",
+      "--config.remat=true",
+    ]
   )
-  assert list(settings.values()) == [1e-3, (0.5, 1.0), "", True]
+  config = steps.make_config("pretrain", "vit", args, settings)
+  assert config.optim.learning_rate == 1e-3
+  assert config.views.global_scale == (0.5, 1.0)
+  assert (config.dtype, config.remat) == ("bfloat16", True)

@@ -112,16 +112,13 @@ def test_a_loop_counts_as_often_as_it_runs(tmp_path):
   assert found["link_bytes"] == 2 * 32 // 2
 
 
-def test_lookups_count_by_their_instructions(tmp_path):
+def test_lookups_have_no_time_and_are_counted(tmp_path):
   line = "  %gather_fusion.2 = s32[8] fusion(%p), kind=kCustom, calls=%c"
-  file = tmp_path / "17-gather_fusion.2-01-final_bundles.txt"
-  file.write_text(
-    "  0x1   :  { %1 = start }\n  0x2 LB: > { %2 = a }\niteration_bounds: (50)"
-    "\n  0x3   : >> { %3 = b }\n"
-  )
   seconds = program.tpu_seconds(tmp_path, clock=1e6, bandwidth=1e9)
-  assert seconds(line) == pytest.approx(100e-6)
-  assert seconds(line.replace(".2", ".3")) == 0
+  text = PROGRAM.replace("  %x =", f"{line}\n  %x =")
+  found = program.figures(text, seconds, chips=2)
+  assert found["lookups"] == 9
+  assert found["estimated_ms"] == pytest.approx(1.5)
 
 
 def test_a_kernel_takes_its_instructions_or_its_bytes(tmp_path):

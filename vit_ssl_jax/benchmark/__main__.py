@@ -1,7 +1,6 @@
 """Measures the throughput of a stage's training step, or estimates it.
 
   python -m vit_ssl_jax.benchmark --arch=vit --stage=pretrain --batch_size=512
-  python -m vit_ssl_jax.benchmark --stage=finetune --config.model.depth=6 --json
   python -m vit_ssl_jax.benchmark --steps=3 --rounds=1 --trace=/tmp/trace
   python -m vit_ssl_jax.benchmark --compile_for=v5e:2x4,h100 --chips=1,8
 
@@ -17,16 +16,14 @@ With --compile_for the step is compiled for devices that need not be there, in
 bfloat16, and what follows is an estimate, not a measurement. It needs
 `pip install "jax[tpu]"` (v5e, v5p, v6e) or `"jax[cuda13]"` (h100).
 
-  estimated_ms       TPU: the compiler's cycles of all operations, and the
-                     scheduled instructions of our kernels, gathers and
-                     scatters; H100: a lower bound, the bytes of all kernels
-                     over the bandwidth
-  compile_seconds    TPU: while it writes those instructions to files, which
-                     takes about as long again
+  estimated_ms       TPU: the compiler's cycles, and the scheduled instructions
+                     of our kernels; H100: a lower bound, the bytes of all
+                     kernels over the bandwidth; parts_ms has it by parts
+  lookups            gathers and scatters, whose time is not in it on a TPU
+  compile_seconds    TPU: about twice as long as without its files for this
   fits               whether it fits into the memory of each chip
   share_of_peak      of the chip's products in bfloat16
   link_bytes         sent by each chip to others in a step
-  parts_ms           the estimate by parts of the step
 """
 
 import ast
@@ -72,18 +69,16 @@ def estimate(args, settings):
   # Before JAX looks for devices: the TPU's compiler reads its flags once.
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_compilation_cache", False)
-  parallel = args.parallel.split(",")
   configs = [
     steps.make_config(stage, arch, args, settings)
     for arch in (args.arch.split(",") if args.arch else ARCHITECTURES)
     for stage in ([args.stage] if args.stage else steps.STAGES)
   ]
   cases = [
-    case
-    for case in itertools.product(
-      args.compile_for.split(","), configs, args.chips, parallel
-    )
-    if case[2] > 1 or case[3] == parallel[0]
+    (target, config, chips, parallel)
+    for target in args.compile_for.split(",")
+    for config, chips in itertools.product(configs, args.chips)
+    for parallel in args.parallel.split(",")[: None if chips > 1 else 1]
   ]
   for case in cases:
     compiled.check(*case)
@@ -97,12 +92,12 @@ def estimate(args, settings):
     print(compiled.table(rows))
 
 
-def parse(argv=None):
-  """Parses the arguments.
+def numbers(text):
+  return [int(x) for x in text.split(",")]
 
-  Returns:
-    The arguments, and the values of --config.KEY=VALUE by their keys.
-  """
+
+def parse(argv=None):
+  """The arguments, and the values of --config.KEY=VALUE by their keys."""
   parser = Parser(
     prog="python -m vit_ssl_jax.benchmark",
     usage="%(prog)s [options] [--config.KEY=VALUE ...]",
@@ -115,33 +110,26 @@ def parse(argv=None):
   )
   option("--dataset", default="cifar10", help="whose recipe; %(default)s")
   option("--batch_size", type=int, help="global; the recipe's")
-  dtypes = ["auto", "float32", "bfloat16"]
-  option("--dtype", default="auto", choices=dtypes, help="of the model's body")
   option("--steps", type=int, default=10, help="of a round; %(default)s")
   option("--rounds", type=int, default=5, help="%(default)s")
   option("--trace", metavar="FOLDER", help="a trace of the rounds, for XProf")
   option("--json", action="store_true", help="lines of JSON, not a table")
-  targets = ", ".join(compiled.CHIPS)
-  option(
-    "--compile_for", metavar="TARGET,…", help=f"such as v5e:2x4; {targets}"
-  )
+  targets = f"such as v5e:2x4; {', '.join(compiled.CHIPS)}"
+  option("--compile_for", metavar="TARGET,…", help=targets)
   option("--chips", type=numbers, default=[1], help="such as 1,8,64,256; 1")
   option("--parallel", default="data,fsdp", help="%(default)s, for --chips > 1")
   args, rest = parser.parse_known_args(argv)
   settings = {}
   for argument in rest:
-    key, equals, value = argument.removeprefix(steps.SETTING).partition("=")
-    if not (argument.startswith(steps.SETTING) and equals):
+    key, equals, value = argument.partition("=")
+    if not (equals and key.startswith("--config.")):
       parser.error(f"unrecognized arguments: {argument}")
     try:
-      settings[key] = ast.literal_eval(value)
+      value = ast.literal_eval(value)
     except (ValueError, SyntaxError):  # it is text
-      settings[key] = {"true": True, "false": False}.get(value.lower(), value)
+      value = {"true": True, "false": False}.get(value.lower(), value)
+    settings[key.removeprefix("--config.")] = value
   return args, settings
-
-
-def numbers(text):
-  return [int(x) for x in text.split(",")]
 
 
 if __name__ == "__main__":

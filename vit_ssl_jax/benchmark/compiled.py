@@ -48,14 +48,13 @@ ENVIRONMENT = {
   "TPU_WORKER_HOSTNAMES": "localhost",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def find(target, chips):
-  """A chip's name and a topology that has enough of them.
+  """A chip's name and the smallest topology that has enough of them.
 
   Args:
-    target: such as "v5e:2x4", or "v5e" for the smallest that does.
+    target: such as "v5e", or "v5e:2x4" for this topology alone.
     chips: how many.
 
   Raises:
@@ -67,12 +66,11 @@ def find(target, chips):
       f"--compile_for={target}: possible are {', '.join(CHIPS)}, and a topology"
       " looks like v5e:2x4"
     )
-  possible = [given] if given else CHIPS[name].topologies
-  sizes = {x: math.prod(map(int, x.split("x"))) for x in possible}
-  most = max(sizes.values())
-  if not 1 <= chips <= most:
-    raise UserError(f"--chips={chips}: {target} has 1 to {most} here")
-  return name, next(x for x in possible if sizes[x] >= chips)
+  for topology in [given] if given else CHIPS[name].topologies:
+    most = math.prod(map(int, topology.split("x")))
+    if 1 <= chips <= most:
+      return name, topology
+  raise UserError(f"--chips={chips}: {target} has 1 to {most} here")
 
 
 def check(target, config, chips, parallel):
@@ -153,7 +151,7 @@ def compile_step(target, config, chips, parallel="data"):
     The figures, a dict that JSON can hold; see the command's help.
   """
   name, topology = find(target, chips)
-  chip = CHIPS[name]
+  chip, folder = CHIPS[name], Path(set_flags().name)
   config = config.copy_and_resolve_references()
   if config.dtype == "auto":
     config.dtype = "bfloat16"
@@ -174,7 +172,6 @@ def compile_step(target, config, chips, parallel="data"):
   traced, _, _ = trial.trace(config, make_stage, steps.CLASSES, mesh)
   with jax.set_mesh(mesh):
     lowered = traced.lower()
-  folder = Path(set_flags().name)
   for left in folder.iterdir():  # of another step
     left.unlink()
   began = time.perf_counter()
@@ -184,8 +181,8 @@ def compile_step(target, config, chips, parallel="data"):
     used = re.search(r"(?:Used |\()([\d.]+)([KMG])(?: of|\) exceeds)", str(e))
     if "RESOURCE_EXHAUSTED" not in str(e) or not used:
       raise
-    memory = int(float(used[1]) * UNITS[used[2]])
-    return figures | {"fits": False, "memory_bytes": memory}
+    memory = float(used[1]) * 2 ** (10 * " KMG".index(used[2]))
+    return figures | {"fits": False, "memory_bytes": int(memory)}
   figures["compile_seconds"] = time.perf_counter() - began
   memory = steps.memory_bytes(compiled)
   figures |= {"fits": memory <= chip.memory, "memory_bytes": memory}
@@ -207,13 +204,12 @@ def table(rows):
   columns = (
     "target", "arch", "stage", "parallel", "chips", "batch_size", "fits",
     "GB", "estimated_ms", "images_per_second", "share_of_peak", "link_bytes",
-    "compile_seconds", "parts_ms",
+    "compile_seconds", "costliest",
   )  # fmt: skip
-
-  def line(row):
+  lines = []
+  for row in rows:
     parts = list(row.get("parts_ms", {}).items())[:4]
-    shown = ", ".join(f"{name} {ms:.1f}" for name, ms in parts)
-    shown = row | {"GB": row["memory_bytes"] / 1e9, "parts_ms": shown}
-    return map(shown.get, columns)
-
-  return tables.table(columns, map(line, rows))
+    costliest = ", ".join(f"{name} {ms:.1f}" for name, ms in parts)
+    row = row | {"GB": row["memory_bytes"] / 1e9, "costliest": costliest}
+    lines.append([row.get(x) for x in columns])
+  return tables.table(columns, lines)

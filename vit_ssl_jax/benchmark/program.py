@@ -24,8 +24,6 @@ COLLECTIVES = {
   "all-to-all": lambda n: (n - 1) / n,
   "collective-permute": lambda n: 1,
 }
-# Of models.pallas_attention and models.windows.
-KERNEL = r"(?:forward|backward|move)_kernel_\d+x\d+"
 NO_WORK = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
 
 
@@ -38,18 +36,19 @@ def figures(text, seconds, chips):
     chips: how many it is for, all of which take part in each collective.
 
   Returns:
-    The dict of estimated_ms, link_bytes and parts_ms.
+    The dict of estimated_ms, lookups, link_bytes and parts_ms.
   """
-  parts, links = collections.Counter(), 0.0
+  parts, links, lookups = collections.Counter(), 0.0, 0
   for line, times in operations(text):
-    sent = collective_bytes(line, chips)
+    sent = times * collective_bytes(line, chips)
     name = re.search(r'op_name="([^"]*)"', line)
     part = next((x for k, x in PARTS.items() if name and k in name[1]), "other")
-    part = "collectives" if sent else part
-    parts[part] += 1e3 * times * seconds(line)
-    links += times * sent
+    parts["collectives" if sent else part] += 1e3 * times * seconds(line)
+    links += sent
+    lookups += times * bool(re.match(r"\s*(ROOT )?%(gather|scatter)", line))
   return {
     "estimated_ms": sum(parts.values()),
+    "lookups": lookups,
     "link_bytes": round(links),
     "parts_ms": dict(parts.most_common()),
   }
@@ -59,6 +58,7 @@ def tpu_seconds(schedules, clock, bandwidth):
   """The time of a TPU's operation: (line) -> seconds.
 
   A kernel of ours takes its instructions, or what it writes and reads at least.
+  Gathers and scatters take none: the compiler says nothing of them.
 
   Args:
     schedules: the folder with the kernels' instructions.
@@ -68,15 +68,11 @@ def tpu_seconds(schedules, clock, bandwidth):
   kernels = kernel_cycles(schedules)
 
   def seconds(line):
-    kernel = re.search(rf"%\w*?({KERNEL})\S* = .*tpu_custom_call", line)
+    if kernel := re.search(r"%(\w+_kernel_\w+)\S* = (.*?) custom-call", line):
+      moved = 2 * size_of(kernel[2])
+      return max(kernels[kernel[1]] / clock, moved / bandwidth)
     cycles = re.search(r'estimated_cycles":"(\d+)"', line)
-    found = 0
-    if kernel:
-      moved = 2 * size_of(line.split("custom-call")[0])
-      found = max(kernels[kernel[1]], moved / bandwidth * clock)
-    if lookup := re.match(r"\s*(?:ROOT )?%((?:gather|scatter)[\w.]*) = ", line):
-      found = lookup_cycles(schedules, lookup[1])
-    return (found + (int(cycles[1]) if cycles else 0)) / clock
+    return int(cycles[1]) / clock if cycles else 0
 
   return seconds
 
@@ -110,8 +106,7 @@ def operations(text):
   """(line, how often it runs) of a program's entry and its loops."""
   bodies, entry = {}, None
   for line in text.splitlines():
-    start = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
-    if start and not line.startswith(" "):
+    if start := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
       lines = bodies.setdefault(start[2], [])
       entry = start[2] if start[1] else entry
     elif line.startswith("  ") and bodies:
@@ -119,8 +114,7 @@ def operations(text):
 
   def trips(line):
     """How often a loop runs: the constant that its counter stays below."""
-    known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-    if known:
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
       return int(known[1])
     condition = bodies[re.search(r"condition=%?([\w.\-]+)", line)[1]]
     limits = re.findall(r" s32\[\]\S* constant\((\d+)\)", "\n".join(condition))
@@ -170,34 +164,14 @@ def kernel_cycles(folder):
   """
   found = collections.Counter()
   for file in folder.glob("*-final_bundles.txt"):
-    named = re.search(KERNEL, file.name)
-    if named:
-      depth = bundles(file.read_text())
-      outer, inner = map(int, re.findall(r"\d+", named[0]))
+    if named := re.search(r"\w+_kernel_(\d+)x(\d+)", file.name):
+      bundle = r"^ *0x[0-9a-f]+ +\w* *: *([> ]*)\{"
+      loops = re.findall(bundle, file.read_text(), re.MULTILINE)
+      depth = collections.Counter(x.count(">") for x in loops)
+      outer, inner = map(int, named.groups())
       cycles = depth[0] + outer * (depth[1] + inner * depth[2])
       found[named[0]] = max(found[named[0]], cycles)
   return dict(found)
-
-
-def lookup_cycles(folder, name):
-  """The least cycles of a gather or scatter, of which the compiler says none.
-
-  Its instructions stand in a file, with how often the outer loop runs. One that
-  is compiled like another has no file, and counts nothing.
-  """
-  found = 0
-  for file in folder.glob(f"*-{name}-01-final_bundles.txt"):
-    text = file.read_text()
-    loops = re.findall(r"iteration_bounds: \((\d+)\)", text)
-    depth = bundles(text)
-    found = (depth.total() - depth[0]) * max(map(int, loops), default=1)
-  return found
-
-
-def bundles(text):
-  """How many bundles of instructions lie how deep in loops."""
-  found = re.findall(r"^ *0x[0-9a-f]+ +\w* *: *([> ]*)\{", text, re.MULTILINE)
-  return collections.Counter(x.count(">") for x in found)
 
 
 def flops(jaxpr):
@@ -218,10 +192,9 @@ def flops(jaxpr):
       total += given["cost_estimate"].flops
     else:
       inner = [flops(x) for x in jaxprs_in_params(given)]
-      times = given.get("length", 1) if name == "scan" else 1
-      if name == "shard_map":
-        times = given["mesh"].size
       if "branches_platforms" in given:  # a form for each; the last is plain
         inner = inner[-1:]
+      times = given.get("length", 1) if name == "scan" else 1
+      times = given["mesh"].size if name == "shard_map" else times
       total += times * (max(inner, default=0) if name == "cond" else sum(inner))
   return total

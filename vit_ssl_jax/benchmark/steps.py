@@ -13,7 +13,6 @@ from vit_ssl_jax.recipes import own
 from vit_ssl_jax.run import schema
 from vit_ssl_jax.train import finetune, pretrain, trial
 
-SETTING = "--config."
 CLASSES = 10
 WARM_UP = 2  # steps before any is timed
 STAGES = {"pretrain": pretrain, "finetune": finetune}
@@ -22,6 +21,11 @@ STAGES = {"pretrain": pretrain, "finetune": finetune}
 def make_config(stage, arch, args, settings):
   """A stage's recipe for --dataset, with some of its values changed.
 
+  Args:
+    stage, arch: which.
+    args: with dataset and batch_size.
+    settings: a dict of values by their keys.
+
   Raises:
     UserError: there is no such recipe, key or value.
   """
@@ -29,13 +33,13 @@ def make_config(stage, arch, args, settings):
     config = recipes.get(stage, f"{arch},{args.dataset}").lock()
   except ValueError as e:
     raise UserError(str(e)) from e
-  config.update(dtype=args.dtype, mean=(0.5,) * 3, std=(0.25,) * 3)
+  config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   config.batch_size = args.batch_size or config.batch_size
   for key, value in settings.items():
     try:
       config.update_from_flattened_dict({key: value})
     except (AttributeError, KeyError, TypeError, ValueError) as e:
-      raise UserError(f"{SETTING}{key}={value}: {e}") from e
+      raise UserError(f"--config.{key}={value}: {e}") from e
   if own.is_open(config):
     raise UserError(
       f"--dataset={args.dataset} has no recipe without its images: possible are"
