@@ -20,7 +20,8 @@ bfloat16, and what follows is an estimate, not a measurement. It needs
                      of our kernels; H100: a lower bound, the bytes of all
                      kernels over the bandwidth; parts_ms has it by parts
   lookups            gathers and scatters, whose time is not in it on a TPU
-  compile_seconds    TPU: about twice as long as without its files for this
+  compile_seconds    TPU: about twice as long as in training, for it writes the
+                     instructions to files
   fits               whether it fits into the memory of each chip
   share_of_peak      of the chip's products in bfloat16
   link_bytes         sent by each chip to others in a step
