@@ -9,7 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from vit_ssl_jax.models import pallas_attention, triton_attention
+from vit_ssl_jax.models import (
+  matrix_attention,
+  pallas_attention,
+  triton_attention,
+)
 
 
 def platform():
@@ -117,6 +121,12 @@ def self_attention(qkv, heads, bias=None, scale=1.0, fast=True):
   Returns:
     (..., N, heads, D / heads).
   """
+  if fast and bias is None and matrix_applies(qkv, heads):
+    kernel = functools.partial(
+      matrix_attention.self_attention, heads=heads, scale=scale
+    )
+    out = on_each_device(kernel, (qkv,))
+    return out.reshape(*out.shape[:-1], heads, -1)
   q, k, v = split_heads(qkv, heads)
   if fast and pallas_applies(q, k):
     kernel = functools.partial(pallas_attention.self_attention, scale=scale)
@@ -237,6 +247,23 @@ def mix_heads(x, kernel, bias):
   """(..., heads, N, M) -> the same in float32, with heads mixed."""
   y = jnp.einsum("...hnm,hg->...gnm", x.astype(jnp.float32), kernel)
   return y + bias.reshape(*[1] * (y.ndim - 3), -1, 1, 1)
+
+
+def matrix_applies(qkv, heads):
+  """Whether the kernel for a TPU's matrix unit can be used, and pays.
+
+  It takes as long for each view. The other takes as long for 128 views as for
+  a few, and is faster for many views of few tokens.
+
+  Args:
+    qkv: of `self_attention`.
+    heads: how many.
+  """
+  if platform() != "tpu" or qkv.ndim != 3 or qkv.dtype != jnp.bfloat16:
+    return False
+  views, N, D = len(qkv) // mesh_size(), qkv.shape[1], qkv.shape[2] // 3
+  pays = N > 32 or views < pallas_attention.LANES // 2
+  return pays and divides(len(qkv)) and matrix_attention.fits(N, heads, D)
 
 
 def pallas_applies(q, k, heads=1):

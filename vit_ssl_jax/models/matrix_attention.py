@@ -1,0 +1,323 @@
+"""Attention on a TPU's matrix unit, as a Pallas kernel.
+
+It takes views one by one and keeps their scores in the chip's memory. Scores
+are transposed, (keys, queries), and those of several heads lie side by side in
+the 128 lanes: queries of which all channels but one head's are zero give its
+scores in one product, and multiplications with zeros are what the matrix unit
+has to spare. Softmax then sums over rows, without a shuffle of lanes.
+
+Arrays are (N, B, D): tokens, views, channels. XLA's products write and read
+this order as fast as their own.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+SUBLANES = 8
+VIEWS = 8  # in a block
+REST = 2  # the most queries outside of slots
+LOG2E = math.log2(math.e)
+HIDDEN = -1e30  # the score of a token that is padding
+VMEM = 60 * 2**20  # bytes
+
+
+class Tile(NamedTuple):
+  """Heads whose channels lie in the same 128 lanes."""
+
+  first: int  # channel
+  d: int  # channels of a head
+  groups: list  # of heads by their numbers here, whose scores share lanes
+  slot: int  # lanes for a head's scores
+  rest: range  # queries that no slot has room for, such as the last of 65
+
+  @property
+  def channels(self):
+    return slice(self.first, self.first + self.d * sum(map(len, self.groups)))
+
+
+def self_attention(qkv, heads, scale=1.0):
+  """As `kernels.self_attention`, of sequences that `fits` allows.
+
+  Products round their operands to bfloat16 on a TPU.
+
+  Args:
+    qkv: (B, N, 3 · D).
+    heads: how many.
+    scale: a number.
+
+  Returns:
+    (B, N, D).
+  """
+  return jnp.swapaxes(attend(jnp.swapaxes(qkv, 0, 1), heads, scale), 0, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def attend(qkv, heads, scale):
+  """(N, B, 3 · D) -> (N, B, D)."""
+  return call(forward_kernel, heads, scale, qkv)
+
+
+def attend_forward(qkv, heads, scale):
+  return attend(qkv, heads, scale), qkv
+
+
+def attend_backward(heads, scale, qkv, g):
+  return (call(backward_kernel, heads, scale, qkv, g),)
+
+
+attend.defvjp(attend_forward, attend_backward)
+
+
+def fits(N, heads, D):
+  """Whether the kernel takes N tokens of D channels."""
+  d = D // heads
+  rows = rows_of(N) * (VIEWS + 1)
+  scratch = 4 * rows * LANES * sum(math.ceil(n * D / LANES) for n in (3, 1, 3))
+  blocks = 2 * 2 * rows * 7 * D
+  return (
+    N <= LANES + REST
+    and d % SUBLANES == LANES % d == 0
+    and scratch + blocks < VMEM
+  )
+
+
+def slot_of(N):
+  """Lanes for the scores of N queries: few queries may be left over."""
+  slot = 2 ** (N.bit_length() - 1)
+  return slot if N - slot <= REST else 2 * slot
+
+
+def rows_of(N):
+  """Rows for N tokens and for a slot's queries."""
+  return max(N + -N % SUBLANES, slot_of(N))
+
+
+def tiles_of(N, heads, D):
+  """All heads, as a list of tiles."""
+  d, slot, tiles = D // heads, slot_of(N), []
+  for first in range(0, D, LANES):
+    count = min(LANES, D - first) // d
+    side_by_side = math.gcd(LANES // slot, count)
+    groups = count // side_by_side
+    # Neighbours are in different groups, so that a slot's are neighbours.
+    groups = [list(range(i, count, groups)) for i in range(groups)]
+    tiles.append(Tile(first, d, groups, slot, range(slot, N)))
+  return tiles
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def call(kernel, heads, scale, *arrays):
+  """Runs a kernel over blocks of views; a model's blocks share its trace."""
+  N, B, D = arrays[0].shape
+  D //= 3
+  views = min(VIEWS, B)
+  grid = pl.cdiv(B, views)
+  out = D if kernel is forward_kernel else 3 * D
+  widths = [x.shape[2] for x in arrays]
+  products = 2 if kernel is forward_kernel else 5
+  dtype = arrays[0].dtype
+
+  def block(width):
+    return pl.BlockSpec((N, views, width), lambda i: (0, i, 0))
+
+  def scratch(width):
+    rows = rows_of(N) * (views + 1)
+    return pltpu.VMEM((pl.cdiv(width, LANES), rows, LANES), jnp.float32)
+
+  return pl.pallas_call(
+    functools.partial(kernel, tiles_of(N, heads, D), scale),
+    out_shape=jax.ShapeDtypeStruct((N, B, out), dtype),
+    # What the estimate of its time needs: how often its loops run.
+    name=f"matrix_{kernel.__name__}_{grid}x1",
+    grid=(grid,),
+    in_specs=[block(width) for width in widths],
+    out_specs=block(out),
+    scratch_shapes=[scratch(width) for width in (*widths, out)],
+    compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM),
+    cost_estimate=pl.CostEstimate(
+      flops=2 * products * B * N * N * D,
+      transcendentals=B * heads * N * N,
+      bytes_accessed=B * N * (sum(widths) + out) * dtype.itemsize,
+    ),
+  )(*arrays)
+
+
+def forward_kernel(tiles, scale, qkv, out, given, found):
+  """o = softmax(scale q kᵀ) v, step by step for all views."""
+  N, views, D = out.shape
+  read_block(qkv, given)
+  parts = cut(given, views, tiles, 3)
+  scores = [
+    products(columns(q * scale * LOG2E, t), k) for t, q, k, _ in parts
+  ]
+  softmaxes = [softmax(x, N) for x in scores]
+  o = [
+    (combine(weights, v, t, factors),)
+    for (t, _, _, v), (weights, factors) in zip(parts, softmaxes, strict=True)
+  ]
+  join(found, views, o, N)
+  write_block(out, found)
+
+
+def backward_kernel(tiles, scale, qkv, g, out, given, grads, found):
+  """The gradients of q, k and v, step by step for all views."""
+  N, views, D = g.shape
+  read_block(qkv, given)
+  read_block(g, grads)
+  begun = []
+  for (t, q, k, v), (_, do) in zip(
+    cut(given, views, tiles, 3), cut(grads, views, tiles, 1), strict=True
+  ):
+    q *= scale * LOG2E
+    of_q, of_do = columns(q, t), columns(do, t)
+    scores, dweights = products(of_q, k), products(of_do, v)
+    begun.append((t, q, k, do, of_q, of_do, scores, dweights))
+  found_ = []
+  for t, q, k, do, of_q, of_do, scores, dweights in begun:
+    p = [e * r for e, r in zip(*softmax(scores, N), strict=True)]
+    ds = [
+      x * (y - jnp.sum(x * y, 0, keepdims=True))
+      for x, y in zip(p, dweights, strict=True)
+    ]
+    dq = combine(ds, k, t) * scale
+    dk = spread(ds, of_q, q, t) / LOG2E
+    dv = spread(p, of_do, do, t)
+    found_.append((dq, dk, dv))
+  join(found, views, found_, N)
+  write_block(out, found)
+
+
+def cut(ref, views, tiles, thirds):
+  """[(tile, each third's array (R, W))] of views, each tile by tile."""
+  D, parts = tiles[-1].channels.stop, []
+  for view in range(views):
+    rows = pl.ds(view, ref.shape[1] // (views + 1), views + 1)
+    x = jnp.concatenate([ref.at[i][rows, :] for i in range(len(ref))], 1)
+    for t in tiles:
+      arrays = [x[:, i * D : (i + 1) * D][:, t.channels] for i in range(thirds)]
+      parts.append((t, *arrays))
+  return parts
+
+
+def join(ref, views, parts, N):
+  """The inverse of `cut`: parts are [each third's array (N or more, W)]."""
+  each = len(parts) // views
+  for view in range(views):
+    of_view = parts[view * each : (view + 1) * each]
+    x = jnp.concatenate([x[:N] for third in zip(*of_view) for x in third], 1)
+    for i, lanes, w in lane_tiles(x.shape[1]):
+      ref.at[i][pl.ds(view, N, views + 1), :w] = x[:, lanes]
+
+
+def columns(x, tile):
+  """Queries (R, D) as the matrices whose products with keys are scores.
+
+  Returns:
+    For each group (heads · slot, W): a row for each head and query, zero but
+    for the head's channels; then for each query of the rest (W, W): a row for
+    each channel, so that its scores come once for each channel of a head.
+  """
+  W = x.shape[1]
+  head = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, (W, W), 1), tile.d)
+  row = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, (W, W), 0), tile.d)
+  queries = x[: tile.slot]
+  found = [
+    jnp.concatenate([jnp.where(head[:1] == h, queries, 0.0) for h in group])
+    for group in tile.groups
+  ]
+  return found + [jnp.where(head == row, x[n : n + 1], 0.0) for n in tile.rest]
+
+
+def products(columns, k):
+  """Transposed scores of keys (R, D): a list of (R, heads · slot or W)."""
+  return [dot(k, x, ((1,), (1,))) for x in columns]
+
+
+def softmax(scores, N):
+  """2 to the power of the scores, and 1 / its sum over N keys: two lists."""
+  weights, factors = [], []
+  for x in scores:
+    keys = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+    x = jnp.where(keys < N, x, HIDDEN)
+    e = jnp.exp2(x - jnp.max(x, 0, keepdims=True))
+    weights.append(e)
+    factors.append(1 / jnp.sum(e, 0, keepdims=True))
+  return weights, factors
+
+
+def combine(weights, x, tile, factors=None):
+  """Σ_m weights[m, query] x[m] factors[query]: (queries, W) of x (R, D)."""
+  d, slot, count = tile.d, tile.slot, len(tile.groups)
+  transposed, found = x.T, []
+  for group, w in zip(tile.groups, weights[:count], strict=True):
+    rows = [transposed[h * d : (h + 1) * d] for h in group]
+    # Only the blocks on the diagonal are of a head and its own scores.
+    every = dot(jnp.concatenate(rows), w, ((1,), (0,)))
+    lane = jax.lax.broadcasted_iota(jnp.int32, (d, w.shape[1]), 1)
+    y = every[:d]
+    for i in range(1, len(group)):
+      y = jnp.where(lane < i * slot, y, every[i * d : (i + 1) * d])
+    found.append(y)
+  rest = [jnp.sum(w * x, 0, keepdims=True) for w in weights[count:]]
+  if factors is not None:
+    *found, = [y * r for y, r in zip(found, factors[:count])]
+    rest = [y * r for y, r in zip(rest, factors[count:])]
+  y = jnp.concatenate(found).T
+  slots = [y[i : i + slot] for i in range(0, len(y), slot)]
+  return jnp.concatenate([jnp.concatenate(slots, 1), *rest])
+
+
+def spread(weights, columns, x, tile):
+  """Σ_query weights[m, query] x[query]: (R, W), with `columns` of x (R, D)."""
+  count = len(tile.groups)
+  y = dot(
+    jnp.concatenate(weights[:count], 1),
+    jnp.concatenate(columns[:count]),
+    ((1,), (0,)),
+  )
+  for n, w in zip(tile.rest, weights[count:], strict=True):
+    y += w * x[n : n + 1]
+  return y
+
+
+def dot(x, y, axes):
+  """A product over these axes, in float32."""
+  return jax.lax.dot_general(x, y, (axes, ((), ())))
+
+
+def read_block(block, ref):
+  """Copies a block (N, views, width) to tiles (i, N · (views + 1), 128).
+
+  Tokens are views + 1 rows apart, for a view's tokens then lie in different
+  banks of the memory. Rows for tokens that are padding are zero.
+  """
+  N, views, width = block.shape
+  padding = slice(N * (views + 1), ref.shape[1])
+  ref[:, padding] = jnp.zeros_like(ref[:, padding])
+  for n in range(N):
+    for i, lanes, w in lane_tiles(width):
+      x = block[n, :, lanes].astype(jnp.float32)
+      ref.at[i][pl.ds(n * (views + 1), views), :w] = x
+
+
+def write_block(block, ref):
+  """Copies back what `read_block` has copied."""
+  N, views, width = block.shape
+  for n in range(N):
+    for i, lanes, w in lane_tiles(width):
+      x = ref.at[i][pl.ds(n * (views + 1), views), :w]
+      block[n, :, lanes] = x.astype(block.dtype)
+
+
+def lane_tiles(width):
+  """(number, slice of lanes, how many) for each 128 lanes."""
+  for i in range(pl.cdiv(width, LANES)):
+    end = min((i + 1) * LANES, width)
+    yield i, slice(i * LANES, end), end - i * LANES
