@@ -20,6 +20,10 @@ def attend(q, k, v):
   return kernels.attention(q, k, v, scale=0.25)
 
 
+def attend_one_by_one(qkv, *_):
+  return kernels.self_attention(qkv, 4, scale=0.25)
+
+
 def shift(x, *_):
   x = windows.to_windows(x, 4, 2, fast=True)
   return windows.from_windows(jnp.sin(x), 8, 8, 4, 2, fast=True)
@@ -27,7 +31,12 @@ def shift(x, *_):
 
 @pytest.mark.parametrize("chip", TOPOLOGIES)
 @pytest.mark.parametrize(
-  ("function", "shape"), [(attend, (256, 17, 2, 16)), (shift, (256, 8, 8, 16))]
+  ("function", "shape"),
+  [
+    (attend, (256, 17, 2, 16)),
+    (attend_one_by_one, (16, 65, 3 * 64)),
+    (shift, (256, 8, 8, 16)),
+  ],
 )
 def test_kernels_compile(function, shape, chip):
   """Forwards and backwards, split over a mesh of two chips."""

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from vit_ssl_jax.models import kernels, pallas_attention, triton_attention
+from vit_ssl_jax.models import (
+  kernels,
+  matrix_attention,
+  pallas_attention,
+  triton_attention,
+)
 
 # (B, ..., N, heads, d), M: odd tokens, windows, one query, many queries.
 SHAPES = {
@@ -88,6 +93,56 @@ def test_pallas_attention_with_a_bias(name, bias):
 def test_pallas_attention_in_half_precision():
   # The plain form rounds the softmax, the kernel the output alone: 2^-8 twice.
   compare(*SHAPES["tokens"], 2**-7, dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+  ("shape", "dtype", "tolerance"),
+  [
+    # One query is left over; heads share lanes, of 128 and 64 channels.
+    ((9, 17, 12, 16), jnp.float32, 1e-5),
+    ((2, 65, 12, 16), jnp.float32, 1e-5),
+    # A slot has more lanes than there are queries.
+    ((1, 21, 3, 8), jnp.float32, 1e-5),
+    ((3, 16, 3, 32), jnp.float32, 1e-5),
+    ((1, 130, 1, 64), jnp.float32, 1e-5),
+    # The plain form rounds the softmax, the kernel the output alone.
+    ((2, 17, 2, 16), jnp.bfloat16, 2**-7),
+  ],
+)
+def test_matrix_attention(shape, dtype, tolerance):
+  B, N, heads, d = shape
+  rng = np.random.default_rng(0)
+  qkv = normal(rng, B, N, 3 * heads * d).astype(dtype)
+  g = normal(rng, *shape)
+  assert matrix_attention.fits(N, heads, heads * d)
+
+  def plain(qkv):
+    return kernels.self_attention(qkv, heads, scale=0.37, fast=False)
+
+  def kernel(qkv):
+    return matrix_attention.self_attention(qkv, heads, 0.37).reshape(shape)
+
+  expected = value_and_gradients(plain, g, [qkv])
+  with pltpu.force_tpu_interpret_mode():
+    found = value_and_gradients(kernel, g, [qkv])
+  assert_near(found, expected, tolerance)
+
+
+def test_where_matrix_attention_applies(monkeypatch):
+  monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+  monkeypatch.setattr(kernels, "divides", lambda batch: True)
+
+  def applies(B, N, D, heads=12, dtype=jnp.bfloat16):
+    return kernels.matrix_applies(jnp.zeros((B, N, 3 * D), dtype), heads)
+
+  assert applies(512, 65, 192)
+  assert applies(4, 65, 192)
+  assert applies(4, 17, 192)
+  assert not applies(512, 17, 192)  # lanes full of views are faster
+  assert not applies(4, 65, 192, dtype=jnp.float32)
+  assert not applies(4, 197, 192)
+  assert not applies(4, 65, 288)  # heads of 24
+  assert not applies(4, 130, 768)  # more than the chip's memory
 
 
 @pytest.mark.parametrize("name", ["tokens", "one query"])

@@ -87,7 +87,7 @@ class CaiT(layers.Backbone):
     by_block = None if masks is None else masks.swapaxes(0, 1)
     return scan(self.blocks, x, by_block)
 
-  def encode(self, images, masks):
+  def encode_with_grid(self, images, masks):
     """As in `Backbone`."""
 
     def step(block, x, masks):

@@ -42,12 +42,14 @@ class Dense(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x):
-    """(..., D) -> (..., F)."""
+  def __call__(self, x, part=None):
+    """(..., D) -> (..., F), or those features alone that a slice says."""
     shape = x.shape[-1], self.features
     kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
     zeros = nn.initializers.zeros
     bias = self.param("bias", zeros, shape[1:]) if self.use_bias else None
+    if part is not None:
+      kernel, bias = kernel[:, part], None if bias is None else bias[part]
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     return kernels.dense(x, kernel, bias)
 
@@ -132,19 +134,23 @@ class Block(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, masks=None, weights_only=False):
+  def __call__(self, x, masks=None, weights_only=False, first_only=False):
     """Tokens (B, ..., D) -> (B, ..., D), or the attention's softmax alone.
 
     Args:
       x: (B, ..., D).
       masks: (B, 2) drop path of the two branches, or None.
       weights_only: whether to return the softmax.
+      first_only: whether to return the first token alone, (B, 1, D).
     """
     attention = self.attention(dtype=self.dtype, name="attn")
     y = LayerNorm(dtype=self.dtype, name="norm1")(x)
     if weights_only:
       return attention(y, weights_only=True)
-    x = x + drop(attention(y), masks, 0)
+    if first_only:
+      x = x[:, :1] + drop(attention(y, first_only=True), masks, 0)
+    else:
+      x = x + drop(attention(y), masks, 0)
     y = LayerNorm(dtype=self.dtype, name="norm2")(x)
     y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")(y)
     return x + drop(y, masks, 1)
@@ -184,10 +190,10 @@ def drop_path_masks(key, rates, shape):
 class Backbone(nn.Module):
   """The interface of all architectures, and the sizes that they share.
 
-  An architecture defines `setup`, with its classifier as `head`; `encode`:
-  (images, masks) -> features (B, num_features) float32, and the tokens
-  (B, h, w, D) of the last block before the last normalisation; `attention`;
-  `num_features`, `num_blocks` and `drop_path_rates`.
+  An architecture defines `setup`, with its classifier as `head`;
+  `encode_with_grid`: (images, masks) -> features (B, num_features) float32, and
+  the tokens (B, h, w, D) of the last block before the last normalisation;
+  `attention`; `num_features`, `num_blocks` and `drop_path_rates`.
 
   Attributes:
     image_size: pixels a side that the model is laid out for; it takes images
@@ -227,16 +233,24 @@ class Backbone(nn.Module):
       masks: (B, depth, 2) of `drop_path_masks`; None draws them from the PRNG
         stream "drop_path" where drop path is active.
     """
-    return self.logits_and_grid(images, train, masks)[0]
+    return self.classify(self.features(images, train, masks))
 
   def features(self, images, train=False, masks=None):
     """Images (B, H, W, 3) -> features (B, num_features), float32."""
-    return self.encode(images, self.draw(images, train, masks))[0]
+    return self.encode(images, self.draw(images, train, masks))
 
   def logits_and_grid(self, images, train=False, masks=None):
     """As `__call__`, with the last block's tokens (B, h, w, D) as well."""
-    x, grid = self.encode(images, self.draw(images, train, masks))
-    return self.head(x) if self.num_classes else x, grid
+    x, grid = self.encode_with_grid(images, self.draw(images, train, masks))
+    return self.classify(x), grid
+
+  def encode(self, images, masks):
+    """The features of `encode_with_grid`, (B, num_features)."""
+    return self.encode_with_grid(images, masks)[0]
+
+  def classify(self, features):
+    """Features -> logits; without classes the features."""
+    return self.head(features) if self.num_classes else features
 
   def draw(self, images, train, masks):
     """The masks given, or fresh ones where drop path is active."""

@@ -6,8 +6,8 @@ the 128 lanes: queries of which all channels but one head's are zero give its
 scores in one product, and multiplications with zeros are what the matrix unit
 has to spare. Softmax then sums over rows, without a shuffle of lanes.
 
-Arrays are (N, B, D): tokens, views, channels. XLA's products write and read
-this order as fast as their own.
+Arrays are (N, B, D): tokens, views, channels, an order that XLA's products
+write and read in little more time than their own.
 """
 
 import functools
@@ -76,15 +76,14 @@ attend.defvjp(attend_forward, attend_backward)
 
 
 def fits(N, heads, D):
-  """Whether the kernel takes N tokens of D channels."""
-  d = D // heads
-  rows = rows_of(N) * (VIEWS + 1)
-  scratch = 4 * rows * LANES * sum(math.ceil(n * D / LANES) for n in (3, 1, 3))
-  blocks = 2 * 2 * rows * 7 * D
+  """Whether the kernel takes N tokens of D channels, in the chip's memory."""
+  d, rows = D // heads, VIEWS * rows_of(N)
+  copies = (4 + 2 * 2) * rows * 7 * D  # float32, and two of a block
+  scores = 4 * 4 * rows * heads * slot_of(N)
   return (
     N <= LANES + REST
     and d % SUBLANES == LANES % d == 0
-    and scratch + blocks < VMEM
+    and copies + scores < VMEM
   )
 
 
@@ -150,74 +149,71 @@ def call(kernel, heads, scale, *arrays):
 
 
 def forward_kernel(tiles, scale, qkv, out, given, found):
-  """o = softmax(scale q kᵀ) v, step by step for all views."""
-  N, views, D = out.shape
+  """o = softmax(scale q kᵀ) v, a step for all views before the next step."""
+  N, views, _ = out.shape
   read_block(qkv, given)
-  parts = cut(given, views, tiles, 3)
-  scores = [
-    products(columns(q * scale * LOG2E, t), k) for t, q, k, _ in parts
-  ]
+  arrays = cut(given, views, tiles, 3)
+  scores = [products(columns(q * scale * LOG2E, t), k) for t, q, k, _ in arrays]
   softmaxes = [softmax(x, N) for x in scores]
   o = [
-    (combine(weights, v, t, factors),)
-    for (t, _, _, v), (weights, factors) in zip(parts, softmaxes, strict=True)
+    [combine(weights, v, t, factors)]
+    for (t, _, _, v), (weights, factors) in zip(arrays, softmaxes, strict=True)
   ]
   join(found, views, o, N)
   write_block(out, found)
 
 
 def backward_kernel(tiles, scale, qkv, g, out, given, grads, found):
-  """The gradients of q, k and v, step by step for all views."""
-  N, views, D = g.shape
+  """The gradients of q, k and v."""
+  N, views, _ = g.shape
   read_block(qkv, given)
   read_block(g, grads)
-  begun = []
+  begun, ended = [], []
   for (t, q, k, v), (_, do) in zip(
     cut(given, views, tiles, 3), cut(grads, views, tiles, 1), strict=True
   ):
     q *= scale * LOG2E
     of_q, of_do = columns(q, t), columns(do, t)
-    scores, dweights = products(of_q, k), products(of_do, v)
-    begun.append((t, q, k, do, of_q, of_do, scores, dweights))
-  found_ = []
-  for t, q, k, do, of_q, of_do, scores, dweights in begun:
+    begun.append(
+      (t, q, k, do, of_q, of_do, products(of_q, k), products(of_do, v))
+    )
+  for t, q, k, do, of_q, of_do, scores, dp in begun:
     p = [e * r for e, r in zip(*softmax(scores, N), strict=True)]
     ds = [
       x * (y - jnp.sum(x * y, 0, keepdims=True))
-      for x, y in zip(p, dweights, strict=True)
+      for x, y in zip(p, dp, strict=True)
     ]
     dq = combine(ds, k, t) * scale
     dk = spread(ds, of_q, q, t) / LOG2E
-    dv = spread(p, of_do, do, t)
-    found_.append((dq, dk, dv))
-  join(found, views, found_, N)
+    ended.append([dq, dk, spread(p, of_do, do, t)])
+  join(found, views, ended, N)
   write_block(out, found)
 
 
 def cut(ref, views, tiles, thirds):
-  """[(tile, each third's array (R, W))] of views, each tile by tile."""
+  """[(tile, array (R, W) of each third)] of each view, tile by tile."""
   D, parts = tiles[-1].channels.stop, []
   for view in range(views):
     rows = pl.ds(view, ref.shape[1] // (views + 1), views + 1)
     x = jnp.concatenate([ref.at[i][rows, :] for i in range(len(ref))], 1)
     for t in tiles:
-      arrays = [x[:, i * D : (i + 1) * D][:, t.channels] for i in range(thirds)]
-      parts.append((t, *arrays))
+      each = [x[:, i * D : (i + 1) * D][:, t.channels] for i in range(thirds)]
+      parts.append((t, *each))
   return parts
 
 
 def join(ref, views, parts, N):
-  """The inverse of `cut`: parts are [each third's array (N or more, W)]."""
-  each = len(parts) // views
+  """Stores what `cut` would give: [array (N or more, W) of each third]."""
+  tiles = len(parts) // views
   for view in range(views):
-    of_view = parts[view * each : (view + 1) * each]
-    x = jnp.concatenate([x[:N] for third in zip(*of_view) for x in third], 1)
+    thirds = zip(*parts[view * tiles : (view + 1) * tiles], strict=True)
+    x = jnp.concatenate([x[:N] for third in thirds for x in third], 1)
     for i, lanes, w in lane_tiles(x.shape[1]):
       ref.at[i][pl.ds(view, N, views + 1), :w] = x[:, lanes]
 
 
 def columns(x, tile):
-  """Queries (R, D) as the matrices whose products with keys are scores.
+  """Queries (R, W) as the matrices whose products with keys are scores.
 
   Returns:
     For each group (heads · slot, W): a row for each head and query, zero but
@@ -236,7 +232,7 @@ def columns(x, tile):
 
 
 def products(columns, k):
-  """Transposed scores of keys (R, D): a list of (R, heads · slot or W)."""
+  """Transposed scores of keys (R, W): a list of (R, heads · slot or W)."""
   return [dot(k, x, ((1,), (1,))) for x in columns]
 
 
@@ -253,29 +249,28 @@ def softmax(scores, N):
 
 
 def combine(weights, x, tile, factors=None):
-  """Σ_m weights[m, query] x[m] factors[query]: (queries, W) of x (R, D)."""
+  """factors[query] Σ_m weights[m, query] x[m]: (queries, W) of x (R, W)."""
   d, slot, count = tile.d, tile.slot, len(tile.groups)
   transposed, found = x.T, []
   for group, w in zip(tile.groups, weights[:count], strict=True):
     rows = [transposed[h * d : (h + 1) * d] for h in group]
-    # Only the blocks on the diagonal are of a head and its own scores.
     every = dot(jnp.concatenate(rows), w, ((1,), (0,)))
+    # The blocks on the diagonal are of a head and its own scores.
     lane = jax.lax.broadcasted_iota(jnp.int32, (d, w.shape[1]), 1)
     y = every[:d]
     for i in range(1, len(group)):
       y = jnp.where(lane < i * slot, y, every[i * d : (i + 1) * d])
     found.append(y)
-  rest = [jnp.sum(w * x, 0, keepdims=True) for w in weights[count:]]
+  found += [jnp.sum(w * x, 0, keepdims=True) for w in weights[count:]]
   if factors is not None:
-    *found, = [y * r for y, r in zip(found, factors[:count])]
-    rest = [y * r for y, r in zip(rest, factors[count:])]
-  y = jnp.concatenate(found).T
+    found = [y * r for y, r in zip(found, factors, strict=True)]
+  y = jnp.concatenate(found[:count]).T
   slots = [y[i : i + slot] for i in range(0, len(y), slot)]
-  return jnp.concatenate([jnp.concatenate(slots, 1), *rest])
+  return jnp.concatenate([jnp.concatenate(slots, 1), *found[count:]])
 
 
 def spread(weights, columns, x, tile):
-  """Σ_query weights[m, query] x[query]: (R, W), with `columns` of x (R, D)."""
+  """Σ_query weights[m, query] x[query]: (R, W), with `columns` of x (R, W)."""
   count = len(tile.groups)
   y = dot(
     jnp.concatenate(weights[:count], 1),
@@ -288,8 +283,9 @@ def spread(weights, columns, x, tile):
 
 
 def dot(x, y, axes):
-  """A product over these axes, in float32."""
-  return jax.lax.dot_general(x, y, (axes, ((), ())))
+  """A product over these axes, in float32 of operands in bfloat16."""
+  default = jax.lax.Precision.DEFAULT
+  return jax.lax.dot_general(x, y, (axes, ((), ())), default)
 
 
 def read_block(block, ref):
@@ -300,7 +296,8 @@ def read_block(block, ref):
   """
   N, views, width = block.shape
   padding = slice(N * (views + 1), ref.shape[1])
-  ref[:, padding] = jnp.zeros_like(ref[:, padding])
+  if padding.start < padding.stop:
+    ref[:, padding] = jnp.zeros_like(ref[:, padding])
   for n in range(N):
     for i, lanes, w in lane_tiles(width):
       x = block[n, :, lanes].astype(jnp.float32)

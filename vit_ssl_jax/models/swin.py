@@ -72,7 +72,7 @@ class SwinTransformer(layers.Backbone):
       for i in range(self.depths[stage])
     ]
 
-  def encode(self, images, masks):
+  def encode_with_grid(self, images, masks):
     """As in `Backbone`."""
     x = self.run(images, masks)
     return self.norm(x).mean((1, 2)), x

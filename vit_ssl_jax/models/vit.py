@@ -36,7 +36,9 @@ class VisionTransformer(layers.Backbone):
       Attention, self.num_heads, self.has("lsa"), self.fast_attention
     )
     block = (
-      nn.remat(layers.Block, static_argnums=3) if self.remat else layers.Block
+      nn.remat(layers.Block, static_argnums=(3, 4))
+      if self.remat
+      else layers.Block
     )
     self.blocks = [
       block(attention, self.mlp_ratio, self.dtype) for _ in range(self.depth)
@@ -55,6 +57,11 @@ class VisionTransformer(layers.Backbone):
     return jnp.concatenate([jnp.broadcast_to(token, (B, 1, D)), x], 1)
 
   def encode(self, images, masks):
+    """The class token's features; the last block computes no other token."""
+    x = self.through_blocks(self.tokens(images), masks, class_only=True)
+    return self.norm(x[:, 0])
+
+  def encode_with_grid(self, images, masks):
     """As in `Backbone`."""
     x = self.through_blocks(self.tokens(images), masks)
     h, w = (n // self.patch_size for n in images.shape[1:3])
@@ -78,10 +85,17 @@ class VisionTransformer(layers.Backbone):
     x = jnp.concatenate([x[:, :1], place @ x[:, 1:]], 1)
     return self.norm(self.through_blocks(x))
 
-  def through_blocks(self, x, masks=None):
-    """Tokens (B, N, D) through all blocks, with masks of drop path or None."""
+  def through_blocks(self, x, masks=None, class_only=False):
+    """Tokens (B, N, D) through all blocks.
+
+    Args:
+      x: (B, N, D).
+      masks: of drop path, or None.
+      class_only: whether to return the class token alone, (B, 1, D).
+    """
     for i, block in enumerate(self.blocks):
-      x = block(x, layers.of_block(masks, i), False)
+      first_only = class_only and i == self.depth - 1
+      x = block(x, layers.of_block(masks, i), False, first_only)
     return x
 
   def attention(self, images, block=-1):
@@ -96,8 +110,8 @@ class VisionTransformer(layers.Backbone):
     *before, last = self.blocks[: self.index(block) + 1]
     x = self.tokens(images)
     for each in before:
-      x = each(x, None, False)
-    return last(x, None, True)
+      x = each(x, None, False, False)
+    return last(x, None, True, False)
 
   @property
   def num_features(self):
@@ -132,17 +146,36 @@ class Attention(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, weights_only=False):
-    """Tokens (B, N, D) -> (B, N, D), or the softmax (B, heads, N, N)."""
+  def __call__(self, x, weights_only=False, first_only=False):
+    """Tokens (B, N, D) -> (B, N, D), or the softmax (B, heads, N, N).
+
+    Args:
+      x: (B, N, D).
+      weights_only: whether to return the softmax.
+      first_only: whether to return the first token alone, (B, 1, D).
+    """
     B, N, D = x.shape
     heads = self.num_heads
-    qkv = layers.Dense(3 * D, dtype=self.dtype, name="qkv")(x)
+    dense = functools.partial(layers.Dense, dtype=self.dtype)
+    to_qkv, proj = dense(3 * D, name="qkv"), dense(D, name="proj")
     scale, bias = (D // heads) ** -0.5, None
     if self.local:
-      qkv = locality.scale_queries(self, qkv, heads)
       scale, bias = 1.0, locality.diagonal_mask(N)[None, None]
+    if first_only:
+      q, k, v = (
+        to_qkv(y, slice(i * D, (i + 1) * D)).reshape(B, -1, heads, D // heads)
+        for i, y in enumerate((x[:, :1], x, x))
+      )
+      if self.local:
+        q *= locality.learned_scale(self, D, heads)[None, None]
+        bias = bias[..., :1, :]
+      x = kernels.attention(q, k, v, bias, scale, self.fast)
+      return proj(x.reshape(B, 1, D))
+    qkv = to_qkv(x)
+    if self.local:
+      qkv = locality.scale_queries(self, qkv, heads)
     if weights_only:
       q, k, _ = kernels.split_heads(qkv, heads)
       return kernels.attention_weights(q * scale, k, bias)
     x = kernels.self_attention(qkv, heads, bias, scale, self.fast)
-    return layers.Dense(D, dtype=self.dtype, name="proj")(x.reshape(B, N, D))
+    return proj(x.reshape(B, N, D))

@@ -117,12 +117,13 @@ def update(parts, state, images, targets, key):
   def loss_fn(trained, batch):
     params, offset_head = gathered(trained)
     images, targets, masks, pair_keys = batch
-    logits, grid = parts.model.apply(
-      {"params": params}, images, masks=masks, method="logits_and_grid"
+    apply = functools.partial(
+      parts.model.apply, {"params": params}, images, masks=masks
     )
-    loss = losses.classification(logits, targets, config.label_smoothing)
     if not offset_head:
-      return loss, {}
+      return losses.classification(apply(), targets, config.label_smoothing), {}
+    logits, grid = apply(method="logits_and_grid")
+    loss = losses.classification(logits, targets, config.label_smoothing)
     drloc = losses.dense_relative_localization(
       lambda pairs: models.OffsetHead().apply({"params": offset_head}, pairs),
       grid,
