@@ -11,8 +11,8 @@ from jax.experimental.pallas import tpu as pltpu
 from vit_ssl_jax.models import (
   kernels,
   matrix_attention,
-  pallas_attention,
   triton_attention,
+  vector_attention,
 )
 
 # (B, ..., N, heads, d), M: odd tokens, windows, one query, many queries.
@@ -66,7 +66,7 @@ def compare(shape, M, tolerance, bias=None, dtype=jnp.float32):
   arguments = [*arrays, *([normal(rng, *bias)] if bias else [])]
   scale = 0.37
   plain = functools.partial(kernels.attention, scale=scale, fast=False)
-  kernel = functools.partial(pallas_attention.attention, scale=scale)
+  kernel = functools.partial(vector_attention.attention, scale=scale)
   expected = value_and_gradients(plain, g, arguments)
   with pltpu.force_tpu_interpret_mode():
     found = value_and_gradients(kernel, g, arguments)
@@ -74,7 +74,7 @@ def compare(shape, M, tolerance, bias=None, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_pallas_attention(name):
+def test_vector_attention(name):
   compare(*SHAPES[name], 1e-5)
 
 
@@ -86,11 +86,11 @@ def test_pallas_attention(name):
     ("windows", (1, 2, 1, 4, 4)),
   ],
 )
-def test_pallas_attention_with_a_bias(name, bias):
+def test_vector_attention_with_a_bias(name, bias):
   compare(*SHAPES[name], 1e-5, bias)
 
 
-def test_pallas_attention_in_half_precision():
+def test_vector_attention_in_half_precision():
   # The plain form rounds the softmax, the kernel the output alone: 2^-8 twice.
   compare(*SHAPES["tokens"], 2**-7, dtype=jnp.bfloat16)
 
@@ -208,7 +208,7 @@ def test_a_batch_without_a_mesh(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["tokens", "windows"])
-def test_pallas_self_attention(name):
+def test_vector_self_attention(name):
   shape, _ = SHAPES[name]
   *batch, heads, d = shape
   rng = np.random.default_rng(0)
@@ -220,7 +220,7 @@ def test_pallas_self_attention(name):
 
   def kernel(qkv):
     qkv = kernels.in_heads(qkv, heads)
-    return pallas_attention.self_attention(qkv, scale=0.3)
+    return vector_attention.self_attention(qkv, scale=0.3)
 
   expected = value_and_gradients(plain, g, [qkv])
   with pltpu.force_tpu_interpret_mode():
@@ -229,7 +229,7 @@ def test_pallas_self_attention(name):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_pallas_talking_heads(masked):
+def test_vector_talking_heads(masked):
   (B, N, heads, d), _ = SHAPES["tokens"]
   rng = np.random.default_rng(0)
   qkv, g = normal(rng, B, N, 3 * heads * d), normal(rng, B, N, heads, d)
@@ -245,7 +245,7 @@ def test_pallas_talking_heads(masked):
   def kernel(qkv, before, after, shift, bias=None):
     mixing = before, after, shift
     qkv = kernels.in_heads(qkv, heads)
-    return pallas_attention.self_attention(qkv, bias, mixing, 0.3)
+    return vector_attention.self_attention(qkv, bias, mixing, 0.3)
 
   arguments = [qkv, *mixing, *bias]
   expected = value_and_gradients(plain, g, arguments)

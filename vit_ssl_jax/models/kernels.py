@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from vit_ssl_jax.models import (
   matrix_attention,
-  pallas_attention,
   triton_attention,
+  vector_attention,
 )
 
 
@@ -100,8 +100,8 @@ def attention(q, k, v, bias=None, scale=1.0, fast=True):
   """
   if fast and on_cpu():
     return cpu_attention(q * scale, k, v, bias)
-  if fast and pallas_applies(q, k):
-    kernel = functools.partial(pallas_attention.attention, scale=scale)
+  if fast and vector_applies(q, k):
+    kernel = functools.partial(vector_attention.attention, scale=scale)
     return on_each_device(kernel, (q, k, v), bias)
   if fast and bias is None and cudnn_applies(q):
     return cudnn_attention(q, k, v, scale)
@@ -128,8 +128,8 @@ def self_attention(qkv, heads, bias=None, scale=1.0, fast=True):
     out = on_each_device(kernel, (qkv,))
     return out.reshape(*out.shape[:-1], heads, -1)
   q, k, v = split_heads(qkv, heads)
-  if fast and pallas_applies(q, k):
-    kernel = functools.partial(pallas_attention.self_attention, scale=scale)
+  if fast and vector_applies(q, k):
+    kernel = functools.partial(vector_attention.self_attention, scale=scale)
     return on_each_device(kernel, (in_heads(qkv, heads),), bias)
   if fast and bias is None and triton_applies(q):
     kernel = functools.partial(triton_attention.self_attention, scale=scale)
@@ -224,8 +224,8 @@ def talking_heads(qkv, heads, before, after, bias=None, scale=1.0, fast=True):
     (..., N, heads, d) in qkv's type.
   """
   q, k, v = split_heads(qkv, heads)
-  if fast and pallas_applies(q, k, heads):
-    kernel = functools.partial(pallas_attention.self_attention, scale=scale)
+  if fast and vector_applies(q, k, heads):
+    kernel = functools.partial(vector_attention.self_attention, scale=scale)
     # The softmax does not change with before's bias.
     mixing = before[0], *after
     return on_each_device(kernel, (in_heads(qkv, heads),), bias, mixing)
@@ -252,8 +252,8 @@ def mix_heads(x, kernel, bias):
 def matrix_applies(qkv, heads):
   """Whether the kernel for a TPU's matrix unit can be used, and pays.
 
-  It takes as long for each view. The other takes as long for 128 views as for
-  a few, and is faster for many views of few tokens.
+  It takes as long for each view. That for the vector unit takes as long for a
+  few views as for 128, and is faster for many views of few tokens.
 
   Args:
     qkv: of `self_attention`.
@@ -262,12 +262,12 @@ def matrix_applies(qkv, heads):
   if platform() != "tpu" or qkv.ndim != 3 or qkv.dtype != jnp.bfloat16:
     return False
   views, N, D = len(qkv) // mesh_size(), qkv.shape[1], qkv.shape[2] // 3
-  pays = N > 32 or views < pallas_attention.LANES // 2
+  pays = N > 32 or views < vector_attention.LANES // 2
   return pays and divides(len(qkv)) and matrix_attention.fits(N, heads, D)
 
 
-def pallas_applies(q, k, heads=1):
-  """Whether the TPU's kernel can be used.
+def vector_applies(q, k, heads=1):
+  """Whether the kernel for a TPU's vector unit can be used.
 
   It needs the mesh where there are several devices, a batch that they divide,
   and sequences that fit into the chip's memory. A batch that leaves most of
@@ -277,13 +277,13 @@ def pallas_applies(q, k, heads=1):
     q, k: of `attention`.
     heads: how many the kernel holds at a time.
   """
-  fits = pallas_attention.fits(q.shape[-3], k.shape[-3], heads, q.shape[-1])
+  fits = vector_attention.fits(q.shape[-3], k.shape[-3], heads, q.shape[-1])
   return fits and many_on_tpu(len(q))
 
 
 def many_on_tpu(batch):
   """Whether views fill enough of a TPU's lanes, and devices divide them."""
-  enough = batch // mesh_size() >= pallas_attention.LANES // 4
+  enough = batch // mesh_size() >= vector_attention.LANES // 4
   return platform() == "tpu" and divides(batch) and enough
 
 

@@ -1,4 +1,4 @@
-"""Attention of short sequences on TPUs, as a Pallas kernel.
+"""Attention of short sequences on a TPU's vector unit, as a Pallas kernel.
 
 A view's scores are small, 65 x 65 or 17 x 17 by head, and would fill a part of
 the TPU's tiles of 8 x 128 alone. Here the 128 lanes are 128 views, whose
