@@ -313,8 +313,11 @@ def triton_applies(q):
 
 
 def cudnn_applies(q):
-  """Whether cuDNN's attention can be used, where no kernel of ours is."""
-  return half_on_gpu(q) and q.shape[-1] % 8 == 0
+  """Whether cuDNN's attention can be used, where no kernel of ours is.
+
+  It would pad a single query, and its keys, to an even number.
+  """
+  return half_on_gpu(q) and q.shape[-1] % 8 == 0 and q.shape[1] > 1
 
 
 def half_on_gpu(q):
