@@ -67,7 +67,8 @@ def measure(args, settings):
 
 def estimate(args, settings):
   """Prints what the compilers say, a line of JSON or of a table for each."""
-  # Before JAX looks for devices: the TPU's compiler reads its flags once.
+  # Before JAX looks for devices: compilers read their flags once.
+  compiled.set_flags()
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_compilation_cache", False)
   configs = [
