@@ -245,7 +245,7 @@ class Backbone(nn.Module):
     return self.classify(x), grid
 
   def encode(self, images, masks):
-    """The features of `encode_with_grid`, (B, num_features)."""
+    """The features of `encode_with_grid`, by a cheaper way if there is one."""
     return self.encode_with_grid(images, masks)[0]
 
   def classify(self, features):

@@ -1,13 +1,13 @@
 """Attention on a TPU's matrix unit, as a Pallas kernel.
 
-It takes views one by one and keeps their scores in the chip's memory. Scores
-are transposed, (keys, queries), and those of several heads lie side by side in
-the 128 lanes: queries of which all channels but one head's are zero give its
-scores in one product, and multiplications with zeros are what the matrix unit
-has to spare. Softmax then sums over rows, without a shuffle of lanes.
+Scores stay in the chip's memory. They are transposed, (keys, queries), and
+those of several heads lie side by side in the 128 lanes: a head's scores are
+products with queries whose other channels are zero, and the matrix unit has
+multiplications with zeros to spare. Softmax then sums over rows, without a
+shuffle of lanes.
 
-Arrays are (N, B, D): tokens, views, channels, an order that XLA's products
-write and read in little more time than their own.
+Arrays are (N, B, D): tokens, views, channels. XLA's products read and write
+this order at little cost.
 """
 
 import functools
@@ -50,7 +50,7 @@ def self_attention(qkv, heads, scale=1.0):
   Args:
     qkv: (B, N, 3 · D).
     heads: how many.
-    scale: a number.
+    scale: a number above 0.
 
   Returns:
     (B, N, D).
@@ -77,14 +77,14 @@ attend.defvjp(attend_forward, attend_backward)
 
 def fits(N, heads, D):
   """Whether the kernel takes N tokens of D channels, in the chip's memory."""
-  d, rows = D // heads, VIEWS * rows_of(N)
-  copies = (4 + 2 * 2) * rows * 7 * D  # float32, and two of a block
-  scores = 4 * 4 * rows * heads * slot_of(N)
-  return (
-    N <= LANES + REST
-    and d % SUBLANES == LANES % d == 0
-    and copies + scores < VMEM
-  )
+  d, slot, rows = D // heads, slot_of(N), rows_of(N)
+  if N > LANES + REST or slot < SUBLANES or d % SUBLANES or LANES % d:
+    return False
+  tiles = pl.cdiv(3 * D, LANES) * 2 + pl.cdiv(D, LANES)
+  copies = 4 * (VIEWS + 1) * rows * tiles * LANES
+  blocks = 2 * 2 * VIEWS * N * tiles * LANES  # two of each, in bfloat16
+  scores = 4 * VIEWS * heads * slot * (2 * rows + 2 * LANES)
+  return copies + blocks + scores < VMEM
 
 
 def slot_of(N):
@@ -103,10 +103,9 @@ def tiles_of(N, heads, D):
   d, slot, tiles = D // heads, slot_of(N), []
   for first in range(0, D, LANES):
     count = min(LANES, D - first) // d
-    side_by_side = math.gcd(LANES // slot, count)
-    groups = count // side_by_side
-    # Neighbours are in different groups, so that a slot's are neighbours.
-    groups = [list(range(i, count, groups)) for i in range(groups)]
+    number = count // math.gcd(LANES // slot, count)
+    # The heads that have a group's first slot follow each other, and so on.
+    groups = [list(range(i, count, number)) for i in range(number)]
     tiles.append(Tile(first, d, groups, slot, range(slot, N)))
   return tiles
 
@@ -114,13 +113,12 @@ def tiles_of(N, heads, D):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def call(kernel, heads, scale, *arrays):
   """Runs a kernel over blocks of views; a model's blocks share its trace."""
-  N, B, D = arrays[0].shape
-  D //= 3
-  views = min(VIEWS, B)
+  N, B, width = arrays[0].shape
+  D, views = width // 3, min(VIEWS, B)
   grid = pl.cdiv(B, views)
   out = D if kernel is forward_kernel else 3 * D
   widths = [x.shape[2] for x in arrays]
-  products = 2 if kernel is forward_kernel else 5
+  number = 2 if kernel is forward_kernel else 5  # of products
   dtype = arrays[0].dtype
 
   def block(width):
@@ -134,14 +132,14 @@ def call(kernel, heads, scale, *arrays):
     functools.partial(kernel, tiles_of(N, heads, D), scale),
     out_shape=jax.ShapeDtypeStruct((N, B, out), dtype),
     # What the estimate of its time needs: how often its loops run.
-    name=f"matrix_{kernel.__name__}_{grid}x1",
+    name=f"matrix_{N}_{kernel.__name__}_{grid}x1",
     grid=(grid,),
     in_specs=[block(width) for width in widths],
     out_specs=block(out),
     scratch_shapes=[scratch(width) for width in (*widths, out)],
     compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM),
     cost_estimate=pl.CostEstimate(
-      flops=2 * products * B * N * N * D,
+      flops=2 * number * B * N * N * D,
       transcendentals=B * heads * N * N,
       bytes_accessed=B * N * (sum(widths) + out) * dtype.itemsize,
     ),
@@ -153,8 +151,8 @@ def forward_kernel(tiles, scale, qkv, out, given, found):
   N, views, _ = out.shape
   read_block(qkv, given)
   arrays = cut(given, views, tiles, 3)
-  scores = [products(columns(q * scale * LOG2E, t), k) for t, q, k, _ in arrays]
-  softmaxes = [softmax(x, N) for x in scores]
+  scores = [products(columns(q, t), k) for t, q, k, _ in arrays]
+  softmaxes = [softmax(x, scale, N) for x in scores]
   o = [
     [combine(weights, v, t, factors)]
     for (t, _, _, v), (weights, factors) in zip(arrays, softmaxes, strict=True)
@@ -172,19 +170,18 @@ def backward_kernel(tiles, scale, qkv, g, out, given, grads, found):
   for (t, q, k, v), (_, do) in zip(
     cut(given, views, tiles, 3), cut(grads, views, tiles, 1), strict=True
   ):
-    q *= scale * LOG2E
     of_q, of_do = columns(q, t), columns(do, t)
     begun.append(
       (t, q, k, do, of_q, of_do, products(of_q, k), products(of_do, v))
     )
   for t, q, k, do, of_q, of_do, scores, dp in begun:
-    p = [e * r for e, r in zip(*softmax(scores, N), strict=True)]
+    p = [e * r for e, r in zip(*softmax(scores, scale, N), strict=True)]
     ds = [
       x * (y - jnp.sum(x * y, 0, keepdims=True))
       for x, y in zip(p, dp, strict=True)
     ]
     dq = combine(ds, k, t) * scale
-    dk = spread(ds, of_q, q, t) / LOG2E
+    dk = spread(ds, of_q, q, t) * scale
     ended.append([dq, dk, spread(p, of_do, do, t)])
   join(found, views, ended, N)
   write_block(out, found)
@@ -231,18 +228,18 @@ def columns(x, tile):
   return found + [jnp.where(head == row, x[n : n + 1], 0.0) for n in tile.rest]
 
 
-def products(columns, k):
-  """Transposed scores of keys (R, W): a list of (R, heads · slot or W)."""
-  return [dot(k, x, ((1,), (1,))) for x in columns]
+def products(queries, k):
+  """Keys (R, W) by `columns` of queries: a list of (R, heads · slot or W)."""
+  return [dot(k, x, ((1,), (1,))) for x in queries]
 
 
-def softmax(scores, N):
-  """2 to the power of the scores, and 1 / its sum over N keys: two lists."""
+def softmax(scores, scale, N):
+  """Exponentials of scale · scores, and 1 / their sums over N keys."""
   weights, factors = [], []
   for x in scores:
     keys = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
     x = jnp.where(keys < N, x, HIDDEN)
-    e = jnp.exp2(x - jnp.max(x, 0, keepdims=True))
+    e = jnp.exp2((x - jnp.max(x, 0, keepdims=True)) * (scale * LOG2E))
     weights.append(e)
     factors.append(1 / jnp.sum(e, 0, keepdims=True))
   return weights, factors
@@ -269,12 +266,12 @@ def combine(weights, x, tile, factors=None):
   return jnp.concatenate([jnp.concatenate(slots, 1), *found[count:]])
 
 
-def spread(weights, columns, x, tile):
+def spread(weights, queries, x, tile):
   """Σ_query weights[m, query] x[query]: (R, W), with `columns` of x (R, W)."""
   count = len(tile.groups)
   y = dot(
     jnp.concatenate(weights[:count], 1),
-    jnp.concatenate(columns[:count]),
+    jnp.concatenate(queries[:count]),
     ((1,), (0,)),
   )
   for n, w in zip(tile.rest, weights[count:], strict=True):
@@ -283,7 +280,7 @@ def spread(weights, columns, x, tile):
 
 
 def dot(x, y, axes):
-  """A product over these axes, in float32 of operands in bfloat16."""
+  """A product over these axes; a TPU rounds its operands to bfloat16."""
   default = jax.lax.Precision.DEFAULT
   return jax.lax.dot_general(x, y, (axes, ((), ())), default)
 
@@ -305,7 +302,7 @@ def read_block(block, ref):
 
 
 def write_block(block, ref):
-  """Copies back what `read_block` has copied."""
+  """Copies tiles, laid out as by `read_block`, to a block."""
   N, views, width = block.shape
   for n in range(N):
     for i, lanes, w in lane_tiles(width):

@@ -162,10 +162,9 @@ class Attention(nn.Module):
     if self.local:
       scale, bias = 1.0, locality.diagonal_mask(N)[None, None]
     if first_only:
-      q, k, v = (
-        to_qkv(y, slice(i * D, (i + 1) * D)).reshape(B, -1, heads, D // heads)
-        for i, y in enumerate((x[:, :1], x, x))
-      )
+      q = to_qkv(x[:, :1], slice(D))
+      k, v = to_qkv(x, slice(D, 2 * D)), to_qkv(x, slice(2 * D, 3 * D))
+      q, k, v = (y.reshape(B, -1, heads, D // heads) for y in (q, k, v))
       if self.local:
         q *= locality.learned_scale(self, D, heads)[None, None]
         bias = bias[..., :1, :]
