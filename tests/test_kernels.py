@@ -105,12 +105,21 @@ def test_vector_attention_in_half_precision():
     ((1, 21, 3, 8), jnp.float32, 1e-5),
     ((3, 16, 3, 32), jnp.float32, 1e-5),
     ((1, 130, 1, 64), jnp.float32, 1e-5),
-    # The plain form rounds the softmax, the kernel the output alone.
-    ((2, 17, 2, 16), jnp.bfloat16, 2**-7),
+    # Both round the softmax and its gradient.
+    ((2, 17, 2, 16), jnp.bfloat16, 2**-6),
   ],
 )
-def test_matrix_attention(shape, dtype, tolerance):
+def test_matrix_attention(shape, dtype, tolerance, monkeypatch):
   B, N, heads, d = shape
+  if dtype == jnp.bfloat16:
+    # As a TPU rounds what it multiplies; a CPU does not.
+    dot = matrix_attention.dot
+
+    def rounded(x, y, axes):
+      x, y = (z.astype(dtype).astype(jnp.float32) for z in (x, y))
+      return dot(x, y, axes)
+
+    monkeypatch.setattr(matrix_attention, "dot", rounded)
   rng = np.random.default_rng(0)
   qkv = normal(rng, B, N, 3 * heads * d).astype(dtype)
   g = normal(rng, *shape)
@@ -137,12 +146,18 @@ def test_where_matrix_attention_applies(monkeypatch):
 
   assert applies(512, 65, 192)
   assert applies(4, 65, 192)
-  assert applies(4, 17, 192)
+  assert applies(1, 17, 192)
   assert not applies(512, 17, 192)  # lanes full of views are faster
   assert not applies(4, 65, 192, dtype=jnp.float32)
   assert not applies(4, 197, 192)
   assert not applies(4, 65, 288)  # heads of 24
   assert not applies(4, 130, 768)  # more than the chip's memory
+  assert not applies(4, 5, 192)  # less than a tile
+  assert not applies(0, 17, 192)
+  windows = jnp.zeros((4, 4, 65, 576), jnp.bfloat16)
+  assert not kernels.matrix_applies(windows, 12)
+  monkeypatch.setattr(kernels, "mesh_size", lambda: 8)
+  assert applies(256, 17, 192)
 
 
 @pytest.mark.parametrize("name", ["tokens", "one query"])

@@ -181,6 +181,37 @@ def test_drop_path_keeps_the_mean():
   assert abs((masks[:, :, 1] == 0).mean() - 0.25) < 0.03
 
 
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("locality", ["", "lsa"])
+def test_class_token_alone_as_among_all_tokens(locality, fast):
+  """Features and gradients of ViT, whose last block has all tokens or one."""
+  options = {"locality": locality, "drop_path_rate": 0.5, **SMALL["vit"]}
+  model = models.build("vit", image_size=16, fast_attention=fast, **options)
+  params = models.init(model, jax.random.key(0))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda p: p + rng.normal(0, 0.1, p.shape).astype(p.dtype), params
+  )
+  images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
+  masks = models.drop_path(model, jax.random.key(2), (4,))
+
+  def loss(params, method):
+    found = model.apply({"params": params}, images, masks=masks, method=method)
+    features = found[0] if method == "logits_and_grid" else found
+    return jnp.sum(jnp.sin(features)), features
+
+  def both(method):
+    function = functools.partial(loss, method=method)
+    return jax.jit(jax.grad(function, has_aux=True))(params)
+
+  found, expected = both("features"), both("logits_and_grid")
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5),
+    found,
+    expected,
+  )
+
+
 def test_dropped_branches_leave_a_block(small):
   """With all branches dropped no block's parameters matter."""
   model, params = small
