@@ -54,6 +54,16 @@ def mesh_of(shape, devices):
   )
 
 
+def compiler_options(platform):
+  """XLA's options for steps, a dict or None; platform is as "gpu".
+
+  XLA for GPUs would put the products of both sizes of views into one, with
+  copies of their operands. By an estimate for an H100, ViT's pretraining step
+  reads and writes 0.92 as many bytes without.
+  """
+  return {"xla_gpu_dot_merger_threshold_mb": 0} if platform == "gpu" else None
+
+
 def batch_sharding(mesh):
   """The first axis over all devices."""
   return NamedSharding(mesh, P(("data", "fsdp")))

@@ -397,6 +397,7 @@ def make_dispatch(config, source, step, shardings):
     one if most == 1 else several,
     donate_argnums=0,
     out_shardings=(shardings, None),
+    compiler_options=meshes.compiler_options(jax.default_backend()),
   )
 
   def dispatch(state, items, count):

@@ -41,6 +41,7 @@ def trace(config, make_stage, classes, mesh):
     donate_argnums=0,
     in_shardings=shardings,
     out_shardings=(shardings[0], None),
+    compiler_options=meshes.compiler_options(mesh.devices.flat[0].platform),
   )
   with jax.set_mesh(mesh):
     return step.trace(state, batch), (init, batch), shardings
