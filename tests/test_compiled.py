@@ -12,7 +12,6 @@ import pytest
 
 from vit_ssl_jax.benchmark import compiled, program
 from vit_ssl_jax.models import kernels, windows
-from vit_ssl_jax.parallel import mesh as meshes
 
 TOPOLOGIES = {"v5e": "2x4", "v5p": "2x2x2", "v6e": "2x4"}
 
@@ -97,15 +96,6 @@ def test_step_fits_on_eight_chips(arch, stage):
   assert found["fits"]
   assert found["estimated_ms"] > 0
   assert found["link_bytes"] > 0
-
-
-def test_what_xla_is_told():
-  """Its GPU compiler alone; others do not know the option."""
-  assert meshes.compiler_options("gpu") == {
-    "xla_gpu_dot_merger_threshold_mb": 0
-  }
-  assert meshes.compiler_options("tpu") is None
-  assert meshes.compiler_options("cpu") is None
 
 
 PROGRAM = """

@@ -148,9 +148,8 @@ class Block(nn.Module):
     if weights_only:
       return attention(y, weights_only=True)
     if first_only:
-      x = x[:, :1] + drop(attention(y, first_only=True), masks, 0)
-    else:
-      x = x + drop(attention(y), masks, 0)
+      x, attention = x[:, :1], functools.partial(attention, first_only=True)
+    x = x + drop(attention(y), masks, 0)
     y = LayerNorm(dtype=self.dtype, name="norm2")(x)
     y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")(y)
     return x + drop(y, masks, 1)

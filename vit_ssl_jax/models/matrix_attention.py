@@ -19,13 +19,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-LANES = 128
-SUBLANES = 8
+from vit_ssl_jax.models.vector_attention import HIDDEN, LANES, SUBLANES, VMEM
+
 VIEWS = 8  # in a block
 REST = 2  # the most queries outside of slots
 LOG2E = math.log2(math.e)
-HIDDEN = -1e30  # the score of a token that is padding
-VMEM = 60 * 2**20  # bytes
 
 
 class Tile(NamedTuple):
@@ -151,7 +149,7 @@ def forward_kernel(tiles, scale, qkv, out, given, found):
   N, views, _ = out.shape
   read_block(qkv, given)
   arrays = cut(given, views, tiles, 3)
-  scores = [products(columns(q, t), k) for t, q, k, _ in arrays]
+  scores = [products(heads_apart(q, t), k) for t, q, k, _ in arrays]
   softmaxes = [softmax(x, scale, N) for x in scores]
   o = [
     [combine(weights, v, t, factors)]
@@ -170,7 +168,7 @@ def backward_kernel(tiles, scale, qkv, g, out, given, grads, found):
   for (t, q, k, v), (_, do) in zip(
     cut(given, views, tiles, 3), cut(grads, views, tiles, 1), strict=True
   ):
-    of_q, of_do = columns(q, t), columns(do, t)
+    of_q, of_do = heads_apart(q, t), heads_apart(do, t)
     begun.append(
       (t, q, k, do, of_q, of_do, products(of_q, k), products(of_do, v))
     )
@@ -209,7 +207,7 @@ def join(ref, views, parts, N):
       ref.at[i][pl.ds(view, N, views + 1), :w] = x[:, lanes]
 
 
-def columns(x, tile):
+def heads_apart(x, tile):
   """Queries (R, W) as the matrices whose products with keys are scores.
 
   Returns:
@@ -229,7 +227,7 @@ def columns(x, tile):
 
 
 def products(queries, k):
-  """Keys (R, W) by `columns` of queries: a list of (R, heads · slot or W)."""
+  """Keys (R, W) by queries with `heads_apart`: (R, heads · slot or W) each."""
   return [dot(k, x, ((1,), (1,))) for x in queries]
 
 
@@ -267,7 +265,7 @@ def combine(weights, x, tile, factors=None):
 
 
 def spread(weights, queries, x, tile):
-  """Σ_query weights[m, query] x[query]: (R, W), with `columns` of x (R, W)."""
+  """Σ_query weights[m, query] x[query]: (R, W); queries are x's `heads_apart`."""
   count = len(tile.groups)
   y = dot(
     jnp.concatenate(weights[:count], 1),

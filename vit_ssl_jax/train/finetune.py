@@ -120,10 +120,13 @@ def update(parts, state, images, targets, key):
     apply = functools.partial(
       parts.model.apply, {"params": params}, images, masks=masks
     )
-    if not offset_head:
-      return losses.classification(apply(), targets, config.label_smoothing), {}
-    logits, grid = apply(method="logits_and_grid")
+    if offset_head:
+      logits, grid = apply(method="logits_and_grid")
+    else:
+      logits = apply()
     loss = losses.classification(logits, targets, config.label_smoothing)
+    if not offset_head:
+      return loss, {}
     drloc = losses.dense_relative_localization(
       lambda pairs: models.OffsetHead().apply({"params": offset_head}, pairs),
       grid,
