@@ -265,7 +265,7 @@ def combine(weights, x, tile, factors=None):
 
 
 def spread(weights, queries, x, tile):
-  """Σ_query weights[m, query] x[query]: (R, W); queries are x's `heads_apart`."""
+  """Σ_query weights[m, query] x[query]: (R, W); queries: `heads_apart` of x."""
   count = len(tile.groups)
   y = dot(
     jnp.concatenate(weights[:count], 1),
