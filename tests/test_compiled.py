@@ -144,6 +144,24 @@ def test_a_kernel_takes_its_instructions_or_its_bytes(tmp_path):
   assert seconds(line) == pytest.approx(2000e-6)
 
 
+GPU_PROGRAM = """
+ENTRY %main {
+  %x = f32[100,8] parameter(0)
+  %y = f32[1,8] fusion(%x, %x), kind=kLoop
+  %dynamic_update_slice_fusion = f32[100,8] fusion(%x, %y), kind=kLoop
+  %slice_fusion = f32[2,8] fusion(%x), kind=kLoop
+  %product = (bf16[8,8], s8[4096]) custom-call(%y, %y), target="cublas"
+}
+"""
+
+
+def test_a_gpu_reads_and_writes_what_it_needs_to():
+  """Updates are in place, slices read a part, cuBLAS' space is its own."""
+  seconds = program.gpu_seconds(bandwidth=1.0)
+  found = [seconds(x) for x, _ in program.operations(GPU_PROGRAM)]
+  assert found == [0, 2 * 3200 + 32, 2 * 32, 2 * 64, 128 + 2 * 32]
+
+
 def test_flops_are_those_of_the_products():
   def f(x, y):
     return jax.lax.scan(lambda c, _: (c @ y, None), x, length=3)[0]

@@ -14,6 +14,7 @@ from vit_ssl_jax.models import (
   triton_attention,
   vector_attention,
 )
+from vit_ssl_jax.parallel import mesh as meshes
 
 # (B, ..., N, heads, d), M: odd tokens, windows, one query, many queries.
 SHAPES = {
@@ -188,31 +189,99 @@ def test_triton_attention(shape, dtype, tolerance):
   B, N, heads, d = shape
   rng = np.random.default_rng(0)
   qkv = normal(rng, B, N, 3, heads, d).astype(dtype)
-  g = normal(rng, *shape)
+  bias, g = normal(rng, 3, heads, d), normal(rng, *shape)
 
-  def plain(qkv):
-    q, k, v = (qkv[:, :, i].astype(jnp.float32) for i in range(3))
+  def plain(qkv, bias):
+    qkv = qkv.astype(jnp.float32) + bias[None, None]
+    q, k, v = (qkv[:, :, i] for i in range(3))
     return kernels.attention(q, k, v, scale=0.37, fast=False)
 
-  def kernel(qkv):
-    return triton_attention.self_attention(qkv, 0.37, True)
+  def kernel(qkv, bias):
+    bias = bias.astype(dtype)
+    return triton_attention.self_attention(qkv, bias, 0.37, True)
 
-  expected = value_and_gradients(plain, g, [qkv])
-  assert_near(value_and_gradients(kernel, g, [qkv]), expected, tolerance)
+  expected = value_and_gradients(plain, g, [qkv, bias])
+  assert_near(value_and_gradients(kernel, g, [qkv, bias]), expected, tolerance)
 
 
 def test_where_triton_attention_applies(monkeypatch):
   monkeypatch.setattr(kernels, "platform", lambda: "gpu")
   monkeypatch.setattr(kernels, "divides", lambda batch: True)
 
-  def applies(*shape, dtype=jnp.bfloat16):
-    return kernels.triton_applies(jnp.zeros(shape, dtype))
+  def applies(*shape, heads=12, dtype=jnp.bfloat16):
+    return kernels.triton_applies(jnp.zeros(shape, dtype), heads)
 
-  assert applies(512, 65, 12, 16)
-  assert not applies(512, 65, 12, 16, dtype=jnp.float32)
-  assert not applies(512, 197, 12, 16)
-  assert not applies(512, 65, 4, 48)
-  assert not applies(512, 4, 16, 3, 32)  # windows
+  assert applies(512, 65, 576)
+  assert not applies(512, 65, 576, dtype=jnp.float32)
+  assert not applies(512, 197, 576)
+  assert not applies(512, 65, 576, heads=4)
+  assert not applies(512, 4, 16, 288, heads=3)  # windows
+
+
+@pytest.mark.parametrize(
+  ("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-7)]
+)
+@pytest.mark.parametrize("given", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(5, 17, 24), (9, 3, 3, 16)])
+def test_add_norm_on_a_gpu(shape, given, dtype, tolerance):
+  """x alone, and with y and mask; x is float32 too where the norm is not."""
+  rng = np.random.default_rng(0)
+  x, y = normal(rng, *shape), normal(rng, *shape).astype(dtype)
+  mask = jnp.arange(shape[0]) % 3 * 0.7
+  arrays = [x, y, mask][:given] + [None] * (3 - given)
+  scale, bias = normal(rng, shape[-1]), normal(rng, shape[-1])
+  g = normal(rng, 2, *shape)
+
+  def stacked(add_norm):
+    def function(scale, bias, x, y):
+      outs = add_norm(x, y, arrays[2], scale, bias)
+      assert [out.dtype for out in outs] == [x.dtype, dtype]
+      return jnp.stack([out.astype(jnp.float32) for out in outs])
+
+    return function
+
+  plain = functools.partial(
+    kernels.add_norm, epsilon=1e-6, dtype=dtype, fast=False
+  )
+  kernel = functools.partial(kernels.norm_of_rows, 1e-6, dtype, interpret=True)
+  arguments = [scale, bias, *arrays[:2]]
+  expected = value_and_gradients(stacked(plain), g, arguments)
+  found = value_and_gradients(stacked(kernel), g, arguments)
+  assert_near(found, expected, tolerance)
+
+
+def test_gpu_kernels_on_two_devices():
+  """What all devices share has the gradient of all of them."""
+  rng = np.random.default_rng(0)
+  x, bias = normal(rng, 4, 17, 3, 2, 16), normal(rng, 3, 2, 16)
+  mesh = meshes.make_mesh(1, 4)
+  attention = functools.partial(
+    triton_attention.self_attention, scale=1.0, interpret=True
+  )
+  norm = functools.partial(
+    kernels.norm_of_rows, 1e-6, jnp.float32, interpret=True
+  )
+
+  def both(x, bias):
+    y = kernels.on_each_device(attention, (x,), bias).reshape(4, 17, 32)
+    mask = jnp.arange(4.0)
+    given = (y, y, mask), bias[0].reshape(-1), bias[1].reshape(-1)
+    return jnp.stack(kernels.on_each_device(norm, *given))
+
+  g = normal(rng, 2, 4, 17, 32)
+  expected = value_and_gradients(both, g, [x, bias])
+  with jax.set_mesh(mesh):
+    found = value_and_gradients(both, g, [x, bias])
+  assert_near(found, expected, 1e-5)
+
+
+def test_where_the_norm_of_gpus_applies(monkeypatch):
+  monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+  monkeypatch.setattr(kernels, "divides", lambda batch: True)
+  x = jnp.zeros((4, 17, 192))
+  assert kernels.norm_applies(x, jnp.bfloat16)
+  assert not kernels.norm_applies(x, jnp.float32)
+  assert not kernels.norm_applies(jnp.zeros((4, 17, 768)), jnp.bfloat16)
 
 
 def test_a_batch_without_a_mesh(monkeypatch):

@@ -81,7 +81,8 @@ def gpu_seconds(bandwidth):
   """The least time of a GPU's operation: (line) -> seconds.
 
   It is what the operation reads and writes over the bandwidth, in bytes a
-  second. Lines have to come in the program's order.
+  second. What cuBLAS has for its own use (s8) is not counted, for it may leave
+  it alone. Lines have to come in the program's order.
   """
   sizes = {}
 
@@ -92,12 +93,17 @@ def gpu_seconds(bandwidth):
     if not found:
       return 0
     name, kind, opcode, rest = found.groups()
-    sizes[name] = size_of(kind)
+    sizes[name] = written = size_of(re.sub(r", s8\[\d+\]", "", kind))
     if opcode in NO_WORK:
       return 0
     operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-    moved = sizes[name] + sum(sizes.get(x, 0) for x in operands)
-    return moved / bandwidth
+    read = [sizes.get(x, 0) for x in operands]
+    if "update_slice" in name or opcode == "dynamic-update-slice":  # in place
+      written = sum(read) - max(read)
+      read = [written]
+    elif "slice" in name:  # no more than it needs
+      read = [min(size, written) for size in read]
+    return (written + sum(read)) / bandwidth
 
   return seconds
 

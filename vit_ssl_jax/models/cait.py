@@ -1,5 +1,7 @@
 """CaiT (Touvron et al., 2021, "Going deeper with Image Transformers")."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -147,7 +149,7 @@ class TalkingHeadsBlock(nn.Module):
     mlp_ratio: hidden width of the MLP over D.
     num_heads: attention heads.
     local: locality self-attention (Lee et al., 2021).
-    fast: whether the device's kernel computes attention.
+    fast: whether the device's kernels compute it.
     layer_scale_init: what each channel of a branch is multiplied by at first;
       0 is no such factor.
     dtype: type of the branches' arithmetic.
@@ -166,15 +168,16 @@ class TalkingHeadsBlock(nn.Module):
     attention = TalkingHeadsAttention(
       self.num_heads, self.local, self.fast, self.dtype, name="attn"
     )
-    y = layers.LayerNorm(dtype=self.dtype, name="norm1")(x)
+    add_norm = functools.partial(layers.AddNorm, self.dtype, self.fast)
+    x, y = add_norm(name="norm1")(x)
     if weights_only:
       return attention(y, weights_only=True)
     y = layer_scale(self, "gamma_1", attention(y))
-    x = x + layers.drop(y, masks, 0)
-    y = layers.LayerNorm(dtype=self.dtype, name="norm2")(x)
+    x, y = add_norm(name="norm2")(x, y, layers.of_branch(masks, 0))
     hidden_dim = int(x.shape[-1] * self.mlp_ratio)
     y = layers.Mlp(hidden_dim, self.dtype, name="mlp")(y)
-    return x + layers.drop(layer_scale(self, "gamma_2", y), masks, 1)
+    y = layer_scale(self, "gamma_2", y)
+    return kernels.add(x, y, layers.of_branch(masks, 1))
 
 
 class ClassBlock(TalkingHeadsBlock):

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from vit_ssl_jax.models import (
   matrix_attention,
   triton_attention,
+  triton_norm,
   vector_attention,
 )
 
@@ -80,6 +81,51 @@ def gelu(x):
   return (y * (0.5 + 0.5 * jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
+def add(x, y, mask=None):
+  """x + y (B, ..., D), where mask (B,), if any, scales y (drop path)."""
+  if mask is not None:
+    y = y * mask.reshape(-1, *[1] * (y.ndim - 1)).astype(y.dtype)
+  return x + y
+
+
+def add_norm(
+  x, y, mask, scale, bias, epsilon=1e-6, dtype=jnp.float32, fast=True
+):
+  """The sum of `add`, and its layer norm (Ba et al., 2016, equation 4).
+
+  Args:
+    x: (B, ..., D).
+    y: the same, or None, which adds nothing.
+    mask: (B,) or None.
+    scale, bias: (D,) float32.
+    epsilon: added to the variance.
+    dtype: of the norm; its arithmetic is float32.
+    fast: whether the GPU's kernel is used where it applies.
+
+  Returns:
+    The sum, of x's type, and its norm, both (B, ..., D).
+  """
+  if fast and norm_applies(x, dtype):
+    kernel = functools.partial(norm_of_rows, epsilon, dtype)
+    return on_each_device(kernel, (x, y, mask), scale, bias)
+  x = x if y is None else add(x, y, mask)
+  wide = x.astype(jnp.float32)
+  mean = jnp.mean(wide, -1, keepdims=True)
+  variance = jnp.mean(wide * wide, -1, keepdims=True) - mean * mean
+  by = jax.lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
+  scale, bias = (a.reshape(*[1] * (x.ndim - 1), -1) for a in (scale, bias))
+  return x, ((wide - mean) * (by * scale) + bias).astype(dtype)
+
+
+def norm_of_rows(epsilon, dtype, x, y, mask, scale, bias, interpret=False):
+  """`add_norm` by the GPU's kernel, of one device's arrays."""
+  rows = [None if a is None else a.reshape(-1, a.shape[-1]) for a in (x, y)]
+  outs = triton_norm.add_norm(
+    *rows, mask, scale, bias, epsilon, dtype, interpret
+  )
+  return [out.reshape(x.shape) for out in outs]
+
+
 def attention(q, k, v, bias=None, scale=1.0, fast=True):
   """Softmax attention (Vaswani et al., 2017, section 3.2).
 
@@ -108,7 +154,7 @@ def attention(q, k, v, bias=None, scale=1.0, fast=True):
   return plain_attention(q * scale, k, v, bias)
 
 
-def self_attention(qkv, heads, bias=None, scale=1.0, fast=True):
+def self_attention(qkv, heads, bias=None, scale=1.0, fast=True, qkv_bias=None):
   """`attention` of queries, keys and values that are one array.
 
   Kernels read them where they lie, without a copy of each.
@@ -117,10 +163,21 @@ def self_attention(qkv, heads, bias=None, scale=1.0, fast=True):
     qkv: (..., N, 3 · D).
     heads: how many; each is D / heads wide.
     bias, scale, fast: of `attention`.
+    qkv_bias: (3 · D,) that is still to be added to qkv, or None.
 
   Returns:
     (..., N, heads, D / heads).
   """
+  if fast and bias is None and triton_applies(qkv, heads):
+    kernel = functools.partial(triton_attention.self_attention, scale=scale)
+    if qkv_bias is None:
+      qkv_bias = jnp.zeros(qkv.shape[-1:], qkv.dtype)
+    shape = 3, heads, -1
+    return on_each_device(
+      kernel, (in_heads(qkv, heads),), qkv_bias.reshape(shape)
+    )
+  if qkv_bias is not None:
+    qkv = add_bias(qkv, qkv_bias)
   if fast and bias is None and matrix_applies(qkv, heads):
     kernel = functools.partial(
       matrix_attention.self_attention, heads=heads, scale=scale
@@ -131,9 +188,6 @@ def self_attention(qkv, heads, bias=None, scale=1.0, fast=True):
   if fast and vector_applies(q, k):
     kernel = functools.partial(vector_attention.self_attention, scale=scale)
     return on_each_device(kernel, (in_heads(qkv, heads),), bias)
-  if fast and bias is None and triton_applies(q):
-    kernel = functools.partial(triton_attention.self_attention, scale=scale)
-    return on_each_device(kernel, (in_heads(qkv, heads),))
   return attention(q, k, v, bias, scale, fast)
 
 
@@ -300,17 +354,17 @@ def mesh_size():
   return max(1, jax.sharding.get_abstract_mesh().size)
 
 
-def triton_applies(q):
-  """Whether the GPU's kernel can be used, in half precision.
+def triton_applies(qkv, heads):
+  """Whether the GPU's kernel for attention can be used.
 
   Args:
-    q: (B, N, heads, d).
+    qkv: of `self_attention`.
+    heads: how many.
   """
-  return (
-    half_on_gpu(q)
-    and divides(len(q))
-    and triton_attention.fits(q.shape[1], q.shape[-1])
-  )
+  if not half_on_gpu(qkv.dtype) or qkv.ndim != 3:
+    return False
+  B, N, width = qkv.shape
+  return divides(B) and triton_attention.fits(N, width // (3 * heads))
 
 
 def cudnn_applies(q):
@@ -318,13 +372,23 @@ def cudnn_applies(q):
 
   Not for a single query: padding would double it, and copy its keys.
   """
-  return half_on_gpu(q) and q.shape[-1] % 8 == 0 and q.shape[1] > 1
+  known = q.ndim == 4 and q.shape[-1] % 8 == 0 and q.shape[1] > 1
+  return half_on_gpu(q.dtype) and known
 
 
-def half_on_gpu(q):
-  """Whether q is (B, N, heads, d) in half precision, on a GPU."""
-  half = q.dtype in (jnp.bfloat16, jnp.float16)
-  return platform() == "gpu" and half and q.ndim == 4
+def norm_applies(x, dtype):
+  """Whether the GPU's kernel for layer norms can be used.
+
+  Args:
+    x, dtype: of `add_norm`.
+  """
+  fits = triton_norm.fits(x.shape[-1])
+  return half_on_gpu(dtype) and fits and divides(len(x))
+
+
+def half_on_gpu(dtype):
+  """Whether a type is of half precision, and programs are for a GPU."""
+  return platform() == "gpu" and dtype in (jnp.bfloat16, jnp.float16)
 
 
 def cudnn_attention(q, k, v, scale, implementation="cudnn"):

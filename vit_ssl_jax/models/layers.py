@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import kernels, locality, sizes
 
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6)
+EPSILON = 1e-6  # of layer norms
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=EPSILON)
 
 
 def uniform_fan_in(fan_in):
@@ -42,8 +43,14 @@ class Dense(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, part=None):
-    """(..., D) -> (..., F), or those features alone that a slice says."""
+  def __call__(self, x, part=None, apart=False):
+    """(..., D) -> (..., F).
+
+    Args:
+      x: (..., D).
+      part: a slice of the features, where these alone are computed.
+      apart: whether to return the product and the bias, not their sum.
+    """
     shape = x.shape[-1], self.features
     kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
     zeros = nn.initializers.zeros
@@ -51,6 +58,8 @@ class Dense(nn.Module):
     if part is not None:
       kernel, bias = kernel[:, part], None if bias is None else bias[part]
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    if apart:
+      return kernels.dense(x, kernel), bias
     return kernels.dense(x, kernel, bias)
 
 
@@ -124,14 +133,16 @@ class Block(nn.Module):
   """Pre-norm transformer block (Dosovitskiy et al., 2021, figure 1).
 
   Attributes:
-    attention: makes the attention module, given its name and dtype.
+    attention: makes the attention module, given its fast, dtype and name.
     mlp_ratio: hidden width of the MLP over D.
     dtype: type of the arithmetic.
+    fast: whether the device's kernels compute it.
   """
 
   attention: Callable[..., nn.Module]
   mlp_ratio: float
   dtype: jnp.dtype = jnp.float32
+  fast: bool = True
 
   @nn.compact
   def __call__(self, x, masks=None, weights_only=False, first_only=False):
@@ -143,24 +154,45 @@ class Block(nn.Module):
       weights_only: whether to return the softmax.
       first_only: whether to return the first token alone, (B, 1, D).
     """
-    attention = self.attention(dtype=self.dtype, name="attn")
-    y = LayerNorm(dtype=self.dtype, name="norm1")(x)
+    attention = self.attention(fast=self.fast, dtype=self.dtype, name="attn")
+    add_norm = functools.partial(AddNorm, self.dtype, self.fast)
+    x, y = add_norm(name="norm1")(x)
     if weights_only:
       return attention(y, weights_only=True)
     if first_only:
       x, attention = x[:, :1], functools.partial(attention, first_only=True)
-    x = x + drop(attention(y), masks, 0)
-    y = LayerNorm(dtype=self.dtype, name="norm2")(x)
+    x, y = add_norm(name="norm2")(x, attention(y), of_branch(masks, 0))
     y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")(y)
-    return x + drop(y, masks, 1)
+    return kernels.add(x, y, of_branch(masks, 1))
 
 
-def drop(y, masks, branch):
-  """Drop path: a block's branch (B, ..., D), scaled by masks[:, branch]."""
-  if masks is None:
-    return y
-  mask = masks[:, branch].reshape(-1, *[1] * (y.ndim - 1))
-  return y * mask.astype(y.dtype)
+class AddNorm(nn.Module):
+  """A residual sum and its layer norm, by `kernels.add_norm`.
+
+  Attributes:
+    dtype: of the norm.
+    fast: whether the device's kernel computes it.
+  """
+
+  dtype: jnp.dtype = jnp.float32
+  fast: bool = True
+
+  @nn.compact
+  def __call__(self, x, y=None, mask=None):
+    """x and a branch y of it (B, ..., D), mask (B,) -> x + mask y, its norm.
+
+    Without y the sum is x; without a mask y is not scaled.
+    """
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+    return kernels.add_norm(
+      x, y, mask, scale, bias, EPSILON, self.dtype, self.fast
+    )
+
+
+def of_branch(masks, i):
+  """A branch's mask (B,) of a block's (B, 2); None stays None."""
+  return None if masks is None else masks[:, i]
 
 
 def of_block(masks, i):
@@ -207,7 +239,8 @@ class Backbone(nn.Module):
     dtype: type of the body's arithmetic.
     remat: whether what is inside a block is computed again in the backward
       pass instead of being kept (activation checkpointing, Chen et al., 2016).
-    fast_attention: whether attention is the device's kernel or the plain form.
+    fast_attention: whether attention, and a GPU's layer norms, are the device's
+      kernels or the plain forms.
   """
 
   image_size: int = 32

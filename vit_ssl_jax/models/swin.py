@@ -61,13 +61,13 @@ class SwinTransformer(layers.Backbone):
       self.num_heads[stage],
       window,
       local=self.has("lsa"),
-      fast=self.fast_attention,
     )
     return [
       block(
         functools.partial(attention, shift=i % 2 * shift),
         self.mlp_ratio,
         self.dtype,
+        self.fast_attention,
       )
       for i in range(self.depths[stage])
     ]

@@ -3,7 +3,8 @@
 cuDNN's kernels are made for long sequences: on an H200 they took 28 of the 53
 ms of ViT's pretraining step, for 65 and 17 tokens and heads of 16. Here one
 program has all scores of a head of an image in its registers, and what is kept
-for the backward pass is the queries, keys and values alone.
+for the backward pass is the queries, keys and values alone. It adds their bias,
+for XLA would read all their gradients again to add up the bias' gradient.
 """
 
 import functools
@@ -28,12 +29,13 @@ def padded(N):
   return max(16, pl.next_power_of_2(N))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def self_attention(qkv, scale=1.0, interpret=False):
-  """As `kernels.self_attention`, without a bias.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def self_attention(qkv, bias, scale=1.0, interpret=False):
+  """As `kernels.self_attention`, without a bias of scores.
 
   Args:
     qkv: (B, N, 3, H, d) that `fits`.
+    bias: (3, H, d) that is added to it.
     scale: a number.
     interpret: whether the kernel is interpreted, on any device.
 
@@ -42,25 +44,28 @@ def self_attention(qkv, scale=1.0, interpret=False):
   """
   B, N, _, H, d = qkv.shape
   out = jax.ShapeDtypeStruct((B, N, H, d), qkv.dtype)
-  return call(forward_kernel, scale, interpret, out, qkv)
+  return call(forward_kernel, scale, interpret, out, qkv, bias)
 
 
-def backward(scale, interpret, qkv, g):
-  out = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
-  return (call(backward_kernel, scale, interpret, out, qkv, g),)
+def backward(scale, interpret, kept, g):
+  qkv, bias = kept
+  sums = jax.ShapeDtypeStruct((len(qkv), *bias.shape), jnp.float32)
+  outs = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype), sums
+  grads, sums = call(backward_kernel, scale, interpret, outs, qkv, bias, g)
+  return grads, jnp.sum(sums, 0).astype(bias.dtype)
 
 
 self_attention.defvjp(
-  lambda qkv, *rest: (self_attention(qkv, *rest), qkv), backward
+  lambda *given: (self_attention(*given), given[:2]), backward
 )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def call(kernel, scale, interpret, out, qkv, *rest):
+def call(kernel, scale, interpret, out, qkv, bias, *rest):
   """Runs a kernel for each image and head; traced once for equal shapes."""
   B, N, _, H, d = qkv.shape
   products = 5 if rest else 2
-  arrays = (qkv, *rest, out)
+  arrays = (qkv, *rest, *jax.tree.leaves(out))
   return pl.pallas_call(
     functools.partial(kernel, scale),
     out_shape=out,
@@ -75,7 +80,7 @@ def call(kernel, scale, interpret, out, qkv, *rest):
       transcendentals=B * H * N * N,
       bytes_accessed=sum(x.size * x.dtype.itemsize for x in arrays),
     ),
-  )(qkv, *rest)
+  )(qkv, bias, *rest)
 
 
 def head_of(ref, N, *part):
@@ -93,6 +98,13 @@ def load(ref, N, *part):
   return triton.load(at, mask=exists, other=0.0)
 
 
+def load_all(qkv, bias, N):
+  """The queries, keys and values of this program's image and head."""
+  h = pl.program_id(1)
+  biases = (triton.load(bias.at[h * 0 + i, h, :]) for i in range(3))
+  return [load(qkv, N, i) + x[None] for i, x in enumerate(biases)]
+
+
 def store(ref, value, N, *part):
   at, exists = head_of(ref, N, *part)
   triton.store(at, value.astype(ref.dtype), mask=exists)
@@ -107,23 +119,29 @@ def softmax(q, k, scale, N):
   return e / jnp.sum(e, 1, keepdims=True)
 
 
-def forward_kernel(scale, qkv, out):
+def forward_kernel(scale, qkv, bias, out):
   """softmax(scale q kᵀ) v."""
   N = qkv.shape[1]
-  q, k, v = (load(qkv, N, i) for i in range(3))
+  q, k, v = load_all(qkv, bias, N)
   weights = softmax(q, k, scale, N)
   store(out, triton.dot(weights.astype(v.dtype), v), N)
 
 
-def backward_kernel(scale, qkv, g, grads):
-  """The gradients of q, k and v."""
+def backward_kernel(scale, qkv, bias, g, grads, sums):
+  """The gradients of q, k and v, and their sums over tokens."""
   N = qkv.shape[1]
-  q, k, v = (load(qkv, N, i) for i in range(3))
+  q, k, v = load_all(qkv, bias, N)
   g = load(g, N)
   weights = softmax(q, k, scale, N)
-  store(grads, triton.dot(weights.astype(g.dtype), g, trans_a=True), N, 2)
+  b, h = pl.program_id(0), pl.program_id(1)
+
+  def put(i, value):
+    store(grads, value, N, i)
+    triton.store(sums.at[b, h * 0 + i, h, :], jnp.sum(value, 0))
+
+  put(2, triton.dot(weights.astype(g.dtype), g, trans_a=True))
   dweights = triton.dot(g, v, trans_b=True)
   along = jnp.sum(weights * dweights, 1, keepdims=True)
   dscores = (scale * weights * (dweights - along)).astype(q.dtype)
-  store(grads, triton.dot(dscores, k), N, 0)
-  store(grads, triton.dot(dscores, q, trans_a=True), N, 1)
+  put(0, triton.dot(dscores, k))
+  put(1, triton.dot(dscores, q, trans_a=True))

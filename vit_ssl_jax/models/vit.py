@@ -32,16 +32,15 @@ class VisionTransformer(layers.Backbone):
     )
     self.cls_token = self.param("cls_token", init, (1, 1, D))
     self.pos_embed = self.param("pos_embed", init, (1, 1 + self.side**2, D))
-    attention = functools.partial(
-      Attention, self.num_heads, self.has("lsa"), self.fast_attention
-    )
+    attention = functools.partial(Attention, self.num_heads, self.has("lsa"))
     block = (
       nn.remat(layers.Block, static_argnums=(3, 4))
       if self.remat
       else layers.Block
     )
     self.blocks = [
-      block(attention, self.mlp_ratio, self.dtype) for _ in range(self.depth)
+      block(attention, self.mlp_ratio, self.dtype, self.fast_attention)
+      for _ in range(self.depth)
     ]
     self.norm = layers.LayerNorm()
     self.head = layers.classifier(self.num_classes)
@@ -170,11 +169,13 @@ class Attention(nn.Module):
         bias = bias[..., :1, :]
       x = kernels.attention(q, k, v, bias, scale, self.fast)
       return proj(x.reshape(B, 1, D))
-    qkv = to_qkv(x)
+    qkv, qkv_bias = to_qkv(x, apart=True)
+    if self.local or weights_only:
+      qkv, qkv_bias = kernels.add_bias(qkv, qkv_bias), None
     if self.local:
       qkv = locality.scale_queries(self, qkv, heads)
     if weights_only:
       q, k, _ = kernels.split_heads(qkv, heads)
       return kernels.attention_weights(q * scale, k, bias)
-    x = kernels.self_attention(qkv, heads, bias, scale, self.fast)
+    x = kernels.self_attention(qkv, heads, bias, scale, self.fast, qkv_bias)
     return proj(x.reshape(B, N, D))

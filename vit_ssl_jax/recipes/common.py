@@ -76,7 +76,7 @@ def base(arch, dataset):
   config.dtype = "auto"  # of the model's body: auto, float32, bfloat16
   # Both take less memory and more time, and change rounding alone.
   config.accumulate_steps = 1  # gradient accumulation: micro-batches a batch
-  config.fast_attention = True  # the device's kernel, or the plain form
+  config.fast_attention = True  # the device's kernels, or plain forms
   config.remat = False  # activation checkpointing, block by block
 
   config.dataset = dataset  # or folder:/path, npz:/path/file.npz

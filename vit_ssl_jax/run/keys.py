@@ -161,7 +161,7 @@ KEYS = {
   ),
   "dtype": choice("of the model's body", "auto", "float32", "bfloat16"),
   "accumulate_steps": whole("micro-batches a batch", 1),
-  "fast_attention": flag("the device's kernel, or the plain form"),
+  "fast_attention": flag("the device's kernels, or the plain forms"),
   "remat": flag("activation checkpointing, block by block"),
   # The data.
   "dataset": text("a set's name, folder:/path or npz:/path/file.npz"),
