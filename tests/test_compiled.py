@@ -7,11 +7,11 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from vit_ssl_jax.benchmark import compiled, program
 from vit_ssl_jax.models import kernels, windows
+from vit_ssl_jax.parallel import mesh as meshes
 
 TOPOLOGIES = {"v5e": "2x4", "v5p": "2x2x2", "v6e": "2x4"}
 
@@ -43,12 +43,8 @@ def shift(x, *_):
 def test_kernels_compile(function, shape, chip):
   """Forwards and backwards, split over a mesh of two chips."""
   pytest.importorskip("libtpu", reason='needs pip install "jax[tpu]"')
-  devices = np.array(compiled.devices_of(chip, TOPOLOGIES[chip])[:2])
-  mesh = jax.sharding.Mesh(
-    devices.reshape(2, 1),
-    ("data", "fsdp"),
-    axis_types=(jax.sharding.AxisType.Auto,) * 2,
-  )
+  devices = compiled.devices_of(chip, TOPOLOGIES[chip])[:2]
+  mesh = meshes.mesh_of((2, 1), devices)
   split = jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp")))
   x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=split)
 

@@ -264,9 +264,10 @@ def test_gpu_kernels_on_two_devices():
 
   def both(x, bias):
     y = kernels.on_each_device(attention, (x,), bias).reshape(4, 17, 32)
-    mask = jnp.arange(4.0)
-    given = (y, y, mask), bias[0].reshape(-1), bias[1].reshape(-1)
-    return jnp.stack(kernels.on_each_device(norm, *given))
+    scale, shift = bias[0].reshape(-1), bias[1].reshape(-1)
+    for branch in ((None, None), (y, None), (y, jnp.arange(4.0))):
+      x, y = kernels.on_each_device(norm, (y, *branch), scale, shift)
+    return jnp.stack([x, y])
 
   g = normal(rng, 2, 4, 17, 32)
   expected = value_and_gradients(both, g, [x, bias])

@@ -12,7 +12,6 @@ the same recipe, and so come to the same numbers. An interrupted `fit` has saved
 a checkpoint, and the next one goes on from there.
 """
 
-import difflib
 import json
 import pathlib
 import shutil
@@ -122,16 +121,7 @@ class Estimator(sklearn.base.BaseEstimator):
     config.update(budget=self.budget, seed=self.seed)
     if self.image_size is not None:
       config.model.image_size = self.image_size
-    known = schema.flat(config)
-    for key, value in (self.config or {}).items():
-      if key not in known:
-        near = difflib.get_close_matches(key, known, 1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"config has an unknown key {key!r}{hint}")
-      try:
-        config.update_from_flattened_dict({key: value})
-      except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise UserError(f"config: {key}={value!r}: {e}") from e
+    schema.change(config, self.config or {})
     return config
 
   def take(self, workdir):

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType
 
 from vit_ssl_jax.benchmark import program, steps
 from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.report import tables
 from vit_ssl_jax.train import trial
 
@@ -58,7 +57,7 @@ def find(target, chips):
     chips: how many.
 
   Raises:
-    UserError: there is no such chip or topology, or it is too small.
+    UserError: there is no such chip, or not as many.
   """
   name, _, given = target.partition(":")
   if name not in CHIPS or not re.fullmatch(r"(\d+(x\d+)*)?", given):
@@ -68,9 +67,10 @@ def find(target, chips):
     )
   for topology in [given] if given else CHIPS[name].topologies:
     most = math.prod(map(int, topology.split("x")))
-    if 1 <= chips <= most:
+    if chips in [2**i for i in range(most.bit_length())]:
       return name, topology
-  raise UserError(f"--chips={chips}: {target} has 1 to {most} here")
+  powers = f"powers of 2 from 1 to {most}"
+  raise UserError(f"--chips={chips}: possible for {target} are {powers}")
 
 
 def check(target, config, chips, parallel):
@@ -78,21 +78,15 @@ def check(target, config, chips, parallel):
   compiler(find(target, chips)[0])
   if parallel not in ("data", "fsdp"):
     raise UserError(f"--parallel={parallel}: possible are data, fsdp")
-  if config.batch_size % chips:
-    raise UserError(
-      f"batch_size={config.batch_size} is not a multiple of {chips} chips"
-    )
+  count = config.batch_size
+  if count % chips:
+    raise UserError(f"batch_size={count} is not a multiple of {chips} chips")
 
 
 def compiler(name):
-  """A chip's compiler and its version.
-
-  Raises:
-    UserError: it is not installed.
-  """
-  package, extra = "libtpu", "tpu"
-  if name == "h100":
-    package, extra = "jax-cuda13-plugin", "cuda13"
+  """A chip's compiler and its version; a UserError where it is missing."""
+  gpu = ("jax-cuda13-plugin", "cuda13")
+  package, extra = gpu if name == "h100" else ("libtpu", "tpu")
   try:
     return f"{package} {importlib.metadata.version(package)}"
   except importlib.metadata.PackageNotFoundError as e:
@@ -105,18 +99,14 @@ def compiler(name):
 def devices_of(name, topology):
   """The devices of a topology description."""
   set_flags()
-  if name != "h100":
-    return topologies.get_topology_desc(
-      platform="tpu", topology_name=f"{name}:{topology}"
-    ).devices
-  importlib.import_module("jax_plugins.xla_cuda13")
-  jax.devices()  # JAX finds the compiler when it looks for devices
-  return topologies.get_topology_desc(
-    platform="cuda",
-    topology_name=topology,
-    topology=topology,
-    target_config=Path(__file__).with_name("h100.txtpb").read_text(),
-  ).devices
+  platform, options, full_name = "tpu", {}, f"{name}:{topology}"
+  if name == "h100":
+    importlib.import_module("jax_plugins.xla_cuda13")
+    jax.devices()  # JAX finds the compiler when it looks for devices
+    about = Path(__file__).with_name("h100.txtpb").read_text()
+    platform, full_name = "cuda", topology
+    options = {"topology": topology, "target_config": about}
+  return topologies.get_topology_desc(full_name, platform, **options).devices
 
 
 @functools.cache
@@ -148,7 +138,7 @@ def compile_step(target, config, chips, parallel="data"):
     parallel: "data", or "fsdp" over all chips.
 
   Returns:
-    The figures, a dict that JSON can hold; see the command's help.
+    The figures of the command's help, a dict that JSON can hold.
   """
   name, topology = find(target, chips)
   chip, folder = CHIPS[name], Path(set_flags().name)
@@ -156,10 +146,7 @@ def compile_step(target, config, chips, parallel="data"):
   if config.dtype == "auto":
     config.dtype = "bfloat16"
   shape = (1, chips) if parallel == "fsdp" else (chips, 1)
-  devices = np.array(devices_of(name, topology)[:chips]).reshape(shape)
-  mesh = jax.sharding.Mesh(
-    devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
-  )
+  mesh = meshes.mesh_of(shape, devices_of(name, topology)[:chips])
   figures = {
     "target": f"{name}:{topology}",
     "chips": chips,
@@ -206,10 +193,11 @@ def table(rows):
     "GB", "estimated_ms", "images_per_second", "share_of_peak", "link_bytes",
     "compile_seconds", "costliest",
   )  # fmt: skip
-  lines = []
-  for row in rows:
+
+  def cells(row):
     parts = list(row.get("parts_ms", {}).items())[:4]
     costliest = ", ".join(f"{name} {ms:.1f}" for name, ms in parts)
     row = row | {"GB": row["memory_bytes"] / 1e9, "costliest": costliest}
-    lines.append([row.get(x) for x in columns])
-  return tables.table(columns, lines)
+    return [row.get(x) for x in columns]
+
+  return tables.table(columns, map(cells, rows))

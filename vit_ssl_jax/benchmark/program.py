@@ -28,15 +28,12 @@ NO_WORK = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
 
 
 def figures(text, seconds, chips):
-  """Adds up what a program's operations take.
+  """What operations take: estimated_ms, lookups, link_bytes, parts_ms.
 
   Args:
     text: the compiled HLO.
     seconds: (line of an operation) -> seconds.
     chips: how many it is for, all of which take part in each collective.
-
-  Returns:
-    The dict of estimated_ms, lookups, link_bytes and parts_ms.
   """
   parts, links, lookups = collections.Counter(), 0.0, 0
   for line, times in operations(text):
@@ -61,9 +58,8 @@ def tpu_seconds(schedules, clock, bandwidth):
   Gathers and scatters take none: the compiler says nothing of them.
 
   Args:
-    schedules: the folder with the kernels' instructions.
-    clock: in Hz.
-    bandwidth: of the memory, in bytes a second.
+    schedules: of `kernel_cycles`.
+    clock, bandwidth: in Hz, and of the memory in bytes a second.
   """
   kernels = kernel_cycles(schedules)
 
@@ -162,11 +158,9 @@ def kernel_cycles(folder):
   """Cycles of our kernels that were compiled, by their names.
 
   The TPU's instructions are scheduled when a kernel is compiled, one bundle a
-  cycle. The outer of two loops runs over the grid, the inner, if any, over
-  queries; the kernel's name says how often.
-
-  Args:
-    folder: with the compiler's files.
+  cycle, and are in a folder of the compiler's files. The outer of two loops
+  runs over the grid, the inner, if any, over queries; the kernel's name says
+  how often.
   """
   found = collections.Counter()
   for file in folder.glob("*-final_bundles.txt"):

@@ -24,22 +24,18 @@ def make_config(stage, arch, args, settings):
   Args:
     stage, arch: which.
     args: with dataset and batch_size.
-    settings: a dict of values by their keys.
+    settings: of `schema.change`.
 
   Raises:
     UserError: there is no such recipe, key or value.
   """
   try:
-    config = recipes.get(stage, f"{arch},{args.dataset}").lock()
+    config = recipes.get(stage, f"{arch},{args.dataset}")
   except ValueError as e:
     raise UserError(str(e)) from e
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   config.batch_size = args.batch_size or config.batch_size
-  for key, value in settings.items():
-    try:
-      config.update_from_flattened_dict({key: value})
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-      raise UserError(f"--config.{key}={value}: {e}") from e
+  schema.change(config, settings)
   if own.is_open(config):
     raise UserError(
       f"--dataset={args.dataset} has no recipe without its images: possible are"
@@ -61,9 +57,9 @@ def describe(config):
   }
 
 
-def memory_bytes(compiled):
+def memory_bytes(step):
   """What a compiled step takes on one device."""
-  memory = compiled.memory_analysis()
+  memory = step.memory_analysis()
   return (
     memory.argument_size_in_bytes
     + memory.temp_size_in_bytes
@@ -87,24 +83,23 @@ def measure(config, count, rounds, trace=None):
   Raises:
     UserError: the devices do not divide the batch.
   """
-  compiled, state, batch, compile_seconds = trial.compiled(
-    config, STAGES[config.stage].make_stage, CLASSES
+  make_stage = STAGES[config.stage].make_stage
+  step, state, batch, compile_seconds = trial.compiled(
+    config, make_stage, CLASSES
   )
 
-  def run(state, count):
-    """Runs steps; the state and the seconds of one of them."""
+  def run(count):
+    """Runs steps, and returns the seconds of one of them."""
+    nonlocal state
     began = time.perf_counter()
     for _ in range(count):
-      state, metrics = compiled(state, batch)
+      state, metrics = step(state, batch)
     jax.block_until_ready((state, metrics))
-    return state, (time.perf_counter() - began) / count
+    return (time.perf_counter() - began) / count
 
-  state, _ = run(state, WARM_UP)
-  taken = []
+  run(WARM_UP)
   with jax.profiler.trace(trace) if trace else contextlib.nullcontext():
-    for _ in range(rounds):
-      state, seconds = run(state, count)
-      taken.append(seconds)
+    taken = [run(count) for _ in range(rounds)]
   seconds = statistics.median(taken)
   return {
     **describe(config),
@@ -112,7 +107,7 @@ def measure(config, count, rounds, trace=None):
     "step_seconds": seconds,
     "rounds": taken,
     "compile_seconds": compile_seconds,
-    "memory_bytes": memory_bytes(compiled),
+    "memory_bytes": memory_bytes(step),
     "devices": jax.device_count(),
     "device": jax.devices()[0].device_kind,
   }

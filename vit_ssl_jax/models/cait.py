@@ -173,11 +173,11 @@ class TalkingHeadsBlock(nn.Module):
     if weights_only:
       return attention(y, weights_only=True)
     y = layer_scale(self, "gamma_1", attention(y))
-    x, y = add_norm(name="norm2")(x, y, layers.of_branch(masks, 0))
+    x, y = add_norm(name="norm2")(x, y, layers.masks_of(masks, 0))
     hidden_dim = int(x.shape[-1] * self.mlp_ratio)
     y = layers.Mlp(hidden_dim, self.dtype, name="mlp")(y)
     y = layer_scale(self, "gamma_2", y)
-    return kernels.add(x, y, layers.of_branch(masks, 1))
+    return kernels.add(x, y, layers.masks_of(masks, 1))
 
 
 class ClassBlock(TalkingHeadsBlock):

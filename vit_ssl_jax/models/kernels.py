@@ -5,6 +5,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -109,12 +110,8 @@ def add_norm(
     kernel = functools.partial(norm_of_rows, epsilon, dtype)
     return on_each_device(kernel, (x, y, mask), scale, bias)
   x = x if y is None else add(x, y, mask)
-  wide = x.astype(jnp.float32)
-  mean = jnp.mean(wide, -1, keepdims=True)
-  variance = jnp.mean(wide * wide, -1, keepdims=True) - mean * mean
-  by = jax.lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
-  scale, bias = (a.reshape(*[1] * (x.ndim - 1), -1) for a in (scale, bias))
-  return x, ((wide - mean) * (by * scale) + bias).astype(dtype)
+  norm = nn.LayerNorm(epsilon, dtype)
+  return x, norm.apply({"params": {"scale": scale, "bias": bias}}, x)
 
 
 def norm_of_rows(epsilon, dtype, x, y, mask, scale, bias, interpret=False):

@@ -161,9 +161,9 @@ class Block(nn.Module):
       return attention(y, weights_only=True)
     if first_only:
       x, attention = x[:, :1], functools.partial(attention, first_only=True)
-    x, y = add_norm(name="norm2")(x, attention(y), of_branch(masks, 0))
+    x, y = add_norm(name="norm2")(x, attention(y), masks_of(masks, 0))
     y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")(y)
-    return kernels.add(x, y, of_branch(masks, 1))
+    return kernels.add(x, y, masks_of(masks, 1))
 
 
 class AddNorm(nn.Module):
@@ -190,13 +190,8 @@ class AddNorm(nn.Module):
     )
 
 
-def of_branch(masks, i):
-  """A branch's mask (B,) of a block's (B, 2); None stays None."""
-  return None if masks is None else masks[:, i]
-
-
-def of_block(masks, i):
-  """Block i's masks (B, 2) of all blocks' (B, depth, 2); None stays None."""
+def masks_of(masks, i):
+  """The masks of block or of branch i, masks[:, i]; None stays None."""
   return None if masks is None else masks[:, i]
 
 

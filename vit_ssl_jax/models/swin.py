@@ -98,7 +98,7 @@ class SwinTransformer(layers.Backbone):
       for block in blocks:
         if number == stop:
           return block(x, None, True)
-        x = block(x, layers.of_block(masks, number), False)
+        x = block(x, layers.masks_of(masks, number), False)
         number += 1
     return x
 

@@ -94,7 +94,7 @@ class VisionTransformer(layers.Backbone):
     """
     for i, block in enumerate(self.blocks):
       first_only = class_only and i == self.depth - 1
-      x = block(x, layers.of_block(masks, i), False, first_only)
+      x = block(x, layers.masks_of(masks, i), False, first_only)
     return x
 
   def attention(self, images, block=-1):

@@ -47,6 +47,28 @@ def read_config(workdir):
   return config
 
 
+def change(config, values):
+  """Changes values of a ConfigDict.
+
+  Args:
+    config: which is changed.
+    values: a dict of them by their keys, such as "model.depth".
+
+  Raises:
+    UserError: there is no such key, or its values are of another type.
+  """
+  known = flat(config)
+  for key, value in values.items():
+    if key not in known:
+      near = difflib.get_close_matches(key, known, 1)
+      hint = f": did you mean {near[0]!r}?" if near else ""
+      raise UserError(f"the config has no key {key!r}{hint}")
+    try:
+      config.update_from_flattened_dict({key: value})
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+      raise UserError(f"{key}={value!r}: {e}") from e
+
+
 def check(config):
   """Raises a UserError that names the first key whose value makes no sense."""
   values = flat(config)
