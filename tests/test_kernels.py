@@ -276,6 +276,29 @@ def test_gpu_kernels_on_two_devices():
   assert_near(found, expected, 1e-5)
 
 
+@pytest.mark.parametrize("given", [1, 2, 3])
+def test_gpu_kernels_are_lowered_by_triton(given):
+  """No GPU is needed for it. CaiT's sums are float32, its norms are not."""
+  x, y = jnp.zeros((4, 17, 96)), jnp.zeros((4, 17, 96), jnp.bfloat16)
+  arrays = [x, y, jnp.ones(4)][:given] + [None] * (3 - given)
+  bias = jnp.zeros((3, 2, 16), jnp.bfloat16)
+
+  def loss(x, scale, bias):
+    _, y = kernels.norm_of_rows(
+      1e-6, jnp.bfloat16, x, *arrays[1:], scale, scale
+    )
+    qkv = y.reshape(4, 17, 3, 2, 16)
+    y = triton_attention.self_attention(qkv, bias)
+    return jnp.sum(jnp.square(y.astype(jnp.float32)))
+
+  gradients = jax.jit(jax.grad(loss, (0, 1, 2)))
+  traced = gradients.trace(arrays[0], jnp.ones(96), bias)
+  text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  for name in ("norm", "attention"):
+    assert f"{name}_forward_kernel" in text
+    assert f"{name}_backward_kernel" in text
+
+
 def test_where_the_norm_of_gpus_applies(monkeypatch):
   monkeypatch.setattr(kernels, "platform", lambda: "gpu")
   monkeypatch.setattr(kernels, "divides", lambda batch: True)

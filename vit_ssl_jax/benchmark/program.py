@@ -74,11 +74,12 @@ def tpu_seconds(schedules, clock, bandwidth):
 
 
 def gpu_seconds(bandwidth):
-  """The least time of a GPU's operation: (line) -> seconds.
+  """About the least time of a GPU's operation: (line) -> seconds.
 
   It is what the operation reads and writes over the bandwidth, in bytes a
   second. What cuBLAS has for its own use (s8) is not counted, for it may leave
-  it alone. Lines have to come in the program's order.
+  it alone; an array of which a fusion reads a part counts whole unless the
+  fusion's name has "slice". Lines have to come in the program's order.
   """
   sizes = {}
 
@@ -94,9 +95,9 @@ def gpu_seconds(bandwidth):
       return 0
     operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
     read = [sizes.get(x, 0) for x in operands]
-    if "update_slice" in name or opcode == "dynamic-update-slice":  # in place
-      written = sum(read) - max(read)
-      read = [written]
+    if re.search("update.slice", name) and written in read:  # in place
+      read.remove(written)
+      written = sum(read)
     elif "slice" in name:  # no more than it needs
       read = [min(size, written) for size in read]
     return (written + sum(read)) / bandwidth

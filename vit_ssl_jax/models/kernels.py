@@ -97,7 +97,7 @@ def add_norm(
   Args:
     x: (B, ..., D).
     y: the same, or None, which adds nothing.
-    mask: (B,) or None.
+    mask: (B,) of y, or None.
     scale, bias: (D,) float32.
     epsilon: added to the variance.
     dtype: of the norm; its arithmetic is float32.
@@ -110,7 +110,7 @@ def add_norm(
     kernel = functools.partial(norm_of_rows, epsilon, dtype)
     return on_each_device(kernel, (x, y, mask), scale, bias)
   x = x if y is None else add(x, y, mask)
-  norm = nn.LayerNorm(epsilon, dtype)
+  norm = nn.LayerNorm(epsilon, dtype, parent=None)
   return x, norm.apply({"params": {"scale": scale, "bias": bias}}, x)
 
 
@@ -160,20 +160,17 @@ def self_attention(qkv, heads, bias=None, scale=1.0, fast=True, qkv_bias=None):
     qkv: (..., N, 3 · D).
     heads: how many; each is D / heads wide.
     bias, scale, fast: of `attention`.
-    qkv_bias: (3 · D,) that is still to be added to qkv, or None.
+    qkv_bias: (3 · D,) that is still to be added to qkv, or None; the GPU's
+      kernel wants one.
 
   Returns:
     (..., N, heads, D / heads).
   """
-  if fast and bias is None and triton_applies(qkv, heads):
-    kernel = functools.partial(triton_attention.self_attention, scale=scale)
-    if qkv_bias is None:
-      qkv_bias = jnp.zeros(qkv.shape[-1:], qkv.dtype)
-    shape = 3, heads, -1
-    return on_each_device(
-      kernel, (in_heads(qkv, heads),), qkv_bias.reshape(shape)
-    )
   if qkv_bias is not None:
+    if fast and bias is None and triton_applies(qkv, heads):
+      kernel = functools.partial(triton_attention.self_attention, scale=scale)
+      qkv_bias = qkv_bias.reshape(3, heads, -1)
+      return on_each_device(kernel, (in_heads(qkv, heads),), qkv_bias)
     qkv = add_bias(qkv, qkv_bias)
   if fast and bias is None and matrix_applies(qkv, heads):
     kernel = functools.partial(
@@ -369,8 +366,8 @@ def cudnn_applies(q):
 
   Not for a single query: padding would double it, and copy its keys.
   """
-  known = q.ndim == 4 and q.shape[-1] % 8 == 0 and q.shape[1] > 1
-  return half_on_gpu(q.dtype) and known
+  fits = q.ndim == 4 and q.shape[-1] % 8 == 0 and q.shape[1] > 1
+  return half_on_gpu(q.dtype) and fits
 
 
 def norm_applies(x, dtype):

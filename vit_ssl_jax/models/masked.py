@@ -39,6 +39,7 @@ class PixelDecoder(nn.Module):
     num_heads: attention heads.
     mlp_ratio: hidden width of the MLP over D.
     dtype: type of the arithmetic.
+    fast: whether the device's kernels compute it.
   """
 
   patches: int
@@ -46,6 +47,7 @@ class PixelDecoder(nn.Module):
   num_heads: int
   mlp_ratio: float
   dtype: jnp.dtype = jnp.float32
+  fast: bool = True
 
   @nn.compact
   def __call__(self, tokens, kept):
@@ -68,7 +70,9 @@ class PixelDecoder(nn.Module):
     x = jnp.concatenate([tokens[:, :1], patches], 1)
     x += pos_embed.astype(x.dtype)
     attention = functools.partial(Attention, self.num_heads)
-    block = layers.Block(attention, self.mlp_ratio, self.dtype, name="blocks_0")
+    block = layers.Block(
+      attention, self.mlp_ratio, self.dtype, self.fast, name="blocks_0"
+    )
     x = layers.LayerNorm(name="norm")(block(x)[:, 1:])
     pixels = layers.Dense(self.pixels, dtype=self.dtype, name="pixels")
     return pixels(x).astype(jnp.float32)

@@ -87,6 +87,7 @@ def make(config, steps_per_epoch, mesh=None):
       num_heads=model.num_heads,
       mlp_ratio=model.mlp_ratio,
       dtype=model.dtype,
+      fast=model.fast_attention,
     )
   else:
     head = models.ProjectionHead(**config.head, dtype=model.dtype)
