@@ -83,7 +83,7 @@ def estimate(args, settings):
     for parallel in args.parallel.split(",")[: None if chips > 1 else 1]
   ]
   for case in cases:
-    compiled.check(*case)
+    compiled.check(*case[:3])
   rows = []
   for number, case in enumerate(cases, 1):
     say(f"{number} of {len(cases)}: {case[1].model.name}, {case[1].stage}")
@@ -119,7 +119,9 @@ def parse(argv=None):
   targets = f"such as v5e:2x4; {', '.join(compiled.CHIPS)}"
   option("--compile_for", metavar="TARGET,…", help=targets)
   option("--chips", type=numbers, default=[1], help="such as 1,8,64,256; 1")
-  option("--parallel", default="data,fsdp", help="%(default)s, for --chips > 1")
+  ways = ("data,fsdp", "data", "fsdp")
+  words = f"of several chips: {' or '.join(ways)}; %(default)s"
+  option("--parallel", choices=ways, default=ways[0], metavar="X", help=words)
   args, rest = parser.parse_known_args(argv)
   settings = {}
   for argument in rest:

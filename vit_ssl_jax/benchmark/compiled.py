@@ -73,11 +73,9 @@ def find(target, chips):
   raise UserError(f"--chips={chips}: possible for {target} are {powers}")
 
 
-def check(target, config, chips, parallel):
+def check(target, config, chips):
   """Raises a UserError where `compile_step` cannot take its arguments."""
   compiler(find(target, chips)[0])
-  if parallel not in ("data", "fsdp"):
-    raise UserError(f"--parallel={parallel}: possible are data, fsdp")
   count = config.batch_size
   if count % chips:
     raise UserError(f"batch_size={count} is not a multiple of {chips} chips")

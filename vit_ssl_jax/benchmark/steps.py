@@ -29,10 +29,7 @@ def make_config(stage, arch, args, settings):
   Raises:
     UserError: there is no such recipe, key or value.
   """
-  try:
-    config = recipes.get(stage, f"{arch},{args.dataset}")
-  except ValueError as e:
-    raise UserError(str(e)) from e
+  config = recipes.get(stage, f"{arch},{args.dataset}")
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   config.batch_size = args.batch_size or config.batch_size
   schema.change(config, settings)

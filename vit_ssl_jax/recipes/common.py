@@ -10,6 +10,7 @@ images of one's own.
 import ml_collections
 
 from vit_ssl_jax.data import registry
+from vit_ssl_jax.errors import UserError
 
 # The paper's sizes (its code's build_model.py).
 MODELS = {
@@ -40,12 +41,12 @@ def parse(arg):
   """Splits "ARCH,DATASET"; a part left out is vit or cifar10.
 
   Raises:
-    ValueError: an unknown architecture or data set.
+    UserError: an unknown architecture or data set.
   """
   arch, _, dataset = (arg or "").partition(",")
   arch, dataset = arch or "vit", dataset or "cifar10"
   if arch not in MODELS:
-    raise ValueError(
+    raise UserError(
       f"the recipe's argument is {arg!r}: it has to be ARCH,DATASET with ARCH"
       f" of {', '.join(MODELS)}"
     )
