@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vit_ssl_jax.benchmark import compiled, program
+from vit_ssl_jax.benchmark import program
+from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import kernels, windows
-from vit_ssl_jax.parallel import mesh as meshes
+from vit_ssl_jax.parallel import mesh as meshes, topologies
 
 TOPOLOGIES = {"v5e": "2x4", "v5p": "2x2x2", "v6e": "2x4"}
 
@@ -43,7 +44,7 @@ def shift(x, *_):
 def test_kernels_compile(function, shape, chip):
   """Forwards and backwards, split over a mesh of two chips."""
   pytest.importorskip("libtpu", reason='needs pip install "jax[tpu]"')
-  devices = compiled.devices_of(chip, TOPOLOGIES[chip])[:2]
+  devices = topologies.devices_of(chip, TOPOLOGIES[chip])[:2]
   mesh = meshes.mesh_of((2, 1), devices)
   split = jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp")))
   x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=split)
@@ -174,14 +175,14 @@ def test_flops_are_those_of_the_products():
   ],
 )
 def test_unknown_targets(text, words):
-  with pytest.raises(compiled.UserError, match=words):
-    compiled.find(text, 1)
+  with pytest.raises(UserError, match=words):
+    topologies.find(text, 1)
 
 
 def test_a_compiler_that_is_missing(monkeypatch):
   monkeypatch.setattr(importlib.metadata, "distribution", not_installed)
-  with pytest.raises(compiled.UserError, match=r"pip install 'jax\[cuda13\]'"):
-    compiled.compiler("h100")
+  with pytest.raises(UserError, match=r"pip install 'jax\[cuda13\]'"):
+    topologies.compiler("h100")
 
 
 def not_installed(name):

@@ -37,6 +37,7 @@ from vit_ssl_jax.benchmark import compiled, steps
 from vit_ssl_jax.cli import Parser, reporting_errors, say, set_up
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import ARCHITECTURES
+from vit_ssl_jax.parallel import topologies
 from vit_ssl_jax.report import tables
 
 
@@ -68,7 +69,7 @@ def measure(args, settings):
 def estimate(args, settings):
   """Prints what the compilers say, a line of JSON or of a table for each."""
   # Before JAX looks for devices: compilers read their flags once.
-  compiled.set_flags()
+  topologies.set_flags()
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_compilation_cache", False)
   configs = [
@@ -116,7 +117,7 @@ def parse(argv=None):
   option("--rounds", type=int, default=5, help="%(default)s")
   option("--trace", metavar="FOLDER", help="a trace of the rounds, for XProf")
   option("--json", action="store_true", help="lines of JSON, not a table")
-  targets = f"such as v5e:2x4; {', '.join(compiled.CHIPS)}"
+  targets = f"such as v5e:2x4; {', '.join(topologies.CHIPS)}"
   option("--compile_for", metavar="TARGET,…", help=targets)
   option("--chips", type=numbers, default=[1], help="such as 1,8,64,256; 1")
   ways = ("data,fsdp", "data", "fsdp")

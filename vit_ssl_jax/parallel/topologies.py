@@ -1,0 +1,113 @@
+"""Accelerators that need not be there: their figures and their compilers."""
+
+import functools
+import importlib.metadata
+import math
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.experimental.topologies import get_topology_desc
+
+from vit_ssl_jax.errors import UserError
+
+
+class Chip(NamedTuple):
+  """An accelerator."""
+
+  peak: float  # FLOP/s of products in bfloat16
+  memory: float  # bytes
+  bandwidth: float  # of the memory, in bytes a second
+  clock: float | None  # in Hz, of a TPU
+  topologies: tuple[str, ...]  # that are known here, the smallest first
+
+
+# Clocks follow from the peaks and the matrix units that Google publishes
+# (cloud.google.com/tpu/docs/system-architecture-tpu-vm), as bandwidths are; the
+# v5e's compiler leaves 15.75 of 16 GiB. The H100's figures are NVIDIA's, of the
+# SXM board.
+CHIPS = {
+  "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 1.5e9, ("2x4", "8x8", "16x16")),
+  "v5p": Chip(459e12, 95 * 2**30, 2765e9, 1.75e9, ("2x2x2", "4x4x4", "4x8x8")),
+  "v6e": Chip(918e12, 31.25 * 2**30, 1600e9, 1.75e9, ("2x4", "8x8", "16x16")),
+  "h100": Chip(989e12, 80e9, 3.35e12, None, ("1x1x1",)),
+}
+ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def find(target, chips):
+  """A chip's name and the smallest topology that has enough of them.
+
+  Args:
+    target: such as "v5e", or "v5e:2x4" for this topology alone.
+    chips: how many.
+
+  Raises:
+    UserError: there is no such chip, or not as many.
+  """
+  name, _, given = target.partition(":")
+  if name not in CHIPS or not re.fullmatch(r"(\d+(x\d+)*)?", given):
+    raise UserError(
+      f"--compile_for={target}: possible are {', '.join(CHIPS)}, and a topology"
+      " looks like v5e:2x4"
+    )
+  for topology in [given] if given else CHIPS[name].topologies:
+    most = math.prod(map(int, topology.split("x")))
+    if chips in [2**i for i in range(most.bit_length())]:
+      return name, topology
+  powers = f"powers of 2 from 1 to {most}"
+  raise UserError(f"--chips={chips}: possible for {target} are {powers}")
+
+
+def compiler(name):
+  """A chip's compiler and its version; a UserError where it is missing."""
+  gpu = ("jax-cuda13-plugin", "cuda13")
+  package, extra = gpu if name == "h100" else ("libtpu", "tpu")
+  try:
+    return f"{package} {importlib.metadata.version(package)}"
+  except importlib.metadata.PackageNotFoundError as e:
+    raise UserError(
+      f"--compile_for={name} needs its compiler: pip install 'jax[{extra}]'"
+    ) from e
+
+
+@functools.cache
+def devices_of(name, topology):
+  """The devices of a topology description."""
+  set_flags()
+  platform, options, full_name = "tpu", {}, f"{name}:{topology}"
+  if name == "h100":
+    importlib.import_module("jax_plugins.xla_cuda13")
+    jax.devices()  # JAX finds the compiler when it looks for devices
+    about = Path(__file__).with_name("h100.txtpb").read_text()
+    platform, full_name = "cuda", topology
+    options = {"topology": topology, "target_config": about}
+  return get_topology_desc(full_name, platform, **options).devices
+
+
+@functools.cache
+def set_flags():
+  """Sets what all compilers read once, before any has compiled.
+
+  Returns:
+    The folder to which the TPU's then writes the instructions of kernels.
+  """
+  os.environ.update(ENVIRONMENT)
+  flags = os.environ.get("XLA_FLAGS", "")
+  # Triton would look for its fastest tiles on a device.
+  os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_triton_gemm=false"
+  folder = tempfile.TemporaryDirectory()
+  os.environ["LIBTPU_INIT_ARGS"] = (
+    f"{os.environ.get('LIBTPU_INIT_ARGS', '')} --xla_jf_dump_to={folder.name}"
+    " --xla_jf_dump_llo_text=true"
+    " --xla_jf_dump_llo_pass_label_regex=final_bundles"
+  )
+  return folder
