@@ -142,11 +142,23 @@ def test_a_kernel_takes_its_instructions_or_its_bytes(tmp_path):
 
 
 GPU_PROGRAM = """
+%update (p: f32[100,8], q: f32[1,8]) -> f32[100,8] {
+  %p = f32[100,8] parameter(0)
+  %q = f32[1,8] parameter(1)
+  ROOT %u = f32[100,8] dynamic-update-slice(%p, %q)
+}
+
+%convert (r: f32[100,8]) -> bf16[2,8] {
+  %r = f32[100,8] parameter(0)
+  %s = f32[2,8] slice(%r)
+  ROOT %t = bf16[2,8] convert(%s)
+}
+
 ENTRY %main {
   %x = f32[100,8] parameter(0)
   %y = f32[1,8] fusion(%x, %x), kind=kLoop
-  %dynamic_update_slice_fusion = f32[100,8] fusion(%x, %y), kind=kLoop
-  %slice_fusion = f32[2,8] fusion(%x), kind=kLoop
+  %z = f32[100,8] fusion(%x, %y), kind=kLoop, calls=%update
+  %w = bf16[2,8] fusion(%x), kind=kLoop, calls=%convert
   %product = (bf16[8,8], s8[4096]) custom-call(%y, %y), target="cublas"
 }
 """
@@ -154,9 +166,9 @@ ENTRY %main {
 
 def test_a_gpu_reads_and_writes_what_it_needs_to():
   """Updates are in place, slices read a part, cuBLAS' space is its own."""
-  seconds = program.gpu_seconds(bandwidth=1.0)
+  seconds = program.gpu_seconds(GPU_PROGRAM, bandwidth=1.0)
   found = [seconds(x) for x, _ in program.operations(GPU_PROGRAM)]
-  assert found == [0, 2 * 3200 + 32, 2 * 32, 2 * 64, 128 + 2 * 32]
+  assert found == [0, 2 * 3200 + 32, 2 * 32, 64 + 32, 128 + 2 * 32]
 
 
 def test_flops_are_those_of_the_products():

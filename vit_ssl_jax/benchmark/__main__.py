@@ -17,8 +17,8 @@ bfloat16, and what follows is an estimate, not a measurement. It needs
 `pip install "jax[tpu]"` (v5e, v5p, v6e) or `"jax[cuda13]"` (h100).
 
   estimated_ms       TPU: the compiler's cycles, and the scheduled instructions
-                     of our kernels; H100: about the least, the bytes of
-                     all kernels over the bandwidth; parts_ms has it by parts
+                     of our kernels; H100: a lower bound, the bytes of all
+                     kernels over the bandwidth; parts_ms has it by parts
   lookups            gathers and scatters, whose time is not in it on a TPU
   compile_seconds    TPU: about twice as long as in training, for it writes the
                      instructions to files

@@ -66,11 +66,12 @@ def compile_step(target, config, chips, parallel="data"):
   figures["compile_seconds"] = time.perf_counter() - began
   memory = steps.memory_bytes(compiled)
   figures |= {"fits": memory <= chip.memory, "memory_bytes": memory}
+  text = compiled.as_text()
   if name == "h100":
-    seconds_of = program.gpu_seconds(chip.bandwidth)
+    seconds_of = program.gpu_seconds(text, chip.bandwidth)
   else:
     seconds_of = program.tpu_seconds(folder, chip.clock, chip.bandwidth)
-  figures |= program.figures(compiled.as_text(), seconds_of, chips)
+  figures |= program.figures(text, seconds_of, chips)
   seconds = figures["estimated_ms"] / 1e3
   flops = program.flops(traced.jaxpr.jaxpr) / chips
   return figures | {

@@ -24,6 +24,7 @@ COLLECTIVES = {
   "all-to-all": lambda n: (n - 1) / n,
   "collective-permute": lambda n: 1,
 }
+SLICES = ("slice", "dynamic-slice", "dynamic-update-slice")
 NO_WORK = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
 
 
@@ -73,40 +74,70 @@ def tpu_seconds(schedules, clock, bandwidth):
   return seconds
 
 
-def gpu_seconds(bandwidth):
-  """About the least time of a GPU's operation: (line) -> seconds.
+def gpu_seconds(text, bandwidth):
+  """The least time of a GPU's operation: (line) -> seconds.
 
-  It is what the operation reads and writes over the bandwidth, in bytes a
-  second. What cuBLAS has for its own use (s8) is not counted, for it may leave
-  it alone; an array of which a fusion reads a part counts whole unless the
-  fusion's name has "slice". Lines have to come in the program's order.
+  It is what the operation has to read and write over the bandwidth: a part of
+  an array that it slices, or updates in place, and nothing of what cuBLAS has
+  for its own use (s8).
+
+  Args:
+    text: the compiled HLO, whose lines have to come in its order.
+    bandwidth: in bytes a second.
   """
-  sizes = {}
+  bodies, sizes = computations(text)[0], {}
 
   def seconds(line):
-    found = re.match(
-      r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z\-]+)\((.*)", line
-    )
+    found = parse(line)
     if not found:
       return 0
-    name, kind, opcode, rest = found.groups()
+    name, kind, opcode, operands = found
     sizes[name] = written = size_of(re.sub(r", s8\[\d+\]", "", kind))
     if opcode in NO_WORK:
       return 0
-    operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
     read = [sizes.get(x, 0) for x in operands]
-    if re.search("update.slice", name) and written in read:  # in place
-      read.remove(written)
-      written = sum(read)
-    elif "slice" in name:  # no more than it needs
-      read = [min(size, written) for size in read]
+    if called := re.search(r"calls=%?([\w.\-]+)", line):
+      sliced, untouched = slices(bodies.get(called[1], ()))
+      read = [sliced.get(i, size) for i, size in enumerate(read)]
+      written -= untouched
     return (written + sum(read)) / bandwidth
 
   return seconds
 
 
-def operations(text):
-  """(line, how often it runs) of a program's entry and its loops."""
+def slices(lines):
+  """What a GPU's fusion reads and writes only a part of.
+
+  Returns:
+    The bytes read of its parameters, by their numbers, and those that an update
+    in place leaves.
+  """
+  inside = [x for x in map(parse, lines) if x]
+  sizes = {name: size_of(kind) for name, kind, *_ in inside}
+  sliced, untouched = {}, 0
+  for line in lines:
+    if number := re.search(r"%([\w.\-]+) = \S+ parameter\((\d+)\)", line):
+      uses = [x for x in inside if number[1] in x[3]]
+      if all(x[2] in SLICES and x[3][0] == number[1] for x in uses):
+        parts = [sizes[x[0]] for x in uses if x[2] != SLICES[-1]]
+        sliced[int(number[2])] = sum(parts)
+  for name, _, opcode, operands in inside:
+    if opcode == SLICES[-1]:
+      untouched += sizes[name] - sizes[operands[1]]
+  return sliced, untouched
+
+
+def parse(line):
+  """An operation's name, type, opcode and operands; None if it is none."""
+  found = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z\-]+)\((.*)", line)
+  if not found:
+    return None
+  operands = re.findall(r"%([\w.\-]+)", found[4].split("), ")[0])
+  return found[1], found[2], found[3], operands
+
+
+def computations(text):
+  """A program's computations, lists of lines by name, and the entry's name."""
   bodies, entry = {}, None
   for line in text.splitlines():
     if start := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
@@ -114,6 +145,12 @@ def operations(text):
       entry = start[2] if start[1] else entry
     elif line.startswith("  ") and bodies:
       lines.append(line)
+  return bodies, entry
+
+
+def operations(text):
+  """(line, how often it runs) of a program's entry and its loops."""
+  bodies, entry = computations(text)
 
   def trips(line):
     """How often a loop runs: the constant that its counter stays below."""

@@ -43,13 +43,13 @@ class Dense(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, part=None, apart=False):
+  def __call__(self, x, part=None, split_bias=False):
     """(..., D) -> (..., F).
 
     Args:
       x: (..., D).
       part: a slice of the features, where these alone are computed.
-      apart: whether to return the product and the bias, not their sum.
+      split_bias: whether to return the product and the bias, not their sum.
     """
     shape = x.shape[-1], self.features
     kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
@@ -58,7 +58,7 @@ class Dense(nn.Module):
     if part is not None:
       kernel, bias = kernel[:, part], None if bias is None else bias[part]
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    if apart:
+    if split_bias:
       return kernels.dense(x, kernel), bias
     return kernels.dense(x, kernel, bias)
 

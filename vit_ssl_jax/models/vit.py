@@ -169,7 +169,7 @@ class Attention(nn.Module):
         bias = bias[..., :1, :]
       x = kernels.attention(q, k, v, bias, scale, self.fast)
       return proj(x.reshape(B, 1, D))
-    qkv, qkv_bias = to_qkv(x, apart=True)
+    qkv, qkv_bias = to_qkv(x, split_bias=True)
     if self.local or weights_only:
       qkv, qkv_bias = kernels.add_bias(qkv, qkv_bias), None
     if self.local:
