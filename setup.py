@@ -58,7 +58,7 @@ setuptools.setup(
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["vit_ssl_jax*"]),
   package_data={
-    "vit_ssl_jax.parallel": ["h100.txtpb"],
+    "vit_ssl_jax.benchmark": ["h100.txtpb"],
     "vit_ssl_jax.data.builders": ["checksums.tsv"],
     "vit_ssl_jax.report": ["page.html"],
   },

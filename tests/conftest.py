@@ -27,15 +27,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 import pytest
+import tiny
 from launching import Tools
 
 from vit_ssl_jax import models
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.recipes import (
-  finetune as finetune_recipe,
-  pretrain as pretrain_recipe,
+  schema,
 )
-from vit_ssl_jax.run import checkpoints, schema
+from vit_ssl_jax.run import checkpoints
 from vit_ssl_jax.train import finetune
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -68,18 +68,9 @@ def golden_dir():
 
 @pytest.fixture(scope="session")
 def tiny_npz(tmp_path_factory):
-  """An npz set of 48 + 20 images of 8 pixels in 2 classes, dark and bright."""
-  rng = np.random.default_rng(0)
-  arrays = {}
-  for part, count in (("train", 48), ("test", 20)):
-    labels = np.arange(count) % 2
-    images = (
-      rng.integers(0, 128, (count, 8, 8, 3)) + 120 * labels[:, None, None, None]
-    )
-    arrays[f"{part}_images"] = images.astype(np.uint8)
-    arrays[f"{part}_labels"] = labels
+  """config.dataset of the set that `tiny.write_npz` writes."""
   path = tmp_path_factory.mktemp("npz") / "tiny.npz"
-  np.savez(path, **arrays)
+  tiny.write_npz(path)
   return f"npz:{path}"
 
 
@@ -112,38 +103,10 @@ def one_device_mesh():
   return meshes.one_device_mesh()
 
 
-TINY = {
-  "vit": {"patch_size": 4, "depth": 2, "num_heads": 2},
-  "swin": {"patch_size": 2, "depths": (2, 1), "num_heads": (1, 2)}
-  | {"window_size": 2},
-  "cait": {"patch_size": 4, "depth": 2, "num_heads": 2}
-  | {"depth_token_only": 1, "layer_scale_init": 0.1},
-}
-
-
-def tiny(stage, arch, dataset):
-  """A recipe of 9 steps on a set of 48 images, milliseconds each."""
-  recipes = {"pretrain": pretrain_recipe, "finetune": finetune_recipe}
-  config = recipes[stage].get_config(f"{arch},cifar10")
-  config.dataset = dataset
-  config.model.update(image_size=8, embed_dim=8, **TINY[arch])
-  config.update(epochs=3, batch_size=16, tensorboard=False)
-  config.update(evaluate_every_epochs=1, checkpoint_every_steps=2)
-  config.update(evaluate_batch_size=16, log_every_steps=2)
-  config.optim.warmup_epochs = 1
-  if stage == "pretrain":
-    config.teacher.temperature_warmup_epochs = 2
-    config.head.update(out_dim=16, hidden_dim=8, bottleneck_dim=8)
-    config.views.update(global_size=8, local_size=4, local_views=2)
-  else:
-    config.augment.update(autoaugment="", crop_padding=1)
-  return config
-
-
 @pytest.fixture
 def make_tiny(tiny_npz):
-  """(stage, arch) -> a `tiny` recipe on the set of `tiny_npz`."""
-  return lambda stage, arch: tiny(stage, arch, tiny_npz)
+  """(stage, arch) -> a `tiny.config` on the set of `tiny_npz`."""
+  return lambda stage, arch: tiny.config(stage, arch, tiny_npz)
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ os.environ["TEST_DEVICES"] = "8"
 import json
 import sys
 
-import conftest
 import jax
 import numpy as np
+import tiny
 
 from vit_ssl_jax.benchmark import steps
 from vit_ssl_jax.parallel import mesh as meshes
-from vit_ssl_jax.train import trial
+from vit_ssl_jax.train import timing
 
 STEPS = 10
 
@@ -29,7 +29,7 @@ STEPS = 10
 def train(config, mesh):
   """Makes the steps on a mesh; their losses, and the state they end with."""
   make_stage = steps.STAGES[config.stage].make_stage
-  init, step = trial.stage(config, make_stage, 10, mesh)
+  init, step = timing.stage(config, make_stage, 10, mesh)
   shardings = meshes.state_sharding(mesh, jax.eval_shape(init))
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
   state = jax.jit(init, out_shardings=shardings)()
@@ -50,7 +50,7 @@ def train(config, mesh):
 def main(stage, arch, *cases):
   meshes.SMALLEST = 1  # so that the tiny model is split too
   patches = stage == "patches"
-  config = conftest.tiny("pretrain" if patches else stage, arch, "none")
+  config = tiny.config("pretrain" if patches else stage, arch, "none")
   if patches:
     config.objective = "patches"
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)

@@ -38,10 +38,10 @@ def test_a_signal_that_dies_is_told_from_a_slow_start(
   history, outputs, untrained, dies
 ):
   evaluated = [{"knn": knn, "signal": signal} for knn, signal in history]
-  assert alarms.signal_dies(outputs, untrained, evaluated) == dies
-  assert not alarms.signal_dies(outputs, untrained, evaluated[:2])
+  assert alarms.teacher_signal_vanishes(outputs, untrained, evaluated) == dies
+  assert not alarms.teacher_signal_vanishes(outputs, untrained, evaluated[:2])
   better = [x | {"knn": untrained + 2} for x in evaluated]
-  assert not alarms.signal_dies(outputs, untrained, better)
+  assert not alarms.teacher_signal_vanishes(outputs, untrained, better)
 
 
 def test_warning_names_what_to_change(pretrain_tiny):
@@ -52,7 +52,7 @@ def test_warning_names_what_to_change(pretrain_tiny):
 
   def warn(values, steps_per_epoch=3, share=0.2, untrained=40.0):
     lines = [{"step": i} | values for i in range(100, 200)]
-    return alarms.of_collapse(
+    return alarms.collapse_warning(
       *(pretrain_tiny, steps_per_epoch, lines, evaluated),
       *({"knn_untrained": untrained}, share),
     )
@@ -68,5 +68,5 @@ def test_warning_names_what_to_change(pretrain_tiny):
 
 def test_a_loss_that_jumps_is_said():
   lines = [{"loss": 1.0 + 0.1 * (i % 3)} for i in range(90)]
-  assert alarms.of_jump(lines + lines[:10]) is None
-  assert "jumped" in alarms.of_jump(lines + [{"loss": 9.0}] * 10)
+  assert alarms.loss_spike_warning(lines + lines[:10]) is None
+  assert "jumped" in alarms.loss_spike_warning(lines + [{"loss": 9.0}] * 10)

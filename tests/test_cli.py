@@ -15,7 +15,7 @@ FAULTS = """
 import resource
 from vit_ssl_jax import cli
 
-cli.set_up()
+cli.configure()
 import jax
 import jax.numpy as jnp
 

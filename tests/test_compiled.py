@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vit_ssl_jax.benchmark import program
+from vit_ssl_jax.benchmark import program, topologies
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import kernels, windows
-from vit_ssl_jax.parallel import mesh as meshes, topologies
+from vit_ssl_jax.parallel import mesh as meshes
 
 TOPOLOGIES = {"v5e": "2x4", "v5p": "2x2x2", "v6e": "2x4"}
 

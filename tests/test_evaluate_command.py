@@ -36,7 +36,7 @@ ALL = corruptions.CORRUPTIONS + corruptions.EXTRA
 @pytest.fixture(autouse=True)
 def as_it_is(monkeypatch):
   """Leaves this process's libraries as the tests have set them up."""
-  monkeypatch.setattr(command, "set_up", lambda: None)
+  monkeypatch.setattr(command, "configure", lambda: None)
 
 
 @pytest.fixture

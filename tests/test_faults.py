@@ -20,7 +20,8 @@ from vit_ssl_jax import models
 from vit_ssl_jax.data import npz, pixels
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import pretrained
-from vit_ssl_jax.run import schema, workdir as workdirs
+from vit_ssl_jax.recipes import schema
+from vit_ssl_jax.run import workdir as workdirs
 
 SHORT, FULL = 1, 10
 SCALES = [

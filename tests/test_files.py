@@ -20,6 +20,9 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     replace(source, target)
 
   monkeypatch.setattr(os, "replace", broken)
-  with pytest.raises(OSError, match="no"), files.placing(path) as temporary:
+  with (
+    pytest.raises(OSError, match="no"),
+    files.atomic_write(path) as temporary,
+  ):
     temporary.mkdir()
   assert [x.name for x in tmp_path.rglob("*")] == ["x", "old"]

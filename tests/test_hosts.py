@@ -226,12 +226,12 @@ def sentence(function, *args):
     return str(e)
 
 # Values of any length.
-assert hosts.gather("ab" * (1 + 99 * index)) == ["ab", "ab" * 100]
-assert hosts.same({"process": index}) == {"process": 0}
+assert hosts.all_gather("ab" * (1 + 99 * index)) == ["ab", "ab" * 100]
+assert hosts.broadcast({"process": index}) == {"process": 0}
 
 # What one raises all raise.
 def raising():
-  with hosts.together():
+  with hosts.sync_errors():
     if index == 1:
       raise hosts.UserError("no such image")
 
@@ -244,7 +244,7 @@ assert sentence(workdir.claim, config, folder / "unlike") is None
 config.optim.weight_decay = 0.1 * index
 found = sentence(workdir.claim, config, folder / "unlike")
 assert "optim.weight_decay is 0.0 on process 0 and 0.1 on process 1" in found
-found = sentence(hosts.agree, {"images.train": 5 + index}, "data set")
+found = sentence(hosts.assert_equal, {"images.train": 5 + index}, "data set")
 assert "data set: images.train is 5 on process 0 and 6 on process 1" in found
 workdir.PATIENCE = 0.3
 for path, wrong in ((folder, False), (folder / "new" / "er", False),
@@ -254,7 +254,7 @@ for path, wrong in ((folder, False), (folder / "new" / "er", False),
   found = sentence(workdir.check_shared, path)
   assert bool(found) == wrong, found
 assert "is not seen by 1" in found
-hosts.gather(None)  # the first is done with it too
+hosts.all_gather(None)  # the first is done with it too
 assert not list(folder.rglob("*.tmp"))
 
 path = folder / f"own_{index}"
@@ -295,7 +295,7 @@ np.testing.assert_array_equal(whole, images[rows])
 # A state of which each process holds a half.
 sharding.SMALLEST = 1
 state = {"a": np.arange(8, dtype=np.float32), "b": np.float32(3)}
-split = sharding.place(state, sharding.state_sharding(mesh, state))
+split = sharding.device_put_global(state, sharding.state_sharding(mesh, state))
 assert not split["a"].is_fully_replicated
 assert checkpoints.sha256(split) == checkpoints.sha256(state)
 
@@ -307,7 +307,7 @@ recorder.add(range(1, 2), {"loss": np.float32(0.5)})
 recorder.flush()
 assert recorder.recent[-1]["loss"] == 0.5
 assert len(metrics.read(mine)) == (index == 0)
-cli.say(f"process {index}")
+cli.log(f"process {index}")
 """
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY
+import tiny
 
 from vit_ssl_jax import models
 from vit_ssl_jax.augment import multi_crop as views
@@ -35,14 +35,14 @@ ELSEWHERE = """
 import sys
 sys.path[:0] = sys.argv[1:]
 import test_interop_programs as tests
-for arch in tests.TINY:
+for arch in tests.tiny.SIZES:
   print(tests.digest(tests.serialized(arch)))
 """
 
 
 def build(arch, **sizes):
   sizes = {"image_size": 8, "embed_dim": 8, "num_classes": 5} | sizes
-  return models.build(arch, **sizes, **TINY[arch])
+  return models.build(arch, **sizes, **tiny.SIZES[arch])
 
 
 def random_params(model):
@@ -97,7 +97,7 @@ def images():
 @pytest.fixture(scope="module")
 def files():
   """The bytes of a program of each architecture."""
-  return {arch: serialized(arch) for arch in TINY}
+  return {arch: serialized(arch) for arch in tiny.SIZES}
 
 
 def test_probabilities_without_the_package(files, images, tmp_path):

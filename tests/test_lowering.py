@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax.benchmark import steps
-from vit_ssl_jax.train import trial
+from vit_ssl_jax.train import timing
 
 PLATFORMS = ("cuda", "tpu")
 
@@ -24,7 +24,7 @@ def test_the_step_of_hidden_patches_does_too(pretrain_tiny):
 def check_lowers(config):
   config.update(dtype="bfloat16", mean=(0.5,) * 3, std=(0.25,) * 3)
   make_stage = steps.STAGES[config.stage].make_stage
-  init, step = trial.stage(config, make_stage, 10)
+  init, step = timing.stage(config, make_stage, 10)
   state = jax.eval_shape(init)
   batch = {
     "image": jax.ShapeDtypeStruct((16, 8, 8, 3), np.uint8),

@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.fixture(autouse=True)
 def as_it_is(monkeypatch):
   """Leaves this process's libraries as the tests have set them up."""
-  monkeypatch.setattr(predict, "set_up", lambda: None)
+  monkeypatch.setattr(predict, "configure", lambda: None)
 
 
 @pytest.fixture

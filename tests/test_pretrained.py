@@ -31,7 +31,7 @@ ARCHITECTURES = ["vit", "swin", "cait"]
 def said(monkeypatch):
   """What a run says, line by line."""
   lines = []
-  monkeypatch.setattr(cli, "say", lines.append)
+  monkeypatch.setattr(cli, "log", lines.append)
   return lines
 
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from vit_ssl_jax import quickstart
-from vit_ssl_jax.recipes import own
+from vit_ssl_jax.recipes import custom
 from vit_ssl_jax.report import __main__ as report
-from vit_ssl_jax.train import trial
+from vit_ssl_jax.train import timing
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def photos(tmp_path):
 def quick(monkeypatch):
   """A tiny network, a speed that is known, and no report."""
   tiny = {"embed_dim": 8, "depth": 1, "num_heads": 2}
-  monkeypatch.setitem(own.SMALL, "vit", tiny)
-  monkeypatch.setattr(trial, "rate", lambda *_: 20.0)
+  monkeypatch.setitem(custom.SMALL, "vit", tiny)
+  monkeypatch.setattr(timing, "rate", lambda *_: 20.0)
   monkeypatch.setattr(report, "make", lambda *_: "the report")
   monkeypatch.setattr(quickstart, "FRACTIONS", (1.0,))
 

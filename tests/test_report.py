@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_ssl_jax import files, models
-from vit_ssl_jax.report import pictures, tables
+from vit_ssl_jax import cli, files, models
+from vit_ssl_jax.report import pictures
 
 
 def test_table_lines_up():
-  text = tables.table(("labels", "top-1"), [("all", 98.125), ("10%", None)])
+  text = cli.table(("labels", "top-1"), [("all", 98.125), ("10%", None)])
   assert text.splitlines() == [
     "labels  top-1",
     "------  -----",

@@ -6,8 +6,7 @@ import pytest
 
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.recipes import finetune, pretrain
-from vit_ssl_jax.run import keys, schema
+from vit_ssl_jax.recipes import finetune, keys, pretrain, schema
 
 ROOT = pathlib.Path(__file__).parent.parent
 

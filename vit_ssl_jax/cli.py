@@ -13,6 +13,7 @@ import warnings
 
 import absl.logging
 import jax
+import numpy as np
 import tqdm
 
 from vit_ssl_jax import files
@@ -35,7 +36,7 @@ class Parser(argparse.ArgumentParser):
     )
 
   def error(self, message):
-    fail(message)
+    exit_with_error(message)
 
 
 @contextlib.contextmanager
@@ -44,16 +45,17 @@ def reporting_errors():
   try:
     yield
   except UserError as e:
-    fail(str(e))
+    exit_with_error(str(e))
   except OSError as e:  # such as a full disk
-    fail(f"{e.strerror or e}" + (f": {e.filename}" if e.filename else ""))
+    where = f": {e.filename}" if e.filename else ""
+    exit_with_error(f"{e.strerror or e}{where}")
   except MemoryError:
-    fail("there is not enough memory")
+    exit_with_error("there is not enough memory")
   except jax.errors.JaxRuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
     reason = str(e).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
-    fail(
+    exit_with_error(
       f"the device has too little memory ({reason.rstrip('.')}): possible are a"
       " smaller batch, in training also accumulate_steps=2 or remat=True"
     )
@@ -62,7 +64,7 @@ def reporting_errors():
     sys.exit(130)
 
 
-def set_up(distributed=False):
+def configure(distributed=False):
   """Quietens libraries, and keeps what JAX compiles and a CPU's memory.
 
   Args:
@@ -113,7 +115,7 @@ def keep_freed_memory():
   mallopt(trim_threshold, -1)  # never
 
 
-def fail(sentence):
+def exit_with_error(sentence):
   print(f"error: {printable(sentence)}", file=sys.stderr)
   sys.exit(2)
 
@@ -123,9 +125,9 @@ def printable(text):
   return "".join(x if x.isprintable() else repr(x)[1:-1] for x in text)
 
 
-def say(text):
+def log(text):
   """Prints a line on standard error without breaking the progress bar."""
-  if hosts.first():
+  if hosts.is_primary():
     tqdm.tqdm.write(text, file=sys.stderr)
 
 
@@ -164,7 +166,7 @@ def stop_signals():
   if threading.current_thread() is not threading.main_thread():
     yield stopping  # signals are the main thread's
     return
-  alone = hosts.alone()
+  alone = hosts.single_process()
   numbers = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
 
   def handle(number, _):
@@ -180,3 +182,38 @@ def stop_signals():
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)
+
+
+def table(header, rows, left=False):
+  """Lays out a table in columns.
+
+  Args:
+    header: the columns' titles.
+    rows: sequences of as many cells; None shows as "-", floats with two
+      decimals.
+    left: whether all columns begin at the left, as text does.
+
+  Returns:
+    The table as text, numbers to the right, without a last line break.
+  """
+  lines = [list(header), *([cell(x) for x in row] for row in rows)]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  lines.insert(1, ["-" * width for width in widths])
+  align = str.ljust if left else str.rjust
+  rows = (
+    [first.ljust(widths[0]), *map(align, others, widths[1:])]
+    for first, *others in lines
+  )
+  return "\n".join("  ".join(row).rstrip() for row in rows)
+
+
+def cell(value):
+  if value is None:
+    return "-"
+  return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def mean_and_spread(values):
+  """The mean over seeds, and their standard deviation where there are more."""
+  spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+  return f"{np.mean(values):.2f}{spread}"

@@ -27,13 +27,8 @@ from vit_ssl_jax import cli, export, files, models, recipes
 from vit_ssl_jax.data import arrays
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import backbone as backbones
-from vit_ssl_jax.recipes import common, own
-from vit_ssl_jax.run import (
-  checkpoints,
-  metrics,
-  schema,
-  workdir as workdirs,
-)
+from vit_ssl_jax.recipes import common, custom, schema
+from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
 from vit_ssl_jax.train import budget, finetune, pretrain
 
 NAME = "npz:in memory"  # what a run calls its images
@@ -70,7 +65,7 @@ class Estimator(sklearn.base.BaseEstimator):
 
   def run(self, stage, images, labels, classes):
     """Trains, in a folder of its own unless `workdir` names one."""
-    cli.set_up()
+    cli.configure()
     config = self.recipe()
     # What has to be the same for an interrupted run to go on.
     call = config.to_json(), labels.tobytes(), arrays.digest(images)
@@ -83,9 +78,9 @@ class Estimator(sklearn.base.BaseEstimator):
     try:
       if self.init is not None:
         config.init_from = self.weights(beside)
-        budget.take_sizes(config)
+        budget.load_model_config(config)
       if config.model.image_size is None:
-        config.model.image_size = own.image_size(arrays.side_of(images))
+        config.model.image_size = custom.image_size(arrays.side_of(images))
       size = config.model.image_size
       dataset = arrays.dataset(NAME, images, labels, classes, size)
       stage.run(config, place, dataset)

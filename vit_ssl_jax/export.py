@@ -34,9 +34,10 @@ import jax
 from flax import traverse_util
 
 from vit_ssl_jax import evaluate, files, interop, models
-from vit_ssl_jax.cli import Parser, reporting_errors, set_up
+from vit_ssl_jax.cli import Parser, configure, reporting_errors
 from vit_ssl_jax.errors import UserError, line
 from vit_ssl_jax.interop import (
+  card,
   metadata as provenance,
   pretrained,
   programs,
@@ -45,7 +46,6 @@ from vit_ssl_jax.interop import (
   transformers,
   writing,
 )
-from vit_ssl_jax.report import card
 from vit_ssl_jax.run import checkpoints
 
 # What the name of a file ends with.
@@ -64,7 +64,7 @@ def main(argv=None):
   """Runs the command line; a user's mistake costs one sentence and status 2."""
   args = parse(argv)
   with reporting_errors():
-    set_up()
+    configure()
     print(export(args.workdir, args.to, args.out, args.overwrite))
 
 
@@ -281,7 +281,7 @@ def write_transformers(out, model, params, about):
     model, about["mean"], about["std"], about["config"].get("resize", "squash")
   )
   arrays = interop.to_torch(params, model, "transformers")
-  with files.placing(out) as folder:
+  with files.atomic_write(out) as folder:
     folder.mkdir()
     for name, content in (
       ("config.json", config),

@@ -17,7 +17,7 @@ def cache_directory(*parts: str) -> pathlib.Path:
 
 def write(path, text):
   """Writes a text file, in place of one that is there."""
-  with placing(path) as temporary:
+  with atomic_write(path) as temporary:
     temporary.write_text(text, encoding="utf-8")
 
 
@@ -36,7 +36,7 @@ def read_json(path):
 
 
 @contextlib.contextmanager
-def placing(path):
+def atomic_write(path):
   """Yields a new path to write a file or a folder to, and moves it to `path`.
 
   It lies beside `path`, whose file or folder it replaces; where writing fails,

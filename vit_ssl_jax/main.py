@@ -38,7 +38,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from vit_ssl_jax.cli import fail, reporting_errors, set_up
+from vit_ssl_jax.cli import configure, exit_with_error, reporting_errors
 from vit_ssl_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -64,7 +64,7 @@ def parse(argv):
     if not FLAGS.workdir:
       raise UserError("--workdir=FOLDER is missing: the run's folder")
   except (flags.Error, TypeError, ValueError) as e:
-    fail(" ".join(str(e).split()))
+    exit_with_error(" ".join(str(e).split()))
   return rest
 
 
@@ -134,29 +134,31 @@ def check_keys(argv, recipe):
 def print_help(recipe):
   print(__doc__)
   if recipe is not None:
-    from vit_ssl_jax.report import tables
-    from vit_ssl_jax.run import schema
+    from vit_ssl_jax import cli
+    from vit_ssl_jax.recipes import schema
 
     header = ("key", "value", "possible", "meaning")
-    print(tables.table(header, schema.rows(recipe), left=True))
+    print(cli.table(header, schema.rows(recipe), left=True))
 
 
 def main(argv):
   if len(argv) > 1:
-    fail(f"unexpected argument {argv[1]!r}: flags look like --config.epochs=5")
+    exit_with_error(
+      f"unexpected argument {argv[1]!r}: flags look like --config.epochs=5"
+    )
   with reporting_errors():
-    set_up(FLAGS.distributed)
+    configure(FLAGS.distributed)
+    from vit_ssl_jax import cli
     from vit_ssl_jax.parallel import hosts
-    from vit_ssl_jax.report import tables
     from vit_ssl_jax.train import finetune, pretrain
 
     stages = {"pretrain": pretrain, "finetune": finetune}
-    with hosts.leaving_at_once():
+    with hosts.exit_on_error():
       result = stages[FLAGS.config.stage].run(FLAGS.config, FLAGS.workdir)
-  if not hosts.first():
+  if not hosts.is_primary():
     return
   shown = {k: v for k, v in result.items() if isinstance(v, int | float)}
-  print(tables.table(("result", ""), shown.items()))
+  print(cli.table(("result", ""), shown.items()))
   for line in outlook(FLAGS.config, FLAGS.workdir):
     print(line)
 

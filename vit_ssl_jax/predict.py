@@ -33,7 +33,7 @@ import numpy as np
 import scipy.special
 
 from vit_ssl_jax import cli, evaluate
-from vit_ssl_jax.cli import Parser, reporting_errors, set_up
+from vit_ssl_jax.cli import Parser, configure, reporting_errors
 from vit_ssl_jax.data import folder, pixels
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate.classifier import add_classifier, read_classifier
@@ -48,7 +48,7 @@ def main(argv=None):
   # A path need not be text, and a terminal need not know all letters.
   sys.stdout.reconfigure(errors="backslashreplace")
   with reporting_errors():
-    set_up()
+    configure()
     try:
       broken = predict_all(args)
     except BrokenPipeError:
@@ -99,7 +99,7 @@ def predict_all(args):
     for file, shares, why in predictions(classifier, files, args.batch_size):
       if why:
         broken += 1
-        cli.say(f"{file}: {why}")
+        cli.log(f"{file}: {why}")
       best = [] if why else likeliest(shares, classes, args.top)
       if args.json:
         print(json_line(file, best, why), flush=True)
@@ -107,7 +107,7 @@ def predict_all(args):
         print(text_line(file, best), flush=True)
       bar.update()
   if broken:
-    cli.say(f"{broken:,} of {len(files):,} images could not be read")
+    cli.log(f"{broken:,} of {len(files):,} images could not be read")
   return broken
 
 

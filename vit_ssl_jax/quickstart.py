@@ -24,7 +24,7 @@ from vit_ssl_jax.data import inputs, registry
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import backbone as backbones
 from vit_ssl_jax.recipes import common
-from vit_ssl_jax.report import __main__ as report, pictures, tables
+from vit_ssl_jax.report import __main__ as report, pictures
 from vit_ssl_jax.train import budget as budgets, finetune, pretrain
 
 FRACTIONS = (1.0, 0.1)  # of the labels
@@ -46,7 +46,7 @@ def main(argv=None):
   option("--seed", type=int, default=0)
   args = parser.parse_args(argv)
   with cli.reporting_errors():
-    cli.set_up()
+    cli.configure()
     show(quickstart(args), args.out)
 
 
@@ -65,7 +65,7 @@ def quickstart(args):
       shutil.rmtree(path, ignore_errors=True)
   out.mkdir(parents=True, exist_ok=True)
   if seconds:
-    cli.say(f"about {cli.duration(seconds)} in all, by --budget={args.budget}")
+    cli.log(f"about {cli.duration(seconds)} in all, by --budget={args.budget}")
 
   config = make_config("pretrain", args, seconds)
   config = budgets.complete(config, out / "pretrain", pretrain.make_stage)
@@ -82,7 +82,7 @@ def quickstart(args):
       raise UserError(f"{share}, within --budget={args.budget}: {e}") from e
     tunings[fraction] = tuning
 
-  cli.say(f"[1/{count}] pretraining without labels")
+  cli.log(f"[1/{count}] pretraining without labels")
   pretrained = pretrain.run(config, out / "pretrain")
 
   runs, spent, curves, number = [], pretrained["seconds"], {}, 1
@@ -92,7 +92,7 @@ def quickstart(args):
     for source in ("scratch", "pretrained"):
       number += 1
       title = f"{source}, {fraction:.0%} of the labels"
-      cli.say(f"[{number}/{count}] fine-tuning, {title}")
+      cli.log(f"[{number}/{count}] fine-tuning, {title}")
       tuning.init_from = str(out / "pretrain") if source != "scratch" else ""
       workdir = out / folder(source, fraction)
       result = finetune.run(tuning, workdir)
@@ -165,13 +165,13 @@ def preview(config, path):
     for name, count in zip(dataset.classes, counts, strict=True)
   ]
   more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
-  cli.say(f"training images: {', '.join(named[:SHOWN])}{more}")
+  cli.log(f"training images: {', '.join(named[:SHOWN])}{more}")
   rows = [
     (name, dataset.train_images[np.flatnonzero(labels == i)[:SHOWN]])
     for i, name in enumerate(dataset.classes[:SHOWN])
   ]
   pictures.contact_sheet(path, config, rows)
-  cli.say(f"what it will see: {path}")
+  cli.log(f"what it will see: {path}")
 
 
 def draw(path, config, pretraining, curves):
@@ -195,7 +195,7 @@ def show(summary, out):
     for run in summary["runs"]
   ]
   print()
-  print(tables.table(("labels", "scratch", "pretrained", "gain"), rows))
+  print(cli.table(("labels", "scratch", "pretrained", "gain"), rows))
   print("top-1 on the test images, in percent")
   print(
     f"\nk-NN on the teacher's features: {summary['knn']:.2f} %; on raw pixels"

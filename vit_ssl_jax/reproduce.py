@@ -36,7 +36,6 @@ from vit_ssl_jax import cli, files, small_sets, smoke
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import authors
-from vit_ssl_jax.report import tables
 
 # The paper's figures in percent, from scratch and pretrained, beside those of
 # `authors.PUBLISHED`. Of which architecture these two are is not known here.
@@ -254,7 +253,7 @@ def run_all(made):
   """
   missing = [job for job in made if not done(*job)]
   for number, (workdir, command) in enumerate(missing, 1):
-    cli.say(f"[{number}/{len(missing)}] {workdir}")
+    cli.log(f"[{number}/{len(missing)}] {workdir}")
     # In a process of its own, so that nothing of one is left to the next.
     ended = subprocess.run([sys.executable, *command[1:]], check=False)
     if ended.returncode in (130, -2):
@@ -297,7 +296,7 @@ def planned(plan):
     for title, estimate, made in plan
   ]
   header = ("cell", "runs to do", "of", "hours on a TPU v5e (estimate)")
-  return tables.table(header, rows)
+  return cli.table(header, rows)
 
 
 def table(name, cells, args):
@@ -314,7 +313,7 @@ def table(name, cells, args):
     ours = ["not run"] * 2
     device = spent = "-"
     if found:
-      ours = [tables.mean([x[i] for x in found]) for i in (0, 1)]
+      ours = [cli.mean_and_spread([x[i] for x in found]) for i in (0, 1)]
       device = found[0][2]
       spent = f"{sum(x[3] for x in found) / 3600:.2f}"
     paper = ["-" if x is None else f"{x:.2f}" for x in cell.paper]

@@ -13,13 +13,11 @@ import pathlib
 import numpy as np
 from matplotlib import figure
 
-from vit_ssl_jax import files, recipes
+from vit_ssl_jax import cli, files, recipes
 from vit_ssl_jax.data import load
 from vit_ssl_jax.data.facts import Facts
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.recipes import own
-from vit_ssl_jax.report import tables
-from vit_ssl_jax.run import schema
+from vit_ssl_jax.recipes import custom, schema
 
 SIZES = (500, 1000, 2500, 5000, 10_000)
 # Workdir -> what it is called.
@@ -101,7 +99,7 @@ def recipe(size, stage, paper, args):
   plain = schema.flat(recipes.get(stage, arg))
   filled = recipes.get(stage, arg)
   filled.model.patch_size = PATCH_SIZE
-  own.fill(filled, Facts(size, 10, 32), small=True, passes=passes)
+  custom.resolve(filled, Facts(size, 10, 32), small=True, passes=passes)
   filled.evaluate_every_epochs = max(1, filled.epochs // 4)
   values = schema.flat(filled)
   if paper:
@@ -138,7 +136,7 @@ def make_subsets(sizes, args):
     rows = np.sort(np.concatenate([x[: size // 10] for x in order]))
     path = subset(size, args)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.placing(path) as temporary, temporary.open("wb") as file:
+    with files.atomic_write(path) as temporary, temporary.open("wb") as file:
       np.savez(
         file,
         train_images=np.asarray(whole.train_images[rows]),
@@ -173,7 +171,7 @@ def table(sizes, rows):
   ]
   for size in sizes:
     found = [of_kind(rows, size, kind) for kind in KINDS]
-    cells = [tables.mean(x) if x else "not run" for x in found]
+    cells = [cli.mean_and_spread(x) if x else "not run" for x in found]
     seeds = max(map(len, found))
     spent = sum(x["seconds"] for x in rows if x["images"] == size) / 60
     spent = f"{spent / seeds:.0f}" if seeds else "-"

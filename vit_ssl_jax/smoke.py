@@ -77,7 +77,7 @@ def make_images(path, side, num_classes):
     arrays[f"{part}_images"] = rng.integers(0, 256, shape, np.uint8)
     arrays[f"{part}_labels"] = np.arange(count) % num_classes
   path.parent.mkdir(parents=True, exist_ok=True)
-  with files.placing(path) as temporary, temporary.open("wb") as file:
+  with files.atomic_write(path) as temporary, temporary.open("wb") as file:
     np.savez(file, **arrays)
 
 

@@ -33,12 +33,11 @@ import json
 
 import jax
 
-from vit_ssl_jax.benchmark import compiled, steps
-from vit_ssl_jax.cli import Parser, reporting_errors, say, set_up
+from vit_ssl_jax import cli
+from vit_ssl_jax.benchmark import compiled, steps, topologies
+from vit_ssl_jax.cli import Parser, configure, log, reporting_errors
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import ARCHITECTURES
-from vit_ssl_jax.parallel import topologies
-from vit_ssl_jax.report import tables
 
 
 def main(argv=None):
@@ -56,18 +55,18 @@ def measure(args, settings):
   config = steps.make_config(
     args.stage or "pretrain", args.arch or "vit", args, settings
   )
-  set_up()
+  configure()
   jax.config.update("jax_enable_compilation_cache", False)
   figures = steps.measure(config, args.steps, args.rounds, args.trace)
   if args.json:
     print(json.dumps(figures))
   else:
     figures.pop("rounds")
-    print(tables.table(("benchmark", ""), figures.items()))
+    print(cli.table(("benchmark", ""), figures.items()))
 
 
 def estimate(args, settings):
-  """Prints what the compilers say, a line of JSON or of a table for each."""
+  """Prints what the compilers log, a line of JSON or of a table for each."""
   # Before JAX looks for devices: compilers read their flags once.
   topologies.set_flags()
   jax.config.update("jax_platforms", "cpu")
@@ -87,7 +86,7 @@ def estimate(args, settings):
     compiled.check(*case[:3])
   rows = []
   for number, case in enumerate(cases, 1):
-    say(f"{number} of {len(cases)}: {case[1].model.name}, {case[1].stage}")
+    log(f"{number} of {len(cases)}: {case[1].model.name}, {case[1].stage}")
     rows.append(compiled.compile_step(*case))
     if args.json:
       print(json.dumps(rows[-1]), flush=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import jax
 
-from vit_ssl_jax.benchmark import program, steps
+from vit_ssl_jax import cli
+from vit_ssl_jax.benchmark import program, steps, topologies
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.parallel import mesh as meshes, topologies
-from vit_ssl_jax.report import tables
-from vit_ssl_jax.train import trial
+from vit_ssl_jax.parallel import mesh as meshes
+from vit_ssl_jax.train import timing
 
 
 def check(target, config, chips):
@@ -49,7 +49,7 @@ def compile_step(target, config, chips, parallel="data"):
     "compiler": topologies.compiler(name),
   }
   make_stage = steps.STAGES[config.stage].make_stage
-  traced, _, _ = trial.trace(config, make_stage, steps.CLASSES, mesh)
+  traced, _, _ = timing.trace(config, make_stage, steps.CLASSES, mesh)
   with jax.set_mesh(mesh):
     lowered = traced.lower()
   for left in folder.iterdir():  # of another step
@@ -94,4 +94,4 @@ def table(rows):
     row = row | {"GB": row["memory_bytes"] / 1e9, "costliest": costliest}
     return [row.get(x) for x in columns]
 
-  return tables.table(columns, map(cells, rows))
+  return cli.table(columns, map(cells, rows))

@@ -9,9 +9,8 @@ import jax
 from vit_ssl_jax import models, recipes
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.recipes import own
-from vit_ssl_jax.run import schema
-from vit_ssl_jax.train import finetune, pretrain, trial
+from vit_ssl_jax.recipes import custom, schema
+from vit_ssl_jax.train import finetune, pretrain, timing
 
 CLASSES = 10
 WARM_UP = 2  # steps before any is timed
@@ -33,7 +32,7 @@ def make_config(stage, arch, args, settings):
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   config.batch_size = args.batch_size or config.batch_size
   schema.change(config, settings)
-  if own.is_open(config):
+  if custom.is_unset(config):
     raise UserError(
       f"--dataset={args.dataset} has no recipe without its images: possible are"
       f" {', '.join(registry.SETS)}"
@@ -81,7 +80,7 @@ def measure(config, count, rounds, trace=None):
     UserError: the devices do not divide the batch.
   """
   make_stage = STAGES[config.stage].make_stage
-  step, state, batch, compile_seconds = trial.compiled(
+  step, state, batch, compile_seconds = timing.compiled(
     config, make_stage, CLASSES
   )
 

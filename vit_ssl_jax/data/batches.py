@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from vit_ssl_jax.data.rows import ranked
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.parallel.mesh import batch_sharding, place
+from vit_ssl_jax.parallel.mesh import batch_sharding, device_put_global
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,9 @@ def make_source(
   if placement == "device":
     data = {"image": np.asarray(images), "label": labels}
     return Source(
-      arrays=place(data, dict.fromkeys(data, NamedSharding(mesh, P()))),
+      arrays=device_put_global(
+        data, dict.fromkeys(data, NamedSharding(mesh, P()))
+      ),
       fetch=functools.partial(gather, sharding),
       items=lambda start: itertools.chain.from_iterable(indices(start)),
       steps_per_epoch=steps,

@@ -140,7 +140,7 @@ def read(path: pathlib.Path) -> Decoded | None:
   except FileNotFoundError:
     return None
   except (OSError, ValueError, KeyError, EOFError) as error:
-    cli.say(f"warning: decoding again: the cache is unreadable ({error})")
+    cli.log(f"warning: decoding again: the cache is unreadable ({error})")
     return None
 
 
@@ -154,7 +154,7 @@ def write_rest(path: pathlib.Path, found: Decoded) -> None:
   try:
     files.write(path.with_suffix(".json"), json.dumps(content))
   except OSError as error:
-    cli.say(f"warning: the decoded images are not cached ({error})")
+    cli.log(f"warning: the decoded images are not cached ({error})")
 
 
 def reserve(folder: pathlib.Path, shape: tuple[int, ...]) -> pathlib.Path:
@@ -188,4 +188,4 @@ def check_memory(shape: tuple[int, ...], error: OSError) -> None:
       f" memory nor in the cache, {folder} ({error.strerror}): XDG_CACHE_HOME"
       " chooses another place for it"
     )
-  cli.say(f"warning: the decoded images are not cached ({error})")
+  cli.log(f"warning: the decoded images are not cached ({error})")

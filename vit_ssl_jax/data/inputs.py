@@ -57,7 +57,7 @@ def open_data(config, mesh, dataset=None):
     mesh=mesh,
   )
   for line in describe(dataset, source):
-    cli.say(line)
+    cli.log(line)
   return config, dataset, source
 
 
@@ -68,8 +68,8 @@ def load(config):
   or, where they do not share its disks, do one by one on each machine.
   """
   for turn in (True, False):
-    with hosts.together(), contextlib.ExitStack() as stack:
-      if hosts.first() != turn:
+    with hosts.sync_errors(), contextlib.ExitStack() as stack:
+      if hosts.is_primary() != turn:
         continue
       if not turn:
         stack.enter_context(cache.in_turn())
@@ -98,7 +98,7 @@ def placement(nbytes: int, share: float, mesh: Mesh) -> str:
     own = 0
   else:
     own = 1 if nbytes <= share * cache.memory() else 2
-  return ("device", "host", "disk")[max(hosts.gather(own))]
+  return ("device", "host", "disk")[max(hosts.all_gather(own))]
 
 
 def describe(dataset, source):

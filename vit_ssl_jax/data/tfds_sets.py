@@ -123,7 +123,7 @@ def generate(name: str, root: epath.Path, progress: bool) -> None:
   if not known.host:
     import vit_ssl_jax.data.builders  # noqa: F401
   if progress:
-    cli.say(f"preparing {name} in {root}")
+    cli.log(f"preparing {name} in {root}")
   if not (progress and sys.stderr.isatty()):
     tfds.disable_progress_bar()
   try:

@@ -53,7 +53,7 @@ import pathlib
 
 import numpy as np
 
-from vit_ssl_jax.cli import Parser, reporting_errors, set_up
+from vit_ssl_jax.cli import Parser, configure, reporting_errors, table
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import corruptions, features, suites
@@ -63,14 +63,13 @@ from vit_ssl_jax.evaluate.classifier import (
   read_classifier,
 )
 from vit_ssl_jax.interop import authors
-from vit_ssl_jax.report.tables import table
 
 
 def main(argv=None):
   """Runs the command line; a user's mistake costs one sentence and status 2."""
   args = parse(argv)
   with reporting_errors():
-    set_up()
+    configure()
     run_suites(args)
 
 

@@ -175,7 +175,7 @@ def network(given, about, arch, dataset):
   model = build(arch, about, dataset)
   params, lines = pretrained.fit(given, model, path)
   for line in lines:
-    cli.say(line)
+    cli.log(line)
   return model, params, dataset
 
 

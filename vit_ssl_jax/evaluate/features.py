@@ -47,7 +47,7 @@ def evaluate(name, backbone, dataset, args, out):
     draw_attention(path, shown, dataset)
   else:
     draw_features(path, backbone, dataset, args.batch_size)
-  cli.say(f"{name}: {path}")
+  cli.log(f"{name}: {path}")
   return {"picture": str(path)}
 
 
@@ -60,7 +60,7 @@ def draw_attention(path, shown, dataset):
     title: models.attention_maps(x.apply("attention")(jnp.asarray(images)))
     for title, x in shown.items()
   }
-  with files.placing(path) as temporary:
+  with files.atomic_write(path) as temporary:
     fig = attention.draw(images, maps, heads=len(shown) == 1)
     fig.savefig(temporary, dpi=120, format="png")
 
@@ -74,6 +74,6 @@ def draw_features(path, backbone, dataset, batch_size):
   images = np.asarray(dataset.test_images[np.sort(some)])
   labels = np.asarray(dataset.test_labels)[np.sort(some)]
   features = backbone.features(images, batch_size)
-  with files.placing(path) as temporary:
+  with files.atomic_write(path) as temporary:
     fig = embedding.draw(features, labels, images, dataset.classes)
     fig.savefig(temporary, dpi=100, format="png")

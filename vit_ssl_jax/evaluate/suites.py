@@ -43,7 +43,7 @@ def open_suite(name, classifier):
   if name in OWN:
     check_unchanged(classifier.workdir, dataset)
   if dataset.broken:
-    cli.say(f"{name}: skipped {len(dataset.broken)} broken images")
+    cli.log(f"{name}: skipped {len(dataset.broken)} broken images")
   if name != "val":
     return dataset.test_images, dataset.test_labels
   if not len(dataset.val_labels):
@@ -113,7 +113,7 @@ def evaluate(name, suite, classifier, batch_size):
   if isinstance(suite, corruptions.Place):
     return evaluate_corruptions(suite, top1, classifier.data["image_size"])
   images, labels = suite
-  cli.say(f"{name}: {len(labels):,} images")
+  cli.log(f"{name}: {len(labels):,} images")
   return figures.classification(logits(images), labels)
 
 

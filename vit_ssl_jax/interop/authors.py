@@ -94,7 +94,7 @@ def download(name):
   path = files.cache_directory("authors", file_name(arch, dataset))
   if not path.exists():
     if (arch, dataset) == ("vit", "cifar100"):
-      cli.say(
+      cli.log(
         "the paper's README links the ViT of CIFAR-10 for CIFAR-100 too; this"
         f" is {path.name} of the same release"
       )
@@ -114,7 +114,7 @@ def download(name):
 def fetch(url, path):
   """Downloads a file of weights, whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  with files.placing(path) as temporary:
+  with files.atomic_write(path) as temporary:
     try:
       with urllib.request.urlopen(url, timeout=SECONDS) as response:
         size = int(response.headers.get("Content-Length") or 0)

@@ -8,7 +8,8 @@ import shlex
 import numpy as np
 
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.run import checkpoints, schema, workdir as workdirs
+from vit_ssl_jax.recipes import schema
+from vit_ssl_jax.run import checkpoints, workdir as workdirs
 
 # What is known of a model and its training, in an exported file's metadata
 # too: each name's value as text, in JSON where it is not text itself.

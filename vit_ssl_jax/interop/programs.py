@@ -47,7 +47,7 @@ def write(path, predict, params, image_size, metadata=None):
   """
   path = pathlib.Path(path)
   data = serialize(predict, params, image_size)
-  with files.placing(path) as temporary:
+  with files.atomic_write(path) as temporary:
     temporary.write_bytes(data)
     about = {"sha256": writing.sha256(temporary), "metadata": metadata or {}}
     text = json.dumps(about, indent=2, sort_keys=True) + "\n"

@@ -118,7 +118,7 @@ def opened(path):
   try:
     if path.is_dir():  # `placing` would put the file in place of all of it
       raise UserError(f"{path} cannot be written: it is a folder")
-    with files.placing(path) as temporary, temporary.open("w+b") as file:
+    with files.atomic_write(path) as temporary, temporary.open("w+b") as file:
       yield file
   except OSError as error:
     raise UserError(

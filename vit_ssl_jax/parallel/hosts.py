@@ -1,7 +1,7 @@
 """The processes of one run: how they start, agree, and fail together.
 
-Every function here but `start`, `first` and `alone` has to be called by all
-processes, in the same order. With one process each of them costs nothing.
+All processes must call all functions here but `start`, `is_primary` and
+`single_process`, in the same order. With one process they cost nothing.
 """
 
 import contextlib
@@ -89,23 +89,23 @@ def _number(name):
   return int(value)
 
 
-def first():
+def is_primary():
   """Whether this process is the one that writes and speaks."""
   return jax.process_index() == 0
 
 
-def alone():
+def single_process():
   """Whether there is one process only."""
   return jax.process_count() == 1
 
 
-def gather(value):
+def all_gather(value):
   """What every process gives, a list in their order.
 
   Args:
     value: anything that JSON can hold.
   """
-  if alone():
+  if single_process():
     return [value]
   content = np.frombuffer(json.dumps(value).encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(len(content)))
@@ -118,14 +118,14 @@ def gather(value):
   ]
 
 
-def agree(value, what):
+def assert_equal(value, what):
   """Raises a UserError on all processes where not all give the same.
 
   Args:
     value: a flat dict that JSON can hold.
     what: what it is, for the sentence.
   """
-  first, *others = gather(value)
+  first, *others = all_gather(value)
   for index, other in enumerate(others, 1):
     for key in sorted(other.keys() | first.keys()):
       if other.get(key) != first.get(key):
@@ -136,9 +136,9 @@ def agree(value, what):
         )
 
 
-def same(value):
+def broadcast(value):
   """The first process's value, which JSON can hold; that of others is lost."""
-  return gather(value if first() else None)[0]
+  return all_gather(value if is_primary() else None)[0]
 
 
 def reached_preemption(number):
@@ -148,13 +148,13 @@ def reached_preemption(number):
     number: counts the calls, which all processes make alike; they agree on the
       number to stop at.
   """
-  if alone():
+  if single_process():
     return False
   return multihost_utils.reached_preemption_sync_point(number)
 
 
 @contextlib.contextmanager
-def together():
+def sync_errors():
   """Raises on every process the UserError that one of them raises inside.
 
   What is inside must not wait for other processes.
@@ -164,7 +164,7 @@ def together():
     yield
   except UserError as e:
     own = e
-  found = gather(own and str(own))
+  found = all_gather(own and str(own))
   if own:
     raise own
   for index, sentence in enumerate(found):
@@ -188,7 +188,7 @@ def _as_it_is(x):
 
 
 @contextlib.contextmanager
-def leaving_at_once():
+def exit_on_error():
   """Ends a process that fails alone at once, so that the others notice.
 
   Else it would wait for them while they wait for it. A UserError and an
@@ -199,6 +199,6 @@ def leaving_at_once():
   except (UserError, KeyboardInterrupt):
     raise
   except Exception:
-    if alone():
+    if single_process():
       raise
     _leave(1, traceback.format_exc())

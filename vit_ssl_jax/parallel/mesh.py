@@ -69,7 +69,7 @@ def batch_sharding(mesh):
   return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def gathered(mesh):
+def all_gather_params(mesh):
   """Makes what parameters go through where a step uses them (FSDP).
 
   On a mesh with fsdp above 1 they are all-gathered, and their gradients reduced
@@ -89,7 +89,7 @@ def gathered(mesh):
   )
 
 
-def place(tree, shardings):
+def device_put_global(tree, shardings):
   """Puts what every process has whole on the devices.
 
   Args:

@@ -22,7 +22,7 @@ by a rule, see `own`.
 import ml_collections
 
 from vit_ssl_jax.data import registry
-from vit_ssl_jax.recipes import common, own
+from vit_ssl_jax.recipes import common, custom
 
 
 def get_config(arg=""):
@@ -70,7 +70,7 @@ def get_config(arg=""):
   if dataset == "digits":
     digits(config)
   if registry.get(dataset) is registry.OWN:
-    own.leave_open(config)
+    custom.mark_unset(config)
   return config
 
 

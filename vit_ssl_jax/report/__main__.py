@@ -28,8 +28,9 @@ from vit_ssl_jax.evaluate import (
   embedding,
   figures,
 )
+from vit_ssl_jax.recipes import schema
 from vit_ssl_jax.report import curves, page, pictures, seeds
-from vit_ssl_jax.run import metrics, schema, workdir as workdirs
+from vit_ssl_jax.run import metrics, workdir as workdirs
 
 BATCH = 512
 SHOWN = 6  # images with attention
@@ -47,13 +48,13 @@ def main(argv=None):
   )
   args = parser.parse_args(argv)
   with cli.reporting_errors():
-    cli.set_up()
+    cli.configure()
     runs = [read(path) for path in args.runs]
     if len({run["title"] for run in runs}) < len(runs):
       raise UserError("a run is named twice")
     text = make(runs, args.data_dir)
     files.write(pathlib.Path(args.out), text)
-    cli.say(f"{args.out}: {len(text) / 1e6:.1f} MB")
+    cli.log(f"{args.out}: {len(text) / 1e6:.1f} MB")
 
 
 def read(path):

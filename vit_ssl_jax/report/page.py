@@ -8,7 +8,7 @@ import re
 import jinja2
 import matplotlib as mpl
 
-from vit_ssl_jax.report import tables
+from vit_ssl_jax import cli
 
 # Drawn in this color, and then in that of the page's text.
 TEXT = "#010203"
@@ -41,8 +41,8 @@ class Section:
     self.parts.append({"kind": "code", "text": text})
 
   def table(self, header, rows):
-    """Cells as of `tables.table`."""
-    rows = [[tables.cell(x) for x in row] for row in rows]
+    """Cells as of `cli.table`."""
+    rows = [[cli.cell(x) for x in row] for row in rows]
     self.parts.append({"kind": "table", "header": header, "rows": rows})
 
   def curves(self, figs):

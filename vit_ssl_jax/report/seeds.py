@@ -5,7 +5,8 @@ import math
 import numpy as np
 import scipy.special
 
-from vit_ssl_jax.run import schema, workdir as workdirs
+from vit_ssl_jax.recipes import schema
+from vit_ssl_jax.run import workdir as workdirs
 
 # Keys that a run's title names, that tell repetitions apart, or that change how
 # a run goes but not what comes out.

@@ -16,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 from vit_ssl_jax import cli, files
 from vit_ssl_jax.errors import UserError, line
 from vit_ssl_jax.parallel import hosts
-from vit_ssl_jax.run import schema
+from vit_ssl_jax.recipes import schema
 
 FOLDER = "checkpoints"
 
@@ -60,11 +60,11 @@ def manager(workdir, keep_last, keep_every_steps):
       with writing(folder):
         checkpointer.close()
     finally:
-      if hosts.first():
-        remove_parts(folder)
+      if hosts.is_primary():
+        remove_incomplete(folder)
 
 
-def remove_parts(folder):
+def remove_incomplete(folder):
   """Removes what was written in part, to which late tasks may still add."""
   for _ in range(20):
     parts = list(folder.glob("*.orbax-checkpoint-tmp*"))
@@ -84,7 +84,7 @@ def writing(folder):
   try:
     yield
   except Exception as e:  # whatever Orbax and TensorStore raise
-    if not hosts.alone():
+    if not hosts.single_process():
       raise
     raise UserError(
       f"a checkpoint could not be written to {folder} ({short(e)}): those"
@@ -153,7 +153,7 @@ def agreed_steps(workdir):
   Raises:
     UserError: on all processes, where one of them sees other checkpoints.
   """
-  first, *others = found = hosts.gather(steps(workdir))
+  first, *others = found = hosts.all_gather(steps(workdir))
   if any(x != first for x in others):
     newest = ", ".join(str(max(x, default=0)) for x in found)
     raise UserError(
@@ -186,21 +186,21 @@ def restore(workdir, abstract_state):
     path = pathlib.Path(workdir, FOLDER, str(step)).absolute()
     try:
       # All read the same files, and so wait for each other or fail alike.
-      with hosts.together():
+      with hosts.sync_errors():
         state, about = load(path, abstract_state)
     except UserError as e:
       if step == found[-1]:
         raise UserError(f"{e}; there is none before it to go on from") from e
-      cli.say(f"warning: {e}; going on from the one before")
-      if hosts.first():
-        put_aside(path, pathlib.Path(workdir, "damaged"))
+      cli.log(f"warning: {e}; going on from the one before")
+      if hosts.is_primary():
+        quarantine(path, pathlib.Path(workdir, "damaged"))
       continue
     warn_of_environment(about)
     return state, step, about["lines"]
   return None, 0, None
 
 
-def put_aside(path, folder):
+def quarantine(path, folder):
   """Moves a checkpoint to a folder."""
   folder.mkdir(exist_ok=True)
   files.remove(folder / path.name)
@@ -219,7 +219,7 @@ def warn_of_environment(about):
     before = ", ".join(about["devices"])
     differ.append(f"{', '.join(now['devices'])} ({before} before)")
   if differ:
-    cli.say(
+    cli.log(
       f"warning: resuming with {', '.join(differ)}: the numbers are the same to"
       " rounding, not to the last bit"
     )
@@ -257,7 +257,7 @@ def read(path):
     except UserError as e:
       if step == found[-1]:
         raise
-      cli.say(f"warning: {e}; taking the one before")
+      cli.log(f"warning: {e}; taking the one before")
   return load(path)[0], config
 
 
@@ -338,7 +338,7 @@ def write_tree(path, tree, metadata):
     tree: nested dicts of arrays.
     metadata: a dict that JSON can hold, its custom metadata.
   """
-  with files.placing(pathlib.Path(path).absolute()) as temporary:
+  with files.atomic_write(pathlib.Path(path).absolute()) as temporary:
     ocp.save(temporary, tree, custom_metadata=metadata)
 
 

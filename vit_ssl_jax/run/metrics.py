@@ -86,18 +86,18 @@ class Recorder:
     self.digest = hashlib.sha256()
     text = self.encode(kept)
     if len(kept) != start_step:
-      cli.say(
+      cli.log(
         f"warning: {self.path} has {len(kept)} whole lines of {start_step}"
         " steps: the figures of the others are lost"
       )
     elif digest and self.digest.hexdigest() != digest:
-      cli.say(
+      cli.log(
         f"warning: {self.path} is not what the run has written: figures of the"
         " steps before may be wrong"
       )
     self.tensors = tensors
     self.skips = skips
-    self.writes = hosts.first()
+    self.writes = hosts.is_primary()
     if self.writes:
       files.write(self.path, text)
     self.steps_per_epoch = steps_per_epoch
@@ -132,7 +132,7 @@ class Recorder:
     if not self.events.exception():
       self.events.result().close()
     if problem:
-      cli.say(f"warning: TensorBoard events were not written: {problem}")
+      cli.log(f"warning: TensorBoard events were not written: {problem}")
 
   def encode(self, lines):
     """Lines as text, which the digest takes in."""
@@ -218,7 +218,7 @@ class Recorder:
     if not self.skips or self.skipped == MOST_SKIPPED:
       return name
     if self.skipped == 1:
-      cli.say(f"warning: step {line['step']} is skipped: {name} is not finite")
+      cli.log(f"warning: step {line['step']} is skipped: {name} is not finite")
     for key in bad:
       line.pop(key)
     line["skipped"] = 1

@@ -17,7 +17,8 @@ import numpy as np
 from vit_ssl_jax import cli, files
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts
-from vit_ssl_jax.run import checkpoints, metrics, schema
+from vit_ssl_jax.recipes import schema
+from vit_ssl_jax.run import checkpoints, metrics
 
 # What may change when a run resumes: it decides how far the run goes and how
 # fast, and not what a step computes.
@@ -57,12 +58,12 @@ def claim(config, workdir):
       the processes have different configs or folders, or the workdir holds
       another run, whose keys the message names.
   """
-  with hosts.together():
+  with hosts.sync_errors():
     schema.check(config)
   own = schema.flat(json.loads(schema.dump(config)))
   own.pop("data_dir")  # of each host
-  hosts.agree(own, "config")
-  with hosts.together():
+  hosts.assert_equal(own, "config")
+  with hosts.sync_errors():
     check_owner(config, workdir)
   if jax.process_count() > 1:
     check_shared(workdir)
@@ -112,20 +113,20 @@ def check_shared(workdir):
   """
   path = pathlib.Path(workdir).absolute()
   above = [path, *path.parents]
-  level, name = hosts.same(
+  level, name = hosts.broadcast(
     [above.index(existing(path)), f".{uuid.uuid4().hex}.tmp"]
   )
   file = above[level] / name
   try:
-    with hosts.together():
-      if hosts.first():
+    with hosts.sync_errors():
+      if hosts.is_primary():
         touch(file)
     until = time.monotonic() + PATIENCE
     while not file.exists() and time.monotonic() < until:
       time.sleep(0.1)
-    blind = [i for i, x in enumerate(hosts.gather(file.exists())) if not x]
+    blind = [i for i, x in enumerate(hosts.all_gather(file.exists())) if not x]
   finally:
-    if hosts.first():
+    if hosts.is_primary():
       file.unlink(missing_ok=True)
   if blind:
     raise UserError(
@@ -159,13 +160,13 @@ def opened(config, workdir, dataset):
   """
   path = pathlib.Path(workdir)
   described = describe(dataset)
-  hosts.agree(schema.flat(described), "data set")
+  hosts.assert_equal(schema.flat(described), "data set")
   with contextlib.ExitStack() as stack:
-    with hosts.together():
+    with hosts.sync_errors():
       check_owner(config, workdir)
       check_dataset(path, described)
-    with hosts.together():  # after all have looked
-      if hosts.first():
+    with hosts.sync_errors():  # after all have looked
+      if hosts.is_primary():
         try:
           path.mkdir(parents=True, exist_ok=True)
           stack.enter_context(locked(path))
@@ -199,7 +200,7 @@ def locked(path):
         " --workdir"
       ) from e
     except OSError:
-      cli.say(f"warning: {path} cannot be locked: start one process there only")
+      cli.log(f"warning: {path} cannot be locked: start one process there only")
     yield
 
 
@@ -233,7 +234,7 @@ def check_dataset(path, described):
   if not checkpoints.steps(path):
     return
   if not (path / "dataset.json").exists():
-    cli.say(
+    cli.log(
       f"warning: {path} has no dataset.json any more: whether the images are"
       " those that it was trained on cannot be told"
     )
@@ -262,7 +263,7 @@ def finished(workdir, step):
   except FileNotFoundError:
     return None
   except (OSError, ValueError, TypeError, KeyError):
-    cli.say(f"warning: {path} is damaged")
+    cli.log(f"warning: {path} is damaged")
     return None
 
 
@@ -294,10 +295,10 @@ def baselines(workdir, measure):
     measure: () -> a dict of figures, where the file is not there.
   """
   path = pathlib.Path(workdir, "baselines.json")
-  found = hosts.same(files.read_json(path) if path.is_file() else None)
+  found = hosts.broadcast(files.read_json(path) if path.is_file() else None)
   if found is None:
-    found = hosts.same(measure())
-    if hosts.first() and found:
+    found = hosts.broadcast(measure())
+    if hosts.is_primary() and found:
       files.write(path, json.dumps(found, indent=2) + "\n")
   return found
 
@@ -316,7 +317,7 @@ def write_result(workdir, state, summarize, figures):
   """
   digest = checkpoints.sha256(state)  # of what lies on all hosts
   result = None
-  if hosts.first():
+  if hosts.is_primary():
     lines = metrics.read(workdir)
     result = {
       **summarize(lines),
@@ -329,4 +330,4 @@ def write_result(workdir, state, summarize, figures):
     }
     text = json.dumps(result, indent=2) + "\n"
     files.write(pathlib.Path(workdir, "result.json"), text)
-  return hosts.same(result)
+  return hosts.broadcast(result)

@@ -13,7 +13,9 @@ MARGIN = 1.0
 FAINT = 0.05
 
 
-def of_collapse(config, steps_per_epoch, lines, evaluated, baselines, share):
+def collapse_warning(
+  config, steps_per_epoch, lines, evaluated, baselines, share
+):
   """A sentence where nothing is being learnt, with remedies, or None.
 
   Args:
@@ -42,7 +44,7 @@ def of_collapse(config, steps_per_epoch, lines, evaluated, baselines, share):
       "the teacher's outputs have collapsed to uniform (the loss stays at"
       f" ln {out_dim} = {math.log(out_dim):.4f})"
     )
-  elif share >= JUDGED_AFTER and signal_dies(
+  elif share >= JUDGED_AFTER and teacher_signal_vanishes(
     out_dim, baselines.get("knn_untrained", 0.0), evaluated
   ):
     first, last = (evaluated[i]["signal"] for i in (0, -1))
@@ -99,7 +101,7 @@ def collapse(lines, outputs):
   return None
 
 
-def signal_dies(outputs, untrained, evaluated):
+def teacher_signal_vanishes(outputs, untrained, evaluated):
   """Whether a pretraining learns nothing, and is not about to.
 
   Its features are no better than the untrained network's, and the teacher's
@@ -120,7 +122,7 @@ def signal_dies(outputs, untrained, evaluated):
   return no_better and sinks and now["signal"] < FAINT * math.log(outputs)
 
 
-def of_jump(lines):
+def loss_spike_warning(lines):
   """A sentence where the loss has jumped to twice what it was, or None.
 
   Args:

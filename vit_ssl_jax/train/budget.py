@@ -11,10 +11,8 @@ from vit_ssl_jax.data import facts as data_facts
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import pretrained
 from vit_ssl_jax.parallel import hosts
-from vit_ssl_jax.recipes import own
-from vit_ssl_jax.report import tables
-from vit_ssl_jax.run import schema
-from vit_ssl_jax.train import trial
+from vit_ssl_jax.recipes import custom, schema
+from vit_ssl_jax.train import timing
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
 POSSIBLE = "a time such as 30m, 2h or 1h30m, or a number of steps such as 5000"
@@ -46,7 +44,7 @@ def complete(config, workdir, make_stage, dataset=None):
   """A config whose keys all have values.
 
   Those that are open come from the run that a workdir holds, or else from
-  `own.fill`; it is said which values it has chosen, and why.
+  `custom.resolve`; it is said which values it has chosen, and why.
 
   Args:
     config: the run's; of a set of the paper's it is given back as it is.
@@ -57,50 +55,50 @@ def complete(config, workdir, make_stage, dataset=None):
     UserError: the budget, the images or the weights to begin with cannot be
       read.
   """
-  if not own.is_open(config):
+  if not custom.is_unset(config):
     return config
   config = config.copy_and_resolve_references()
   seconds = seconds_of(config.budget) if config.budget else None
   if pathlib.Path(workdir, "config.json").is_file():
-    take_open(config, schema.read_config(workdir))
-    if not own.is_open(config):  # else it is another run's
+    load_unset(config, schema.read_config(workdir))
+    if not custom.is_unset(config):  # else it is another run's
       return config
   if config.get("init_from"):
-    take_sizes(config)
-  with hosts.together():
+    load_model_config(config)
+  with hosts.sync_errors():
     facts = data_facts.look(config, dataset)
   small = jax.default_backend() == "cpu"
   passes = None
   if config.budget:
     plain = config.copy_and_resolve_references()
-    own.fill(plain, facts, small=small)
+    custom.resolve(plain, facts, small=small)
     if seconds:
       passes = passes_in(seconds, plain, facts, make_stage)
     else:
       passes = plain.batch_size * int(config.budget)
-  rows = own.fill(config, facts, small=small, passes=passes)
+  rows = custom.resolve(config, facts, small=small, passes=passes)
   shown = [(key, repr(value), why) for key, value, why in rows]
-  cli.say(
+  cli.log(
     f"a recipe for {facts.images:,} training images in {facts.classes} classes:"
   )
-  cli.say(tables.table(("key", "value", "why"), shown, left=True))
+  cli.log(cli.table(("key", "value", "why"), shown, left=True))
   return config
 
 
-def take_open(config, saved):
+def load_unset(config, saved):
   """Gives open keys the values that they have in a run's config.json."""
   for key, value in config.items():
     if hasattr(value, "items"):
-      take_open(value, saved.get(key, {}))
+      load_unset(value, saved.get(key, {}))
     elif value is None and key in saved:
       found = saved[key]
       config[key] = tuple(found) if isinstance(found, list) else found
 
 
-def take_sizes(config):
+def load_model_config(config):
   """Gives the model the sizes of the weights that it begins with."""
   about = pretrained.read(config.init_from).about
-  take_open(config.model, about.get("model") or {})
+  load_unset(config.model, about.get("model") or {})
 
 
 def passes_in(seconds, config, facts, make_stage):
@@ -109,18 +107,18 @@ def passes_in(seconds, config, facts, make_stage):
   Raises:
     UserError: it would not be one epoch.
   """
-  cli.say("measuring how long a step takes")
+  cli.log("measuring how long a step takes")
   began = time.perf_counter()
   config = config.copy_and_resolve_references()
   with config.ignore_type():
     config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   timed = min(TRIAL_SECONDS, seconds / 20)
-  found = trial.rate(config, make_stage, facts.classes, timed)
+  found = timing.rate(config, make_stage, facts.classes, timed)
   tried = time.perf_counter() - began
   compiling = max(0, tried - timed)  # which the run itself does once more
   left = seconds - tried - compiling
-  passes = hosts.same(int(found * SHARE * left))
-  cli.say(f"{found:,.0f} images a second on {jax.devices()[0].device_kind}")
+  passes = hosts.broadcast(int(found * SHARE * left))
+  cli.log(f"{found:,.0f} images a second on {jax.devices()[0].device_kind}")
   if passes < facts.images:
     raise UserError(
       f"budget={config.budget} is too little: to compile and time a step takes"

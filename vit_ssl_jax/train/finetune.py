@@ -112,7 +112,7 @@ def update(parts, state, images, targets, key):
     The new state, and a dict of scalars.
   """
   config = parts.config
-  gathered = meshes.gathered(parts.mesh)
+  gathered = meshes.all_gather_params(parts.mesh)
 
   def loss_fn(trained, batch):
     params, offset_head = gathered(trained)
@@ -283,7 +283,7 @@ class Initial:
     """The parameters, without a head that is not for these classes."""
     keep, line = pretrained.head(self.params, self.about, classes)
     if line:
-      cli.say(f"init_from={self.source}: {line}")
+      cli.log(f"init_from={self.source}: {line}")
     return {k: x for k, x in self.params.items() if keep or k != "head"}
 
 
@@ -304,7 +304,7 @@ def read_init(config, model):
   params, lines = pretrained.fit(found, model, f"init_from={config.init_from}")
   warn_of_seen(config, found.about.get("config"))
   for line in lines:
-    cli.say(line)
+    cli.log(line)
   return Initial(config.init_from, params, found.about)
 
 
@@ -318,7 +318,7 @@ def warn_of_seen(config, source):
   names = [x["dataset"].rpartition("/")[2] for x in (source, config)]
   names = [x.removeprefix("folder:") for x in names]
   if names[0] == names[1] and differ:
-    cli.say(
+    cli.log(
       f"warning: init_from={config.init_from} was trained with another"
       f" {' and '.join(differ)}: where {config.dataset} has no train and test,"
       " it has seen images that this run tests on"

@@ -16,7 +16,8 @@ from vit_ssl_jax import cli
 from vit_ssl_jax.data import inputs
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts, mesh as meshes
-from vit_ssl_jax.run import checkpoints, keys, metrics, workdir as workdirs
+from vit_ssl_jax.recipes import keys
+from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
 from vit_ssl_jax.train import alarms
 
 ESTIMATED_AFTER = 20  # steps
@@ -87,17 +88,17 @@ def run(config, workdir, make_stage, dataset=None):
   with jax.set_mesh(mesh), workdirs.opened(config, workdir, dataset):
     state, start, lines, shardings = first_state(workdir, mesh, stage.init)
     done = workdirs.finished(workdir, start) if start >= plan.stop else None
-    if result := hosts.same(done):
-      cli.say(f"finished already, at step {start} of {plan.total}")
+    if result := hosts.broadcast(done):
+      cli.log(f"finished already, at step {start} of {plan.total}")
       return result
-    cli.say(
+    cli.log(
       f"{config.model.name}, {stage.parameters:,} parameters, on {mesh.size} x"
       f" {jax.devices()[0].device_kind}"
       + (f": resuming from step {start} of {plan.total}" if start else "")
     )
     baselines = workdirs.baselines(workdir, stage.baselines)
     for name, value in baselines.items():
-      cli.say(f"before training: {name} {value:.2f} %")
+      cli.log(f"before training: {name} {value:.2f} %")
     dispatch, most = make_dispatch(config, source, stage.step, shardings)
     try:
       with training(
@@ -227,7 +228,7 @@ class Loop:
     jax.block_until_ready(state)
     seconds = self.clock.seconds + time.perf_counter() - self.clock.since
     left = (self.plan.stop - steps[-1]) * seconds / self.clock.steps
-    cli.say(f"about {cli.duration(left)} to go, by the first steps")
+    cli.log(f"about {cli.duration(left)} to go, by the first steps")
 
   def after(self, step, state, stops):
     """Does what is due after a step, and saves where it was the last one."""
@@ -246,10 +247,10 @@ class Loop:
     """Evaluates; the validation figure, where it is the best so far."""
     jax.block_until_ready(state)
     self.clock.pause()
-    figures = hosts.same(self.stage.evaluate(state, True))
+    figures = hosts.broadcast(self.stage.evaluate(state, True))
     best = self.recorder.complete(figures)
     for name, value in figures.items():
-      cli.say(f"epoch {step / self.plan.per_epoch:.4g}: {name} {value:.2f} %")
+      cli.log(f"epoch {step / self.plan.per_epoch:.4g}: {name} {value:.2f} %")
     self.clock.restart()
     return best
 
@@ -259,7 +260,7 @@ class Loop:
     last = [x for x in self.recorder.recent if x["step"] == reached]
     figures = {}
     if not (due and self.stage.summarize(last)):  # nor is it in a lost line
-      figures = hosts.same(self.stage.evaluate(state, due))
+      figures = hosts.broadcast(self.stage.evaluate(state, due))
     return figures | {
       "step": reached,
       "epoch": round(reached / self.plan.per_epoch, 4),
@@ -281,9 +282,9 @@ class Loop:
     )
     if hopeless and self.plan.config.get("on_collapse") == "stop":
       raise UserError(f"stopped at step {step}: {hopeless}")
-    warning = hopeless or alarms.of_jump(lines)
+    warning = hopeless or alarms.loss_spike_warning(lines)
     if warning and warning != self.recorder.warned:
-      cli.say(f"warning: step {step}: {warning}")
+      cli.log(f"warning: step {step}: {warning}")
     self.recorder.warned = warning
 
 
@@ -297,7 +298,7 @@ def training(workdir, plan, stage, state, start, lines, baselines):
     plan.stop * config.batch_size,
     "img",
     initial=start * config.batch_size,
-    disable=not hosts.first(),
+    disable=not hosts.is_primary(),
   )
   tensors = jax.tree_util.tree_leaves_with_path(stage.trained(state))
   tensors = [checkpoints.path_name(path) for path, _ in tensors]
@@ -333,7 +334,7 @@ def first_state(workdir, mesh, init):
   )
   state, step, lines = checkpoints.restore(workdir, placed)
   if not step:
-    state = meshes.place(init(), shardings)
+    state = meshes.device_put_global(init(), shardings)
   return state, step, lines, shardings
 
 

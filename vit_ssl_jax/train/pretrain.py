@@ -207,7 +207,7 @@ def update(parts, state, global_views, local_views, key):
   config, t = parts.config, parts.config.teacher
   now = scheduled(parts, state.step)
   student_key, teacher_key = jax.random.split(key)
-  gathered = meshes.gathered(parts.mesh)
+  gathered = meshes.all_gather_params(parts.mesh)
   outputs = functools.partial(project, parts.model, parts.head)
 
   # (B, 2, K): the teacher sees global views alone.
@@ -264,7 +264,7 @@ def update_of_patches(parts, state, views, key):
   views = views.swapaxes(0, 1)
   patches = parts.head.patches
   kept = models.draw_kept(key, views.shape[:2], patches)  # (B, 2, k)
-  gathered = meshes.gathered(parts.mesh)
+  gathered = meshes.all_gather_params(parts.mesh)
 
   def loss_fn(student, batch):
     student = gathered(student)
@@ -410,7 +410,7 @@ def make_stage(config, dataset, steps_per_epoch, mesh):
     summarize=summarize,
     parameters=models.count(parts.model),
     trained=lambda state: state.student,
-    warn=functools.partial(alarms.of_collapse, config, steps_per_epoch),
+    warn=functools.partial(alarms.collapse_warning, config, steps_per_epoch),
   )
 
 

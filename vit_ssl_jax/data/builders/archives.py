@@ -100,7 +100,7 @@ def check_official(file: epath.Path, info) -> None:
       f" instead of {info.size:,}."
     )
   kind = "md5" if len(info.checksum) == 32 else "sha256"
-  cli.say(f"checking {file}, {size / 1e6:,.0f} MB")
+  cli.log(f"checking {file}, {size / 1e6:,.0f} MB")
   with file.open("rb") as stream:
     digest = hashlib.file_digest(stream, kind).hexdigest()
   if digest != info.checksum:

@@ -71,7 +71,7 @@ def compiled(config, make_stage, classes):
     config.mesh.fsdp, config.batch_size, config.accumulate_steps
   )
   traced, (init, batch), shardings = trace(config, make_stage, classes, mesh)
-  state = meshes.place(init(), shardings[0])
+  state = meshes.device_put_global(init(), shardings[0])
   batch = jax.device_put(batch, shardings[1])
   began = time.perf_counter()
   with jax.set_mesh(mesh):
@@ -89,7 +89,7 @@ def rate(config, make_stage, classes, seconds):
   state, _ = jax.block_until_ready(step(state, batch))
   began, steps = time.perf_counter(), 0
   # All processes make as many.
-  while hosts.same(time.perf_counter() - began < seconds):
+  while hosts.broadcast(time.perf_counter() - began < seconds):
     state, _ = jax.block_until_ready(step(state, batch))
     steps += 1
   return config.batch_size * steps / (time.perf_counter() - began)

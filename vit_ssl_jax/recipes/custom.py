@@ -1,6 +1,6 @@
 """The recipe for images of one's own: values that follow from what they are.
 
-In the recipes of `folder:` and `npz:` sets these keys are None. `fill` gives
+In the recipes of `folder:` and `npz:` sets these keys are None. `resolve` gives
 them values, in an order in which each may follow from those before it, and
 takes what the user has given as it is. docs/own_images.md says how the rule
 was found.
@@ -55,7 +55,7 @@ MIXED_FROM = 40  # epochs of fine-tuning a small network; fewer lose by it
 EVALUATIONS = 20
 
 
-def leave_open(config):
+def mark_unset(config):
   """Makes the keys that follow from the images None, of their types."""
   config.budget = ""  # of time, such as 30m or 2h, or of steps
   config.optim.name = "muon"
@@ -74,15 +74,15 @@ def place(config, key):
   return functools.reduce(lambda part, x: part[x], above, config), name
 
 
-def is_open(config):
+def is_unset(config):
   """Whether a key of a config has no value yet."""
   return any(
-    is_open(x) if isinstance(x, config_dict.ConfigDict) else x is None
+    is_unset(x) if isinstance(x, config_dict.ConfigDict) else x is None
     for x in config.values()
   )
 
 
-def fill(config, facts, *, small, passes=None):
+def resolve(config, facts, *, small, passes=None):
   """Gives every key that is None a value.
 
   Args:
@@ -96,7 +96,7 @@ def fill(config, facts, *, small, passes=None):
   """
   rows = []
 
-  def choose(key, value, why):
+  def set_default(key, value, why):
     part, name = place(config, key)
     if part[name] is None:
       part[name] = value
@@ -104,19 +104,19 @@ def fill(config, facts, *, small, passes=None):
     else:
       rows.append((key, part[name], "given"))
 
-  sizes(choose, config, facts, small)
-  length(choose, config, facts, small, passes)
+  sizes(set_default, config, facts, small)
+  length(set_default, config, facts, small, passes)
   if config.stage == "pretrain":
-    pretraining(choose, config, facts)
+    pretraining(set_default, config, facts)
   else:
-    tuning(choose, config, small)
+    tuning(set_default, config, small)
   return rows
 
 
-def sizes(choose, config, facts, small):
+def sizes(set_default, config, facts, small):
   """Image, patch and network."""
   arch = config.model.name
-  choose(
+  set_default(
     "model.image_size",
     image_size(facts.side),
     f"most images have a shorter side of {facts.side}",
@@ -125,11 +125,11 @@ def sizes(choose, config, facts, small):
   if small and arch != "vit":  # only ViT's were measured
     across //= 2
   patch = max(1, config.model.image_size // across)
-  choose("model.patch_size", patch, f"{across} x {across} patches")
+  set_default("model.patch_size", patch, f"{across} x {across} patches")
   given = (SMALL if small else common.MODELS)[arch]
   why = "small, for a CPU" if small else "the paper's"
   for key in SMALL[arch]:
-    choose(f"model.{key}", given[key], why)
+    set_default(f"model.{key}", given[key], why)
 
 
 def image_size(side):
@@ -137,12 +137,12 @@ def image_size(side):
   return next((x for x in (16, 32) if side <= 1.25 * x), 64)
 
 
-def length(choose, config, facts, small, passes):
+def length(set_default, config, facts, small, passes):
   """Batch, epochs, warm-up."""
   batch = 2 ** round(math.log2(max(1, facts.images / 40)))
   batch = min(max(batch, 32), 64 if config.stage == "pretrain" else 128)
   batch = min(batch, 2 ** int(math.log2(facts.images)))
-  choose("batch_size", batch, f"for {facts.images:,} training images")
+  set_default("batch_size", batch, f"for {facts.images:,} training images")
   why = "as many as the budget allows"
   if passes is None:
     passes = min(PASSES, MOST_EPOCHS * facts.images)
@@ -152,55 +152,59 @@ def length(choose, config, facts, small, passes):
   if small:  # 60 of 2,500 images, which are soon known by heart
     most = min(max(round(60 * (2500 / facts.images) ** 0.5), 60), most)
   if config.stage == "finetune" and epochs > most:
-    epochs, why = most, "more would learn them by heart"
-  choose("epochs", epochs, why)
-  choose(
+    epochs, why = most, "more epochs overfit"
+  set_default("epochs", epochs, why)
+  set_default(
     "evaluate_every_epochs",
     max(1, config.epochs // EVALUATIONS),
     f"about {EVALUATIONS} times in all",
   )
-  choose("optim.warmup_epochs", config.epochs // 10, "a tenth of the epochs")
+  set_default(
+    "optim.warmup_epochs", config.epochs // 10, "a tenth of the epochs"
+  )
 
 
-def pretraining(choose, config, facts):
+def pretraining(set_default, config, facts):
   """Objective, teacher, head, views."""
   arch = config.model.name
   why = "better on few images" if arch == "vit" else "patches are for vit"
-  choose("objective", "patches" if arch == "vit" else "views", why)
+  set_default("objective", "patches" if arch == "vit" else "views", why)
   patches = config.objective == "patches"
   why = "for a batch of 256"
-  choose("optim.learning_rate", 0.012 if patches else 0.006, why)
+  set_default("optim.learning_rate", 0.012 if patches else 0.006, why)
   steps = config.epochs * max(1, facts.images // config.batch_size)
   momentum = round(min(max(1 - 75 / steps, 0.9), 0.996), 4)
-  choose("teacher.momentum", momentum, f"averages over 1/75 of {steps:,} steps")
+  set_default(
+    "teacher.momentum", momentum, f"averages over 1/75 of {steps:,} steps"
+  )
   side, patch = config.model.image_size, config.model.patch_size
-  choose("views.global_size", side, "the image's")
+  set_default("views.global_size", side, "the image's")
   local = max(patch, side // 2 // patch * patch)
-  choose("views.local_size", local, "half of it, in whole patches")
+  set_default("views.local_size", local, "half of it, in whole patches")
   why = "patches are hidden instead" if patches else "half of the paper's"
-  choose("views.local_views", 0 if patches else 4, why)
+  set_default("views.local_views", 0 if patches else 4, why)
   why = "pixels are to be predicted" if patches else "the paper's"
-  choose("views.color_jitter_probability", 0.0 if patches else 0.8, why)
-  choose("views.grayscale_probability", 0.0 if patches else 0.2, why)
-  choose("views.solarize_probability", 0.0 if patches else 0.2, why)
+  set_default("views.color_jitter_probability", 0.0 if patches else 0.8, why)
+  set_default("views.grayscale_probability", 0.0 if patches else 0.2, why)
+  set_default("views.solarize_probability", 0.0 if patches else 0.2, why)
   blur = (0.0, 0.0, 0.0) if patches else (1.0, 0.1, 0.5)
-  choose("views.blur_probability", blur, why)
+  set_default("views.blur_probability", blur, why)
   wide = facts.images >= 20_000
   why = "the paper's" if wide else "small, for few images"
-  choose("head.out_dim", 1024 if wide else 256, why)
-  choose("head.hidden_dim", 512 if wide else 128, why)
-  choose("head.bottleneck_dim", 256 if wide else 64, why)
+  set_default("head.out_dim", 1024 if wide else 256, why)
+  set_default("head.hidden_dim", 512 if wide else 128, why)
+  set_default("head.bottleneck_dim", 256 if wide else 64, why)
 
 
-def tuning(choose, config, small):
+def tuning(set_default, config, small):
   """Learning rate and augmentation of fine-tuning."""
   rate, why = 0.001, "the paper's, for any batch"
   if small and config.optim.name == "muon":  # only this was measured
     rate, why = 0.008 * config.batch_size / 256, "0.008 for a batch of 256"
-  choose("optim.learning_rate", rate, why)
+  set_default("optim.learning_rate", rate, why)
   why = "light, for a short run" if small else "the paper's"
-  choose("augment.autoaugment", "" if small else "imagenet", why)
-  choose("augment.erasing_probability", 0.0 if small else 0.25, why)
+  set_default("augment.autoaugment", "" if small else "imagenet", why)
+  set_default("augment.erasing_probability", 0.0 if small else 0.25, why)
   mixed = not small or config.epochs >= MIXED_FROM
   why = "the paper's" if mixed else why
-  choose("mix.probability", 0.5 if mixed else 0.0, why)
+  set_default("mix.probability", 0.5 if mixed else 0.0, why)

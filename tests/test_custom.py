@@ -10,9 +10,8 @@ from PIL import Image
 from vit_ssl_jax import recipes
 from vit_ssl_jax.data import facts
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.recipes import own
-from vit_ssl_jax.run import schema
-from vit_ssl_jax.train import budget, finetune, pretrain, trial
+from vit_ssl_jax.recipes import custom, schema
+from vit_ssl_jax.train import budget, finetune, pretrain, timing
 
 FEW = facts.Facts(images=1920, classes=8, side=32)
 
@@ -20,7 +19,7 @@ FEW = facts.Facts(images=1920, classes=8, side=32)
 def filled(stage="pretrain", arch="vit", found=FEW, passes=None, **given):
   config = recipes.get(stage, f"{arch},folder:/x")
   config.update_from_flattened_dict(given)
-  rows = own.fill(config, found, small=True, passes=passes)
+  rows = custom.resolve(config, found, small=True, passes=passes)
   return config, {key: (value, why) for key, value, why in rows}
 
 
@@ -31,9 +30,9 @@ def filled(stage="pretrain", arch="vit", found=FEW, passes=None, **given):
 def test_any_set_gets_a_recipe_that_fits(arch, stage, side, images):
   for small in (True, False):
     config = recipes.get(stage, f"{arch},npz:x.npz")
-    assert own.is_open(config)
-    own.fill(config, facts.Facts(images, 3, side), small=small)
-    assert not own.is_open(config)
+    assert custom.is_unset(config)
+    custom.resolve(config, facts.Facts(images, 3, side), small=small)
+    assert not custom.is_unset(config)
     schema.check(config)
 
 
@@ -80,7 +79,7 @@ def test_a_budget_of_steps():
   short, _ = filled("finetune", passes=10**9)
   assert short.epochs == 68
   few = facts.Facts(images=50, classes=2, side=32)
-  assert filled("finetune", found=few)[0].epochs == own.MOST_TUNING
+  assert filled("finetune", found=few)[0].epochs == custom.MOST_TUNING
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
@@ -170,7 +169,7 @@ def test_a_run_says_and_keeps_its_recipe(tiny_npz, tmp_path, capsys):
 
 
 def test_a_budget_of_time_is_measured(tiny_npz, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(trial, "rate", lambda *_: 10.0)
+  monkeypatch.setattr(timing, "rate", lambda *_: 10.0)
   config = small_recipe("pretrain", tiny_npz)
   config.budget = "60s"
   found = budget.complete(config, tmp_path, pretrain.make_stage)
@@ -184,13 +183,13 @@ def test_a_budget_of_time_is_measured(tiny_npz, tmp_path, monkeypatch, capsys):
 
 def test_the_rate_is_that_of_the_steps_made(tiny_npz, monkeypatch):
   clock = itertools.count(0, 0.5)  # half a second between looks at it
-  monkeypatch.setattr(trial.time, "perf_counter", lambda: next(clock))
+  monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
   config = small_recipe("finetune", tiny_npz)
-  own.fill(config, facts.Facts(48, 2, 8), small=True)
+  custom.resolve(config, facts.Facts(48, 2, 8), small=True)
   config = config.copy_and_resolve_references()
   with config.ignore_type():
     config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
-  found = trial.rate(config, finetune.make_stage, 2, 2)
+  found = timing.rate(config, finetune.make_stage, 2, 2)
   assert found == 3 * config.batch_size / 2.5
 
 

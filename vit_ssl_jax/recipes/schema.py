@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from vit_ssl_jax import files
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.run.keys import KEYS
+from vit_ssl_jax.recipes.keys import KEYS
 
 # Of config.json. Raised where an older run can no longer be read.
 FORMAT = 3
