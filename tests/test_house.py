@@ -9,7 +9,7 @@ PACKAGE = ROOT / "vit_ssl_jax"
 # each other.
 FLOORS = [
   {"main", "predict", "benchmark", "reproduce", "quickstart", "estimators"},
-  {"export", "smoke", "small_sets"},
+  {"export"},
   {"train"},
   {"report", "evaluate"},
   {"interop"},

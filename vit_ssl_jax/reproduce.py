@@ -1,45 +1,38 @@
-"""Repeats the paper's tables: runs what is missing, and fills them.
+"""Runs the experiments of the paper's tables and fills them in.
 
   python -m vit_ssl_jax.reproduce --table=main --only=vit,cifar10 --workdir=R
   python -m vit_ssl_jax.reproduce --table=main --workdir=R --list > jobs
-  python -m vit_ssl_jax.reproduce --table=corruptions --workdir=R --scale=smoke
 
 tables:
-  main           top-1 of ViT, Swin and CaiT on five sets, from scratch and
+  main           top-1 of ViT, Swin and CaiT on five data sets, from scratch and
                  pretrained on the same set
   fine_grained   the same at 224 pixels on FGVC-Aircraft and Stanford Cars
   corruptions    mean error of ViT and Swin on CIFAR-10-C and CIFAR-100-C
   data_fraction  Swin on 25, 50 and 75 % of CIFAR-10
-  small_sets     not the paper's: 500 to 10,000 images of CIFAR-10, from scratch
-                 and pretrained, by the paper's recipe and by ours, with a small
-                 network; with a picture beside the table
 
-Each cell is a pretraining and two fine-tunings in R/CELL, made by the commands
-that --list prints, one a line, where those of a cell are joined by &&. Finished
-runs are skipped, and what was killed goes on with the same command. The table
-goes to R/TABLE.md, with the mean over the seeds that there are, the paper's
-figures beside it, the device and the hours; "not run" stands where nothing is.
+A cell is one pretraining and two fine-tunings in R/CELL_seedN. Run this in the
+project's folder. Finished runs are skipped, interrupted ones resume. --list
+prints the commands instead, a line for each cell.
 
---scale=smoke makes a few steps of tiny models on random images instead, with a
-small CIFAR-C of random images too; of small_sets it only shortens the runs. It
-shows that everything runs, and its accuracies mean nothing.
+The table is written to R/main.md, or the name of another table: the mean over
+the seeds beside the paper's figures, the device and the hours. Cells without
+results read "not run".
 """
 
 import dataclasses
-import json
 import pathlib
 import shlex
 import subprocess
 import sys
 
-from vit_ssl_jax import cli, files, small_sets, smoke
-from vit_ssl_jax.data import registry
+from vit_ssl_jax import cli, files
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import authors
 
-# The paper's figures in percent, from scratch and pretrained, beside those of
-# `authors.PUBLISHED`. Of which architecture these two are is not known here.
+# Top-1 in percent, from scratch and pretrained; `authors.PUBLISHED` has those
+# of the main table. The paper does not name the architecture.
 FINE_GRAINED = {"aircraft": (None, 66.04), "cars": (None, 43.89)}
+# Mean error in percent.
 CORRUPTIONS = {
   ("vit", "cifar10"): (39.93, 26.01),
   ("swin", "cifar10"): (36.13, 25.38),
@@ -51,7 +44,8 @@ DATA_FRACTION = {
   0.5: (90.83, 94.26),
   0.75: (91.73, 95.40),
 }
-TABLES = ("main", "fine_grained", "corruptions", "data_fraction", "small_sets")
+TABLES = ("main", "fine_grained", "corruptions", "data_fraction")
+HEADER = "paper: scratch | pretrained | ours: scratch | pretrained | seeds"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +53,9 @@ class Cell:
   """A pair of figures in a table.
 
   Attributes:
-    arch, dataset, fraction: what is trained, on which share of a set.
-    paper: its figures from scratch and pretrained, or None.
-    suite: what else is evaluated, or "".
+    paper: the paper's, from scratch and pretrained.
+    fraction: share of the data set to train on.
+    suite: evaluation suite after training, or "".
   """
 
   arch: str
@@ -77,274 +71,191 @@ class Cell:
 
 
 def main(argv=None):
-  """Runs the command line; a user's mistake costs one sentence and status 2."""
+  """Runs the command line; user errors exit with status 2."""
   parser = cli.Parser(
     prog="python -m vit_ssl_jax.reproduce", description=__doc__
   )
   option = parser.add_argument
   option("--table", required=True, choices=TABLES)
-  option(
-    "--only", default="", help="ARCH, DATASET or both: vit,cifar10; a number"
-  )
-  option("--workdir", required=True, help="the folder of all runs, R")
-  option("--seeds", type=int, default=1, help="of each cell; %(default)s")
-  option("--scale", default="full", choices=("full", "smoke"))
-  option("--dry-run", action="store_true", help="what would be run")
-  option("--list", action="store_true", help="one command a line, for a queue")
+  option("--only", default="", help="ARCH, DATASET or both, such as vit,svhn")
+  option("--workdir", required=True, help="folder of all runs, R")
+  option("--seeds", type=int, default=1, help="seeds a cell; %(default)s")
+  option("--dry-run", action="store_true", help="list the missing runs")
+  option("--list", action="store_true", help="print commands for a job queue")
   args = parser.parse_args(argv)
   with cli.reporting_errors():
     if args.seeds < 1:
-      raise UserError(f"--seeds={args.seeds} has to be at least 1")
-    if args.table == "small_sets":
-      cells = small_sets.chosen(args.only)
-      plan = small_plan(cells, args)
-    else:
-      cells = chosen(args.table, args.only)
-      plan = cell_plan(cells, args)
+      raise UserError(f"--seeds={args.seeds} must be at least 1")
+    cells = select(args.table, args.only)
+    plan = {
+      f"{cell.name}, seed {seed}": jobs(cell, seed, args.workdir)
+      for cell in cells
+      for seed in range(args.seeds)
+    }
     if args.list:
-      prepare(cells, args)
-      for *_, made in plan:
-        print(" && ".join(shlex.join(command) for _, command in made))
+      print_commands(plan)
     elif args.dry_run:
-      print(planned(plan))
+      print_plan(plan)
     else:
-      prepare(cells, args)
-      run_all([job for *_, made in plan for job in made])
-      finish(cells, args)
+      run_missing(plan)
+      text = table(args.table, cells, args)
+      files.write(pathlib.Path(args.workdir, f"{args.table}.md"), text + "\n")
+      print(text)
 
 
-def cell_plan(cells, args):
-  """(title, estimated hours or None, jobs) of each cell and seed."""
-  full = args.scale == "full"
-  return [
-    (
-      f"{cell.name}, seed {seed}",
-      hours(cell) if full else None,
-      jobs(cell, seed, args),
-    )
-    for cell in cells
-    for seed in range(args.seeds)
-  ]
-
-
-def small_plan(sizes, args):
-  """The same of the table of small sets."""
-  return [
-    (f"{size:,} images, seed {seed}", None, small_sets.jobs(size, seed, args))
-    for size in sizes
-    for seed in range(args.seeds)
-  ]
-
-
-def prepare(cells, args):
-  """Makes the images that are not read as they are."""
-  if args.table == "small_sets":
-    small_sets.make_subsets(cells, args)
-  elif args.scale == "smoke":
-    for cell in cells:
-      smoke.make(args.workdir, cell)
-
-
-def finish(cells, args):
-  """Writes and prints the table; of small sets also figures and a picture."""
-  root = pathlib.Path(args.workdir)
-  if args.table == "small_sets":
-    rows = small_sets.figures(cells, args)
-    text = small_sets.table(cells, rows)
-    small_sets.draw(cells, rows, root / "small_sets.png")
-    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
-    files.write(root / "small_sets.jsonl", lines)
-  else:
-    text = table(args.table, cells, args)
-  if args.scale == "smoke":
-    text += "\n\nA few steps, to see that it runs: the figures mean nothing."
-  files.write(root / f"{args.table}.md", text + "\n")
-  print(text)
-
-
-def chosen(name, only):
-  """The cells of a table, or those of an architecture or set.
-
-  Raises:
-    UserError: there are none of these.
-  """
+def select(name, only):
+  """Cells of a table that match an architecture, a data set or both."""
   if name == "main":
     cells = [
-      Cell(arch, dataset, figures)
+      Cell(arch, dataset, paper)
       for dataset, row in authors.PUBLISHED.items()
-      for arch, figures in zip(authors.ARCHITECTURES, row, strict=True)
+      for arch, paper in zip(authors.ARCHITECTURES, row, strict=True)
     ]
   elif name == "fine_grained":
     cells = [
-      Cell(arch, dataset, figures)
-      for dataset, figures in FINE_GRAINED.items()
+      Cell(arch, dataset, paper)
+      for dataset, paper in FINE_GRAINED.items()
       for arch in authors.ARCHITECTURES
     ]
   elif name == "corruptions":
     cells = [
-      Cell(arch, dataset, figures, suite=f"{dataset}_c")
-      for (arch, dataset), figures in CORRUPTIONS.items()
+      Cell(arch, dataset, paper, suite=f"{dataset}_c")
+      for (arch, dataset), paper in CORRUPTIONS.items()
     ]
   else:
     cells = [
-      Cell("swin", "cifar10", figures, fraction=fraction)
-      for fraction, figures in DATA_FRACTION.items()
+      Cell("swin", "cifar10", paper, fraction)
+      for fraction, paper in DATA_FRACTION.items()
     ]
-  wanted = [x for x in only.split(",") if x]
-  found = [x for x in cells if set(wanted) <= {x.arch, x.dataset}]
-  if not found:
-    raise UserError(
-      f"--only={only}: the table {name} has"
-      f" {', '.join(f'{x.arch},{x.dataset}' for x in cells)}"
-    )
-  return found
+  wanted = {x for x in only.split(",") if x}
+  selected = [x for x in cells if wanted <= {x.arch, x.dataset}]
+  if not selected:
+    possible = ", ".join(f"{x.arch},{x.dataset}" for x in cells)
+    raise UserError(f"--only={only!r}: the table {name} has {possible}")
+  return selected
 
 
-def jobs(cell, seed, args):
-  """(workdir, command) of what a cell needs, in order."""
-  root = pathlib.Path(args.workdir, f"{cell.name}_seed{seed}")
-  workdirs = {x: root / x for x in ("pretrain", "scratch", "pretrained")}
-  found = []
-  for name, workdir in workdirs.items():
-    stage = "pretrain" if name == "pretrain" else "finetune"
-    values = {"seed": seed, "data_fraction": cell.fraction}
-    if name == "pretrained":
-      values["init_from"] = workdirs["pretrain"]
-    if args.scale == "smoke":
-      values |= smoke.recipe(args.workdir, cell, stage)
-    arg = f"{cell.arch},{cell.dataset}"
-    found.append((workdir, small_sets.command(stage, arg, workdir, values)))
+def jobs(cell, seed, root):
+  """(workdir, command) of each run and evaluation of a cell, in order."""
+  root = cell_folder(cell, seed, root)
+  arg = f"{cell.arch},{cell.dataset}"
+  values = {"seed": seed, "data_fraction": cell.fraction}
+  tuned = [root / "scratch", root / "pretrained"]
+  init = {"init_from": root / "pretrain"}
+  commands = [
+    (root / "pretrain", train("pretrain", arg, root / "pretrain", values)),
+    (tuned[0], train("finetune", arg, tuned[0], values)),
+    (tuned[1], train("finetune", arg, tuned[1], values | init)),
+  ]
+  evaluate = ["python", "-m", "vit_ssl_jax.evaluate"]
   if cell.suite:
-    suite = cell.suite
-    if args.scale == "smoke":
-      suite += f":{smoke.corrupted(args.workdir, cell)}"
-    found += [
-      (
-        workdirs[name],
-        [
-          *("python", "-m", "vit_ssl_jax.evaluate"),
-          f"--workdir={workdirs[name]}",
-          f"--suite={suite}",
-        ],
-      )
-      for name in ("scratch", "pretrained")
+    commands += [
+      (x, [*evaluate, f"--workdir={x}", f"--suite={cell.suite}"]) for x in tuned
     ]
-  return found
+  return commands
 
 
-def done(workdir, command):
-  """Whether a job has been done."""
+def cell_folder(cell, seed, root):
+  return pathlib.Path(root, f"{cell.name}_seed{seed}")
+
+
+def train(stage, arg, workdir, values):
+  """The command of a run; `values` differ from the recipe's."""
+  return [
+    *("python", "-m", "main"),
+    f"--config=configs/{stage}.py:{arg}",
+    f"--workdir={workdir}",
+    *(f"--config.{key}={value}" for key, value in values.items()),
+  ]
+
+
+def is_done(workdir, command):
+  """Whether the result of a command is there."""
   if "vit_ssl_jax.evaluate" in command:
-    suite = command[-1].partition("=")[2].partition(":")[0]
-    return suite in content(workdir / "evaluation.json")
-  return bool(content(workdir / "result.json"))
+    suite = command[-1].removeprefix("--suite=")
+    return suite in read_json(workdir / "evaluation.json")
+  return bool(read_json(workdir / "result.json"))
 
 
-def content(path):
-  """What a file of JSON holds, or {} where it is none yet."""
+def read_json(path):
+  """A file's content, {} if there is no file."""
   return files.read_json(path) if path.is_file() else {}
 
 
-def run_all(made):
-  """Runs which of some (workdir, command) are missing.
+def print_commands(plan):
+  """Prints a line for each cell and seed, its commands joined by &&."""
+  for commands in plan.values():
+    print(" && ".join(shlex.join(command) for _, command in commands))
+
+
+def print_plan(plan):
+  """Prints how many runs of each cell and seed are missing."""
+  rows = [
+    (title, sum(not is_done(*job) for job in commands), len(commands))
+    for title, commands in plan.items()
+  ]
+  print(cli.table(("cell", "runs to do", "of"), rows))
+
+
+def run_missing(plan):
+  """Runs the commands without a result, each in a process of its own.
 
   Raises:
-    UserError: a command has failed.
+    UserError: a command failed.
   """
-  missing = [job for job in made if not done(*job)]
+  missing = [
+    job for commands in plan.values() for job in commands if not is_done(*job)
+  ]
   for number, (workdir, command) in enumerate(missing, 1):
     cli.log(f"[{number}/{len(missing)}] {workdir}")
-    # In a process of its own, so that nothing of one is left to the next.
-    ended = subprocess.run([sys.executable, *command[1:]], check=False)
-    if ended.returncode in (130, -2):
-      raise KeyboardInterrupt("stopped; the same command goes on")
-    if ended.returncode:
+    status = subprocess.run([sys.executable, *command[1:]]).returncode
+    if status in (130, -2):
+      raise KeyboardInterrupt("interrupted: the same command resumes")
+    if status:
       raise UserError(
-        f"{shlex.join(command)} ended with status {ended.returncode}; the same"
-        " command goes on after that is mended"
+        f"{shlex.join(command)} failed with status {status}; rerun the same"
+        " command to resume"
       )
 
 
-def hours(cell):
-  """Estimated hours on one TPU v5e chip, or None where nothing is known.
-
-  Of `benchmarks/compiled/v5e.jsonl`; they hold for 32 pixels alone.
-  """
-  path = pathlib.Path("benchmarks", "compiled", "v5e.jsonl")
-  facts = registry.SETS[cell.dataset]
-  if not path.is_file() or facts.image_size != 32:
-    return None
-  speeds = {}
-  for line in path.read_text().splitlines():
-    found = json.loads(line)
-    if found["chips"] == 1:
-      key = found["arch"], found["stage"]
-      speeds[key] = found.get("images_per_second")
-  images = cell.fraction * facts.train_images
-  tuning, pretraining = (
-    speeds.get((cell.arch, x)) for x in ("finetune", "pretrain")
-  )
-  if not (tuning and pretraining):
-    return None
-  return images * (200 / pretraining + 2 * 300 / tuning) / 3600
-
-
-def planned(plan):
-  """What would be run, as a table."""
-  rows = [
-    (title, sum(not done(*job) for job in made), len(made), estimate)
-    for title, estimate, made in plan
-  ]
-  header = ("cell", "runs to do", "of", "hours on a TPU v5e (estimate)")
-  return cli.table(header, rows)
-
-
 def table(name, cells, args):
-  """The table in Markdown: ours beside the paper's."""
+  """The table in Markdown."""
   kind = "mean error" if name == "corruptions" else "top-1"
-  lines = [
-    f"| {kind}, % | paper: scratch | pretrained | ours: scratch | pretrained |"
-    " seeds | device | hours |",
-    "|---|---|---|---|---|---|---|---|",
-  ]
+  lines = [f"| {kind}, % | {HEADER} | device | hours |", "|---" * 8 + "|"]
   for cell in cells:
-    found = [figures(cell, seed, args) for seed in range(args.seeds)]
-    found = [x for x in found if x]
-    ours = ["not run"] * 2
-    device = spent = "-"
-    if found:
-      ours = [cli.mean_and_spread([x[i] for x in found]) for i in (0, 1)]
-      device = found[0][2]
-      spent = f"{sum(x[3] for x in found) / 3600:.2f}"
+    runs = [read_runs(cell, seed, args.workdir) for seed in range(args.seeds)]
+    runs = [x for x in runs if x]
+    ours, device, hours = ["not run"] * 2, "-", "-"
+    if runs:
+      scratch, pretrained, devices, seconds = zip(*runs, strict=True)
+      ours = [cli.mean_and_spread(x) for x in (scratch, pretrained)]
+      device, hours = devices[0], f"{sum(seconds) / 3600:.2f}"
     paper = ["-" if x is None else f"{x:.2f}" for x in cell.paper]
-    row = (cell.name, *paper, *ours, len(found), device, spent)
+    row = (cell.name, *paper, *ours, len(runs), device, hours)
     lines.append(f"| {' | '.join(map(str, row))} |")
   if name == "fine_grained":
-    lines += ["", "The paper's figures are of one architecture, unknown here."]
+    lines += ["", "The paper does not name the architecture of its figures."]
   return "\n".join(lines)
 
 
-def figures(cell, seed, args):
+def read_runs(cell, seed, root):
   """(from scratch, pretrained, device, seconds) of a cell, or None."""
-  root = pathlib.Path(args.workdir, f"{cell.name}_seed{seed}")
-  results = [
-    content(root / x / "result.json")
-    for x in ("scratch", "pretrained", "pretrain")
-  ]
+  root = cell_folder(cell, seed, root)
+  names = ("scratch", "pretrained", "pretrain")
+  results = [read_json(root / x / "result.json") for x in names]
   if not all(results):
     return None
   if cell.suite:
-    found = [
-      content(root / x / "evaluation.json").get(cell.suite)
-      for x in ("scratch", "pretrained")
+    suites = [
+      read_json(root / x / "evaluation.json").get(cell.suite) for x in names[:2]
     ]
-    if not all(found):
+    if not all(suites):
       return None
-    values = [x["mean_error"] for x in found]
+    figures = [x["mean_error"] for x in suites]
   else:
-    values = [x["best_top1_on_test"] for x in results[:2]]
+    figures = [x["best_top1_on_test"] for x in results[:2]]
   device = ", ".join(sorted(set(results[0]["devices"])))
-  return *values, device, sum(x["seconds"] for x in results)
+  return *figures, device, sum(x["seconds"] for x in results)
 
 
 if __name__ == "__main__":
