@@ -52,3 +52,13 @@ def test_too_little_memory_is_said_in_one_sentence(capsys):
   assert found.startswith("error: the device has too little memory (")
   assert "accumulate_steps" in found
   assert found.count("\n") == 1
+
+
+def test_table_columns_line_up():
+  text = cli.table(("labels", "top-1"), [("all", 98.125), ("10%", None)])
+  assert text.splitlines() == [
+    "labels  top-1",
+    "------  -----",
+    "all     98.12",
+    "10%         -",
+  ]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vit_ssl_jax import models
-from vit_ssl_jax.evaluate import __main__ as command, attention, figures, linear
+from vit_ssl_jax.evaluate import __main__ as command, figures, linear, pictures
 
 
 def test_figures_of_a_classifier():
@@ -45,9 +45,9 @@ def test_a_linear_probe_finds_a_plane():
 
 def test_a_mask_holds_its_share_with_the_fewest_patches():
   maps = np.array([[0.5, 0.2], [0.2, 0.1]])
-  assert attention.mask(maps, 0.6).sum() == 2
-  assert attention.mask(maps, 0.5).tolist() == [[True, False], [False, False]]
-  assert attention.mask(maps, 1.0).all()
+  assert pictures.mask(maps, 0.6).sum() == 2
+  assert pictures.mask(maps, 0.5).tolist() == [[True, False], [False, False]]
+  assert pictures.mask(maps, 1.0).all()
 
 
 @pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
@@ -59,6 +59,11 @@ def test_attention_by_head(arch, make_tiny):
   maps = models.attention_maps(weights)
   assert maps.shape == (3, weights.shape[1], 2, 2)
   assert (maps > 0).all()
+  sums = maps.sum((2, 3))
+  if arch == "swin":
+    np.testing.assert_allclose(sums, 1, rtol=1e-5)
+  else:  # the class token keeps some for itself
+    assert (sums < 1).all()
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

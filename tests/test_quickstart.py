@@ -8,7 +8,7 @@ from PIL import Image
 
 from vit_ssl_jax import quickstart
 from vit_ssl_jax.recipes import custom
-from vit_ssl_jax.report import __main__ as report
+from vit_ssl_jax.report import build as report
 from vit_ssl_jax.train import timing
 
 
@@ -31,7 +31,7 @@ def quick(monkeypatch):
   tiny = {"embed_dim": 8, "depth": 1, "num_heads": 2}
   monkeypatch.setitem(custom.SMALL, "vit", tiny)
   monkeypatch.setattr(timing, "rate", lambda *_: 20.0)
-  monkeypatch.setattr(report, "make", lambda *_: "the report")
+  monkeypatch.setattr(report, "build", lambda *_: "the report")
   monkeypatch.setattr(quickstart, "FRACTIONS", (1.0,))
 
 

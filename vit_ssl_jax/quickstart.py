@@ -24,7 +24,7 @@ from vit_ssl_jax.data import inputs, registry
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import backbone as backbones
 from vit_ssl_jax.recipes import common
-from vit_ssl_jax.report import __main__ as report, pictures
+from vit_ssl_jax.report import build as report, figures
 from vit_ssl_jax.train import budget as budgets, finetune, pretrain
 
 FRACTIONS = (1.0, 0.1)  # of the labels
@@ -100,8 +100,9 @@ def quickstart(args):
       spent += result["seconds"]
       curves[title] = workdir
   draw(out / "summary.png", config, out / "pretrain", curves)
-  shown = [report.read(path) for path in (out / "pretrain", *curves.values())]
-  files.write(out / "report.html", report.make(shown, ""))
+  workdirs = (out / "pretrain", *curves.values())
+  page = report.build([report.read_run(path) for path in workdirs])
+  files.write(out / "report.html", page)
   # The runs' own time is more where they were stopped and went on.
   total = round(max(time.perf_counter() - begin, spent), 1)
   summary = {
@@ -170,7 +171,7 @@ def preview(config, path):
     (name, dataset.train_images[np.flatnonzero(labels == i)[:SHOWN]])
     for i, name in enumerate(dataset.classes[:SHOWN])
   ]
-  pictures.contact_sheet(path, config, rows)
+  figures.draw_contact_sheet(config, rows).savefig(path, dpi=90)
   cli.log(f"what it will see: {path}")
 
 
@@ -180,7 +181,8 @@ def draw(path, config, pretraining, curves):
   _, first = np.unique(dataset.test_labels, return_index=True)
   images = np.asarray(dataset.test_images[first[:SHOWN]])
   maps = models.attention_maps(backbone.apply("attention")(images)).mean(1)
-  pictures.summary(path, config, images, maps, pretraining, curves)
+  fig = figures.draw_summary(config, images, maps, pretraining, curves)
+  fig.savefig(path, dpi=100)
 
 
 def show(summary, out):

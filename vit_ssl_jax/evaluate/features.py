@@ -5,12 +5,7 @@ import numpy as np
 
 from vit_ssl_jax import cli, files, models
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate import (
-  attention,
-  backbone as backbones,
-  embedding,
-  probes,
-)
+from vit_ssl_jax.evaluate import backbone as backbones, pictures, probes
 
 KINDS = (*probes.KINDS, "attention", "features")
 SHOWN = 8  # images in the picture of attention
@@ -61,7 +56,7 @@ def draw_attention(path, shown, dataset):
     for title, x in shown.items()
   }
   with files.atomic_write(path) as temporary:
-    fig = attention.draw(images, maps, heads=len(shown) == 1)
+    fig = pictures.draw_attention(images, maps, heads=len(shown) == 1)
     fig.savefig(temporary, dpi=120, format="png")
 
 
@@ -75,5 +70,5 @@ def draw_features(path, backbone, dataset, batch_size):
   labels = np.asarray(dataset.test_labels)[np.sort(some)]
   features = backbone.features(images, batch_size)
   with files.atomic_write(path) as temporary:
-    fig = embedding.draw(features, labels, images, dataset.classes)
+    fig = pictures.draw_features(features, labels, images, dataset.classes)
     fig.savefig(temporary, dpi=100, format="png")

@@ -1,1 +1,1 @@
-"""Tables and pictures of what runs have measured."""
+"""HTML reports and figures of finished runs."""

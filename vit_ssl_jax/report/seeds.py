@@ -1,15 +1,13 @@
-"""Accuracy side by side: means over seeds, and how sure they are."""
-
-import math
+"""Mean accuracy over seeds, confidence intervals, gains paired by seed."""
 
 import numpy as np
-import scipy.special
+import scipy.stats
 
 from vit_ssl_jax.recipes import schema
 from vit_ssl_jax.run import workdir as workdirs
 
-# Keys that a run's title names, that tell repetitions apart, or that change how
-# a run goes but not what comes out.
+# Keys that titles name, that differ between repetitions, or that do not change
+# a run's result.
 NOT_COMPARED = {
   *("model.name", "dataset", "data_fraction", "init_from"),
   *("seed", "split_seed", "evaluate_every_epochs"),
@@ -17,100 +15,92 @@ NOT_COMPARED = {
 } - {"max_steps"}
 SOURCES = ("from scratch", "pretrained")
 NOTE = (
-  "The 95 % interval is the confidence interval of the mean over seeds"
-  " (Student's t), drawn as a line on its bar. It assumes that seeds scatter"
-  " normally, covers nothing but them, and is wide where there are only a few."
+  "The 95 % confidence interval of the mean over seeds (Student's t), drawn as"
+  " a line on its bar, assumes that seeds scatter normally. It covers nothing"
+  " but them and is wide where there are few."
 )
 PAIRED = (
-  "The gain is pretrained minus from scratch, of the runs with the same seed,"
-  " images and recipe. Its interval is that of the mean of these differences"
-  " (paired)."
+  "The gain is pretrained minus from scratch, paired by seed, images and"
+  " recipe; its interval is that of the mean difference."
 )
 
 
 def interval(values):
-  """The 95 % confidence interval of a mean, by Student's t.
-
-  Returns:
-    (low, high), or None of fewer than two values.
-  """
-  count = len(values)
-  if count < 2:
+  """95 % confidence interval of a mean (Student's t); None of one value."""
+  if len(values) < 2:
     return None
-  mean, spread = np.mean(values), np.std(values, ddof=1)
-  half = scipy.special.stdtrit(count - 1, 0.975) * spread / math.sqrt(count)
-  return float(mean - half), float(mean + half)
+  half = scipy.stats.sem(values) * scipy.stats.t.ppf(0.975, len(values) - 1)
+  return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def groups(runs):
-  """Puts fine-tunings together that differ by their seed alone.
+def group(runs):
+  """Groups fine-tunings that differ by their seed alone.
 
   Args:
     runs: dicts with "title", "config" and "result".
 
   Returns:
-    what (an architecture, a share of images, ...) -> source, one of SOURCES ->
-    seed -> top-1. A run that repeats another's seed stands alone.
+    title (architecture, share of the images, ...) -> source, one of SOURCES ->
+    seed -> top-1. A run that repeats another's seed is a group of its own.
   """
   configs = [schema.flat(run["config"]) for run in runs]
-  several = len({config["dataset"] for config in configs}) > 1
-  found = {}
+  groups = {}
   for run, config in zip(runs, configs, strict=True):
-    what = config["model.name"]
-    what += f", {config['dataset']}" if several else ""
-    what += f", {100 * config['data_fraction']:.3g} % of the images"
-    like = [x for x in configs if same_task(x, config)]
-    for key in sorted(set(config) - NOT_COMPARED):
-      if any(x.get(key) != config[key] for x in like):
-        what += f", {key} {config[key]}"
+    title = group_title(config, configs)
     source = SOURCES[bool(config.get("init_from"))]
     seed = config["seed"], config.get("split_seed", 0)
-    if seed in found.get(what, {}).get(source, {}):
-      what += f" ({run['title']})"
-    by_source = found.setdefault(what, {})
-    by_source.setdefault(source, {})[seed] = run["result"]["top1"]
-  return found
+    if seed in groups.get(title, {}).get(source, {}):
+      title += f" ({run['title']})"
+    top1 = groups.setdefault(title, {}).setdefault(source, {})
+    top1[seed] = run["result"]["top1"]
+  return groups
 
 
-def same_task(config, other):
-  keys = ("model.name", "dataset", "data_fraction")
-  return all(config[key] == other[key] for key in keys)
+def group_title(config, configs):
+  """Names a run by the keys in which it differs from others of its task."""
+  task = ("model.name", "dataset", "data_fraction")
+  title = config["model.name"]
+  if len({x["dataset"] for x in configs}) > 1:
+    title += f", {config['dataset']}"
+  title += f", {100 * config['data_fraction']:.3g} % of the images"
+  peers = [x for x in configs if all(x[key] == config[key] for key in task)]
+  for key in sorted(set(config) - NOT_COMPARED):
+    if any(x.get(key) != config[key] for x in peers):
+      title += f", {key} {config[key]}"
+  return title
 
 
-def accuracies(found):
-  """title -> top-1 of the seeds, of each of `groups`."""
+def accuracies(groups):
+  """Title and source -> top-1 of each seed."""
   return {
-    f"{what}, {source}": list(by_source[source].values())
-    for what, by_source in found.items()
+    f"{title}, {source}": list(by_source[source].values())
+    for title, by_source in groups.items()
     for source in SOURCES
     if source in by_source
   }
 
 
-def gains(found):
-  """what -> differences of the seeds that both sources have."""
+def gains(groups):
+  """Title -> gain of pretraining for each seed that both sources have."""
   differences = {}
-  for what, by_source in found.items():
+  for title, by_source in groups.items():
     scratch, pretrained = (by_source.get(x, {}) for x in SOURCES)
     both = [seed for seed in scratch if seed in pretrained]
     if both:
-      differences[what] = [pretrained[x] - scratch[x] for x in both]
+      differences[title] = [pretrained[x] - scratch[x] for x in both]
   return differences
 
 
-def rows(values, sign=""):
-  """(title, seeds, mean, standard deviation, interval) as a table shows them.
+def rows(values_of, sign=""):
+  """Yields (title, seeds, mean, standard deviation, interval) for a table.
 
   Args:
-    values: title -> a number for each seed.
+    values_of: title -> a value for each seed.
     sign: "+" shows it.
   """
-  for title, some in values.items():
-    bounds = interval(some)
-    yield (
-      title,
-      len(some),
-      f"{np.mean(some):{sign}.2f}",
-      float(np.std(some, ddof=1)) if bounds else None,
-      f"{bounds[0]:{sign}.2f} to {bounds[1]:{sign}.2f}" if bounds else None,
-    )
+  for title, values in values_of.items():
+    mean, spread, bounds = f"{np.mean(values):{sign}.2f}", None, None
+    if ends := interval(values):
+      spread = float(np.std(values, ddof=1))
+      bounds = f"{ends[0]:{sign}.2f} to {ends[1]:{sign}.2f}"
+    yield title, len(values), mean, spread, bounds

@@ -1,0 +1,241 @@
+"""Builds one HTML page of finished runs.
+
+  python -m vit_ssl_jax.report A B SCRATCH --out=report.html
+
+RUN is a workdir of either stage, with a result. The page is one file that needs
+no network. It has curves, accuracy side by side (of runs that differ in their
+seeds alone the mean, its 95 % confidence interval and each seed), the gain of
+pretraining, views of one image, attention maps, features, the confusion matrix
+and the most confident mistakes of classifiers, and the commands that repeat the
+runs.
+"""
+
+import os
+import pathlib
+
+import ml_collections
+import numpy as np
+import scipy.special
+from matplotlib.figure import Figure
+
+from vit_ssl_jax import cli, files, models
+from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.evaluate import (
+  accuracy,
+  backbone as backbones,
+  classifier,
+  figures as values,
+  pictures,
+)
+from vit_ssl_jax.recipes import schema
+from vit_ssl_jax.report import figures, page, seeds
+from vit_ssl_jax.run import metrics, workdir as workdirs
+
+BATCH = 512
+ATTENTION_IMAGES = 6
+MISTAKES = 12
+FEATURE_IMAGES = 1000  # test images at most, in the plots of features
+
+
+def main(argv=None):
+  """Runs the command line."""
+  parser = cli.Parser(prog="python -m vit_ssl_jax.report", description=__doc__)
+  parser.add_argument("runs", nargs="+", metavar="RUN")
+  parser.add_argument("--out", default="report.html", help="%(default)s")
+  parser.add_argument(
+    "--data_dir", default="", help="where TFDS keeps its sets"
+  )
+  args = parser.parse_args(argv)
+  with cli.reporting_errors():
+    cli.configure()
+    runs = [read_run(path) for path in args.runs]
+    if len({run["title"] for run in runs}) < len(runs):
+      raise UserError("a run is named twice")
+    text = build(runs, args.data_dir)
+    files.write(pathlib.Path(args.out), text)
+    cli.log(f"{args.out}: {len(text) / 1e6:.1f} MB")
+
+
+def read_run(path):
+  """Reads a run: title, workdir, config, result, lines of metrics, command.
+
+  Raises:
+    UserError: not a workdir, or it has no result.
+  """
+  workdir = pathlib.Path(path)
+  if not workdir.is_dir():
+    raise UserError(f"there is no run {path}: no such folder")
+  config = schema.read_config(workdir)
+  if not (workdir / "result.json").is_file():
+    raise UserError(f"{path} has no result.json: the run has not finished")
+  result = files.read_json(workdir / "result.json")
+  if config["stage"] == "finetune" and "top1" not in result:
+    raise UserError(f"{path} was trained in memory, without test images")
+  return {
+    "title": str(path).rstrip("/"),
+    "workdir": workdir,
+    "config": config,
+    "result": result,
+    "lines": metrics.read(workdir),
+    "command": workdirs.command(workdir),
+  }
+
+
+def build(runs, data_dir=""):
+  """Builds the page, HTML, of runs of `read_run`."""
+  runs = with_short_titles(runs)
+  stages = [
+    [run for run in runs if run["config"]["stage"] == stage]
+    for stage in ("pretrain", "finetune")
+  ]
+  sections = [summarize(runs)]
+  if stages[1]:
+    sections.append(compare(stages[1]))
+  for title, some in zip(("Pretraining", "Fine-tuning"), stages, strict=True):
+    curves = figures.draw_curves({run["title"]: run["lines"] for run in some})
+    if curves:
+      sections.append(page.Section(title))
+      sections[-1].curves(curves)
+  with cli.progress_bar(len(runs), "run", label="report") as bar:
+    for run in runs:
+      sections.append(inspect(run, data_dir))
+      bar.update()
+  sections.append(commands(runs))
+  datasets = sorted({run["config"]["dataset"] for run in runs})
+  archs = sorted({run["config"]["model"]["name"] for run in runs})
+  subtitle = f"{', '.join(archs)} on {', '.join(datasets)}; by vit-ssl-jax"
+  return page.render("Training from a small data set", subtitle, sections)
+
+
+def with_short_titles(runs):
+  """Makes titles relative to the folder that all runs share."""
+  folders = [pathlib.Path(run["title"]).absolute() for run in runs]
+  common = os.path.commonpath([folder.parent for folder in folders])
+  return [
+    run | {"title": str(folder.relative_to(common))}
+    for run, folder in zip(runs, folders, strict=True)
+  ]
+
+
+def summarize(runs):
+  """Builds the table of runs."""
+  section, rows = page.Section("Runs"), []
+  for run in runs:
+    config, result = run["config"], run["result"]
+    stage = "pretraining"
+    if config["stage"] == "finetune":
+      stage = f"fine-tuning, {seeds.SOURCES[bool(config.get('init_from'))]}"
+    size = f"{result.get('parameters', 0):,}"
+    accuracy = result.get("knn"), result.get("top1")
+    minutes = f"{result['seconds'] / 60:.1f}"
+    devices = ", ".join(sorted(set(result["devices"])))
+    title = run["title"]
+    rows.append(
+      (title, stage, size, result["epoch"], *accuracy, minutes, devices)
+    )
+  header = ("run", "stage", "parameters", "epochs", "k-NN, %", "top-1, %")
+  section.table((*header, "minutes", "device"), rows)
+  for run in runs:
+    result = run["result"]
+    if {"knn", "knn_raw_pixels"} <= result.keys():
+      section.note(
+        f"{run['title']}: k-NN {result['knn']:.2f} %; baselines: raw pixels"
+        f" {result['knn_raw_pixels']:.2f} %, untrained network"
+        f" {result['knn_untrained']:.2f} %."
+      )
+  section.note(
+    "top-1: after the last epoch, on every test image once; k-NN: on the"
+    " teacher's features."
+  )
+  return section
+
+
+def compare(runs):
+  """Builds the accuracy of fine-tunings over seeds."""
+  section = page.Section("Accuracy")
+  groups = seeds.group(runs)
+  accuracies, gains = seeds.accuracies(groups), seeds.gains(groups)
+  section.curves([figures.draw_bars(accuracies)])
+  header = ("seeds", "mean top-1, %", "standard deviation", "95 % interval")
+  section.table(("runs", *header), seeds.rows(accuracies))
+  section.note(seeds.NOTE)
+  if gains:
+    header = ("seeds", "mean, points", "standard deviation", "95 % interval")
+    section.table(("gain of pretraining", *header), seeds.rows(gains, "+"))
+    section.note(seeds.PAIRED)
+  return section
+
+
+def inspect(run, data_dir):
+  """Builds the views, attention maps, features and mistakes of a run."""
+  section = page.Section(run["title"])
+  backbone, dataset = backbones.read(str(run["workdir"]), data_dir=data_dir)
+  labels = np.asarray(dataset.test_labels)
+  _, first = np.unique(labels, return_index=True)
+  images = np.asarray(dataset.test_images[first[:ATTENTION_IMAGES]])
+  if run["config"]["stage"] == "pretrain":
+    config = ml_collections.ConfigDict(run["config"])
+    section.picture(lambda: draw_views(config, images[0]), "views")
+  maps = {"mean": models.attention_maps(backbone.apply("attention")(images))}
+  section.note("Attention of the last block, averaged and head by head.")
+  section.picture(lambda: pictures.draw_attention(images, maps), "attention")
+  chosen = np.random.default_rng(0).permutation(len(labels))[:FEATURE_IMAGES]
+  chosen = np.sort(chosen)
+  if len(chosen) >= 10:
+    images = np.asarray(dataset.test_images[chosen])
+    features = backbone.features(images, BATCH)
+    about = labels[chosen], images, dataset.classes
+    section.note("Features of test images, by class.")
+    section.picture(
+      lambda: pictures.draw_features(features, *about), "features"
+    )
+  if run["config"]["stage"] == "finetune":
+    add_mistakes(section, run, dataset, data_dir)
+  return section
+
+
+def draw_views(config, image):
+  fig = Figure(figsize=(12, 1.8), layout="constrained")
+  figures.draw_views(fig, config, image)
+  return fig
+
+
+def add_mistakes(section, run, dataset, data_dir):
+  """Adds the confusion matrix and the most confident mistakes."""
+  found = classifier.read(str(run["workdir"]), data_dir=data_dir)
+  logits = accuracy.extract(
+    found.predict, dataset.test_images, BATCH, found.sharding
+  )
+  labels = np.asarray(dataset.test_labels)
+  scores = values.classification(logits, labels)
+  section.note(
+    f"Top-1 on {len(labels):,} test images: {scores['top1']:.2f} %; expected"
+    f" calibration error: {scores['calibration_error']:.1f} %."
+  )
+  section.picture(
+    lambda: figures.draw_confusion(scores["confusion"], found.classes),
+    "confusion",
+  )
+  predictions = logits.argmax(-1)
+  confidence = scipy.special.softmax(logits.astype(float), -1).max(-1)
+  wrong = np.flatnonzero(predictions != labels)
+  worst = wrong[np.argsort(-confidence[wrong])][:MISTAKES]
+  if len(worst):
+    images = np.asarray(dataset.test_images[worst])
+    about = labels[worst], predictions[worst], confidence[worst]
+    section.note("The most confident mistakes.")
+    section.picture(
+      lambda: figures.draw_mistakes(images, *about, found.classes), "mistakes"
+    )
+
+
+def commands(runs):
+  """Builds the commands, versions and digests of runs."""
+  section = page.Section("How to repeat it")
+  for run in runs:
+    section.code(run["command"] or f"{run['title']}: its command is unknown")
+    versions = run["result"].get("versions", {})
+    section.note(", ".join(f"{k} {v}" for k, v in versions.items()))
+    digest = run["result"].get("state_sha256", "")
+    section.note(f"state_sha256 {digest}")
+  return section
