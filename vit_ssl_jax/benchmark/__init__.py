@@ -1,1 +1,1 @@
-"""The speed of training steps: measured here, or estimated by compilers."""
+"""Throughput of training steps, measured or estimated."""

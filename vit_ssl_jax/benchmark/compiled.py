@@ -1,4 +1,4 @@
-"""Compiles a step for accelerators that need not be there."""
+"""Estimates of steps compiled ahead of time."""
 
 import datetime
 import re
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 
-from vit_ssl_jax import cli
 from vit_ssl_jax.benchmark import program, steps, topologies
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import mesh as meshes
@@ -15,31 +14,38 @@ from vit_ssl_jax.train import timing
 
 
 def check(target, config, chips):
-  """Raises a UserError where `compile_step` cannot take its arguments."""
+  """Raises a UserError if `estimate` cannot compile for a target."""
   topologies.compiler(topologies.find(target, chips)[0])
-  count = config.batch_size
-  if count % chips:
-    raise UserError(f"batch_size={count} is not a multiple of {chips} chips")
+  if config.batch_size % chips:
+    raise UserError(
+      f"batch_size={config.batch_size} must be a multiple of {chips} chips"
+    )
 
 
-def compile_step(target, config, chips, parallel="data"):
-  """Compiles a stage's step.
+def estimate(target, config, chips, parallel="data"):
+  """Compiles a step and estimates its time.
 
   Args:
     target, chips: of `topologies.find`.
-    config: of either stage, with mean and std; "auto" is bfloat16.
+    config: of either stage, with mean and std; dtype "auto" is bfloat16.
     parallel: "data", or "fsdp" over all chips.
 
   Returns:
-    The figures of the command's help, a dict that JSON can hold.
+    The figures of the command's help, a dict for JSON.
   """
   name, topology = topologies.find(target, chips)
-  chip, folder = topologies.CHIPS[name], Path(topologies.set_flags().name)
+  chip, dump = topologies.CHIPS[name], Path(topologies.set_flags().name)
   config = config.copy_and_resolve_references()
   if config.dtype == "auto":
     config.dtype = "bfloat16"
   shape = (1, chips) if parallel == "fsdp" else (chips, 1)
   mesh = meshes.mesh_of(shape, topologies.devices_of(name, topology)[:chips])
+  make_stage = steps.STAGES[config.stage].make_stage
+  traced, _, _ = timing.trace(config, make_stage, steps.CLASSES, mesh)
+  with jax.set_mesh(mesh):
+    lowered = traced.lower()
+  for file in dump.iterdir():  # of an earlier step
+    file.unlink()
   figures = {
     "target": f"{name}:{topology}",
     "chips": chips,
@@ -48,12 +54,6 @@ def compile_step(target, config, chips, parallel="data"):
     "date": datetime.date.today().isoformat(),
     "compiler": topologies.compiler(name),
   }
-  make_stage = steps.STAGES[config.stage].make_stage
-  traced, _, _ = timing.trace(config, make_stage, steps.CLASSES, mesh)
-  with jax.set_mesh(mesh):
-    lowered = traced.lower()
-  for left in folder.iterdir():  # of another step
-    left.unlink()
   began = time.perf_counter()
   try:
     compiled = lowered.compile()
@@ -66,32 +66,15 @@ def compile_step(target, config, chips, parallel="data"):
   figures["compile_seconds"] = time.perf_counter() - began
   memory = steps.memory_bytes(compiled)
   figures |= {"fits": memory <= chip.memory, "memory_bytes": memory}
-  text = compiled.as_text()
+  hlo = program.parse(compiled.as_text())
   if name == "h100":
-    seconds_of = program.gpu_seconds(text, chip.bandwidth)
+    figures["bytes_accessed"] = program.gpu_bytes(hlo)
+    seconds = figures["bytes_accessed"] / chip.bandwidth
   else:
-    seconds_of = program.tpu_seconds(folder, chip.clock, chip.bandwidth)
-  figures |= program.figures(text, seconds_of, chips)
-  seconds = figures["estimated_ms"] / 1e3
-  flops = program.flops(traced.jaxpr.jaxpr) / chips
+    kernels = program.kernel_cycles(dump, hlo, traced.jaxpr.jaxpr)
+    seconds = program.tpu_seconds(hlo, kernels, chip)
   return figures | {
+    "estimated_ms": 1e3 * seconds,
     "images_per_second": config.batch_size / seconds,
-    "share_of_peak": flops / seconds / chip.peak,
+    "link_bytes": program.link_bytes(hlo, chips),
   }
-
-
-def table(rows):
-  """The figures as a table, with the four costliest parts."""
-  columns = (
-    "target", "arch", "stage", "parallel", "chips", "batch_size", "fits",
-    "GB", "estimated_ms", "images_per_second", "share_of_peak", "link_bytes",
-    "compile_seconds", "costliest",
-  )  # fmt: skip
-
-  def cells(row):
-    parts = list(row.get("parts_ms", {}).items())[:4]
-    costliest = ", ".join(f"{name} {ms:.1f}" for name, ms in parts)
-    row = row | {"GB": row["memory_bytes"] / 1e9, "costliest": costliest}
-    return [row.get(x) for x in columns]
-
-  return cli.table(columns, map(cells, rows))

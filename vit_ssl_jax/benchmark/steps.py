@@ -1,4 +1,4 @@
-"""Steps of training by its recipes, to compile or to time."""
+"""Training steps of the recipes, timed on random images."""
 
 import contextlib
 import statistics
@@ -13,28 +13,25 @@ from vit_ssl_jax.recipes import custom, schema
 from vit_ssl_jax.train import finetune, pretrain, timing
 
 CLASSES = 10
-WARM_UP = 2  # steps before any is timed
+WARM_UP = 2  # steps
 STAGES = {"pretrain": pretrain, "finetune": finetune}
 
 
-def make_config(stage, arch, args, settings):
-  """A stage's recipe for --dataset, with some of its values changed.
+def make_config(stage, arch, dataset, batch_size, settings):
+  """The recipe of a stage for a data set, with some of its values changed.
 
   Args:
-    stage, arch: which.
-    args: with dataset and batch_size.
+    stage, arch, dataset: of the recipe.
+    batch_size: global, or None for the recipe's.
     settings: of `schema.change`.
-
-  Raises:
-    UserError: there is no such recipe, key or value.
   """
-  config = recipes.get(stage, f"{arch},{args.dataset}")
+  config = recipes.get(stage, f"{arch},{dataset}")
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
-  config.batch_size = args.batch_size or config.batch_size
+  config.batch_size = batch_size or config.batch_size
   schema.change(config, settings)
   if custom.is_unset(config):
     raise UserError(
-      f"--dataset={args.dataset} has no recipe without its images: possible are"
+      f"--dataset={dataset} has no recipe without its images: possible are"
       f" {', '.join(registry.SETS)}"
     )
   schema.check(config)
@@ -42,7 +39,7 @@ def make_config(stage, arch, args, settings):
 
 
 def describe(config):
-  """What a step is, as a dict that JSON can hold."""
+  """The settings of a step, a dict for JSON."""
   return {
     "arch": config.model.name,
     "stage": config.stage,
@@ -54,7 +51,7 @@ def describe(config):
 
 
 def memory_bytes(step):
-  """What a compiled step takes on one device."""
+  """Memory of a compiled step on one device."""
   memory = step.memory_analysis()
   return (
     memory.argument_size_in_bytes
@@ -64,28 +61,24 @@ def memory_bytes(step):
   )
 
 
-def measure(config, count, rounds, trace=None):
+def measure(config, steps, rounds, trace=None):
   """Compiles and times a step.
 
   Args:
     config: of either stage, with mean and std.
-    count: how many steps are timed together, of which the last is waited for.
-    rounds: how often.
-    trace: a folder for a trace of the rounds, or None.
+    steps: number of steps timed together.
+    rounds: number of timings.
+    trace: folder for a trace of the rounds, or None.
 
   Returns:
-    The figures, a dict that JSON can hold.
-
-  Raises:
-    UserError: the devices do not divide the batch.
+    The figures of the command's help, a dict for JSON.
   """
   make_stage = STAGES[config.stage].make_stage
   step, state, batch, compile_seconds = timing.compiled(
     config, make_stage, CLASSES
   )
 
-  def run(count):
-    """Runs steps, and returns the seconds of one of them."""
+  def step_seconds(count):
     nonlocal state
     began = time.perf_counter()
     for _ in range(count):
@@ -93,15 +86,15 @@ def measure(config, count, rounds, trace=None):
     jax.block_until_ready((state, metrics))
     return (time.perf_counter() - began) / count
 
-  run(WARM_UP)
+  step_seconds(WARM_UP)
   with jax.profiler.trace(trace) if trace else contextlib.nullcontext():
-    taken = [run(count) for _ in range(rounds)]
-  seconds = statistics.median(taken)
+    timings = [step_seconds(steps) for _ in range(rounds)]
+  seconds = statistics.median(timings)
   return {
     **describe(config),
     "images_per_second": config.batch_size / seconds,
     "step_seconds": seconds,
-    "rounds": taken,
+    "rounds": timings,
     "compile_seconds": compile_seconds,
     "memory_bytes": memory_bytes(step),
     "devices": jax.device_count(),

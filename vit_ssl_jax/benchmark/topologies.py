@@ -1,4 +1,4 @@
-"""Accelerators that need not be there: their figures and their compilers."""
+"""Ahead-of-time compilation targets."""
 
 import functools
 import importlib.metadata
@@ -16,24 +16,22 @@ from vit_ssl_jax.errors import UserError
 
 
 class Chip(NamedTuple):
-  """An accelerator."""
+  """Memory in bytes, its bandwidth in bytes a second, the clock in Hz."""
 
-  peak: float  # FLOP/s of products in bfloat16
-  memory: float  # bytes
-  bandwidth: float  # of the memory, in bytes a second
-  clock: float | None  # in Hz, of a TPU
-  topologies: tuple[str, ...]  # that are known here, the smallest first
+  memory: float
+  bandwidth: float
+  clock: float | None
+  topologies: tuple[str, ...]  # the smallest first
 
 
-# Clocks follow from the peaks and the matrix units that Google publishes
-# (cloud.google.com/tpu/docs/system-architecture-tpu-vm), as bandwidths are; the
-# v5e's compiler leaves 15.75 of 16 GiB. The H100's figures are NVIDIA's, of the
-# SXM board.
+# Bandwidths and clocks follow from what Google publishes of the chips
+# (cloud.google.com/tpu/docs/system-architecture-tpu-vm); the v5e's compiler
+# leaves 15.75 of 16 GiB. The H100 is NVIDIA's SXM board.
 CHIPS = {
-  "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 1.5e9, ("2x4", "8x8", "16x16")),
-  "v5p": Chip(459e12, 95 * 2**30, 2765e9, 1.75e9, ("2x2x2", "4x4x4", "4x8x8")),
-  "v6e": Chip(918e12, 31.25 * 2**30, 1600e9, 1.75e9, ("2x4", "8x8", "16x16")),
-  "h100": Chip(989e12, 80e9, 3.35e12, None, ("1x1x1",)),
+  "v5e": Chip(15.75 * 2**30, 819e9, 1.5e9, ("2x4", "8x8", "16x16")),
+  "v5p": Chip(95 * 2**30, 2765e9, 1.75e9, ("2x2x2", "4x4x4", "4x8x8")),
+  "v6e": Chip(31.25 * 2**30, 1600e9, 1.75e9, ("2x4", "8x8", "16x16")),
+  "h100": Chip(80e9, 3.35e12, None, ("1x1x1",)),
 }
 ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
@@ -44,22 +42,19 @@ ENVIRONMENT = {
 
 
 def find(target, chips):
-  """A chip's name and the smallest topology that has enough of them.
+  """The chip's name and the smallest topology with enough chips.
 
   Args:
     target: such as "v5e", or "v5e:2x4" for this topology alone.
     chips: how many.
-
-  Raises:
-    UserError: there is no such chip, or not as many.
   """
-  name, _, given = target.partition(":")
-  if name not in CHIPS or not re.fullmatch(r"(\d+(x\d+)*)?", given):
+  name, _, shape = target.partition(":")
+  if name not in CHIPS or not re.fullmatch(r"(\d+(x\d+)*)?", shape):
     raise UserError(
-      f"--compile_for={target}: possible are {', '.join(CHIPS)}, and a topology"
-      " looks like v5e:2x4"
+      f"--compile_for={target!r}: possible are {', '.join(CHIPS)}, with a"
+      " topology such as v5e:2x4"
     )
-  for topology in [given] if given else CHIPS[name].topologies:
+  for topology in [shape] if shape else CHIPS[name].topologies:
     most = math.prod(map(int, topology.split("x")))
     if chips in [2**i for i in range(most.bit_length())]:
       return name, topology
@@ -68,7 +63,7 @@ def find(target, chips):
 
 
 def compiler(name):
-  """A chip's compiler and its version; a UserError where it is missing."""
+  """A chip's compiler and its version; a UserError if it is missing."""
   gpu = ("jax-cuda13-plugin", "cuda13")
   package, extra = gpu if name == "h100" else ("libtpu", "tpu")
   try:
@@ -87,22 +82,22 @@ def devices_of(name, topology):
   if name == "h100":
     importlib.import_module("jax_plugins.xla_cuda13")
     jax.devices()  # JAX finds the compiler when it looks for devices
-    about = Path(__file__).with_name("h100.txtpb").read_text()
+    target = Path(__file__).with_name("h100.txtpb").read_text()
     platform, full_name = "cuda", topology
-    options = {"topology": topology, "target_config": about}
+    options = {"topology": topology, "target_config": target}
   return get_topology_desc(full_name, platform, **options).devices
 
 
 @functools.cache
 def set_flags():
-  """Sets what all compilers read once, before any has compiled.
+  """Sets flags that compilers read once, before any has compiled.
 
   Returns:
-    The folder to which the TPU's then writes the instructions of kernels.
+    The TemporaryDirectory for the TPU compiler's schedules.
   """
   os.environ.update(ENVIRONMENT)
   flags = os.environ.get("XLA_FLAGS", "")
-  # Triton would look for its fastest tiles on a device.
+  # Triton would autotune on a device.
   os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_triton_gemm=false"
   folder = tempfile.TemporaryDirectory()
   os.environ["LIBTPU_INIT_ARGS"] = (
