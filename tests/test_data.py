@@ -141,8 +141,8 @@ def test_load_refuses_bad_arguments(tmp_path, arguments, words):
 @pytest.mark.parametrize(
   ("name", "words"),
   [
-    ("cifar11", 'did you mean "cifar10"'),
-    ("imagenet", "there are cifar10, cifar100, cinic10, svhn, tiny_imagenet"),
+    ("cifar11", "did you mean 'cifar10'"),
+    ("imagenet", "possible are cifar10, cifar100, cinic10, svhn"),
     ("folders:/tmp", "npz:/path/file.npz, folder:/path"),
   ],
 )

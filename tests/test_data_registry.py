@@ -41,7 +41,7 @@ def test_entries_are_whole(name):
 def test_names_of_ones_own_and_of_nothing():
   for name in ("npz:/a.npz", "folder:/a"):
     assert registry.get(name) is registry.OWN
-  with pytest.raises(UserError, match='did you mean "cifar10"'):
+  with pytest.raises(UserError, match="did you mean 'cifar10'"):
     registry.get("cifar11")
 
 

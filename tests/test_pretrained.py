@@ -331,7 +331,9 @@ def test_classifiers_of_files_that_say_nothing(
   torch.save(paper.finetuned(torch, two_classes(state)), path)
   with pytest.raises(UserError, match="does not say what it is: give --arch"):
     classifiers.read(path)
-  with pytest.raises(UserError, match='no data set "mnist"; there are cifar10'):
+  with pytest.raises(
+    UserError, match="dataset='mnist' is unknown: possible are"
+  ):
     classifiers.read(path, "vit", "mnist")
 
   def build(arch, _, dataset, original=classifiers.build):

@@ -29,7 +29,6 @@ What the paper compares with, each by one value of the fine-tuning recipe:
   --config.drloc.enabled=True       dense relative localisation (ViT, Swin)
 """
 
-import difflib
 import importlib.util
 import pathlib
 import shlex
@@ -39,7 +38,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from vit_ssl_jax.cli import configure, exit_with_error, reporting_errors
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, did_you_mean
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "RECIPE:ARCH,DATASET")
@@ -125,9 +124,8 @@ def check_keys(argv, recipe):
     for part in key.split("."):
       known = list(part_of) if hasattr(part_of, "keys") else []
       if part not in known:
-        near = difflib.get_close_matches(part, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else ", ".join(known)
-        raise UserError(f"unknown config key {key!r}: {hint}")
+        hint = did_you_mean(part, known) or f": possible are {', '.join(known)}"
+        raise UserError(f"unknown config key {key!r}{hint}")
       part_of = part_of[part]
 
 

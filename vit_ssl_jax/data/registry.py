@@ -5,9 +5,8 @@ read it. It imports no JAX and no TensorFlow.
 """
 
 import dataclasses
-import difflib
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, did_you_mean
 
 # How the names of one's own images begin.
 NPZ, FOLDER = "npz:", "folder:"
@@ -181,6 +180,7 @@ def get(name: str) -> DataSet:
   if name in SETS:
     return SETS[name]
   known = ", ".join([*SETS, "npz:/path/file.npz", "folder:/path"])
-  near = difflib.get_close_matches(name, SETS, n=1)
-  hint = f' (did you mean "{near[0]}"?)' if near else ""
-  raise UserError(f'There is no data set "{name}"{hint}; there are {known}.')
+  hint = did_you_mean(name, SETS)
+  raise UserError(
+    f"dataset={name!r} is unknown{hint or ':'} possible are {known}"
+  )

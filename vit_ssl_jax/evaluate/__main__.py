@@ -45,7 +45,6 @@ holds each corruption's top-1 at severities 1 to 5, each on so many images; top1
 is their mean over the 15 corruptions, and mean_error is 100 less that.
 """
 
-import difflib
 import functools
 import json
 import os
@@ -55,7 +54,7 @@ import numpy as np
 
 from vit_ssl_jax.cli import Parser, configure, reporting_errors, table
 from vit_ssl_jax.data import registry
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, did_you_mean
 from vit_ssl_jax.evaluate import corruptions, features, suites
 from vit_ssl_jax.evaluate.classifier import (
   add_classifier,
@@ -195,11 +194,10 @@ def suite_names(given):
     corrupted = kind in corruptions.SETS
     own = name.startswith((registry.NPZ, registry.FOLDER))
     if not (corrupted or own or name in known):
-      near = difflib.get_close_matches(kind.lower(), known, 1)
-      hint = f"did you mean {near[0]!r}? " if near else ""
+      hint = did_you_mean(kind.lower(), known)
       raise UserError(
-        f"--suite={name!r} is unknown: {hint}possible are {', '.join(known)},"
-        " npz:/path/file.npz and folder:/path"
+        f"--suite={name!r} is unknown{hint or ':'} possible are"
+        f" {', '.join(known)}, npz:/path/file.npz and folder:/path"
       )
     key = kind if corrupted else name  # the same wherever it lies
     if key in names:

@@ -6,7 +6,6 @@
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, did_you_mean
 from vit_ssl_jax.models import layers, positions
 from vit_ssl_jax.models.cait import CaiT
 from vit_ssl_jax.models.heads import OffsetHead, ProjectionHead
@@ -52,9 +51,8 @@ def build(name, **sizes):
   known = [field for field in known if field not in ("parent", "name")]
   for size in sizes:
     if size not in known:
-      near = difflib.get_close_matches(size, known, 1)
-      hint = f"did you mean {near[0]!r}?" if near else ", ".join(known)
-      raise UserError(f"{name} has no size model.{size}: {hint}")
+      hint = did_you_mean(size, known) or f": possible are {', '.join(known)}"
+      raise UserError(f"{name} has no size model.{size}{hint}")
   model = architecture(
     **{k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
   )

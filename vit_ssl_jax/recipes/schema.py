@@ -4,14 +4,13 @@
 from it. How sizes of a model have to fit together is checked by `models.build`.
 """
 
-import difflib
 import json
 import pathlib
 
 from flax import traverse_util
 
 from vit_ssl_jax import files
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, did_you_mean
 from vit_ssl_jax.recipes.keys import KEYS
 
 # Of config.json. Raised where an older run can no longer be read.
@@ -60,9 +59,9 @@ def change(config, values):
   known = flat(config)
   for key, value in values.items():
     if key not in known:
-      near = difflib.get_close_matches(key, known, 1)
-      hint = f": did you mean {near[0]!r}?" if near else ""
-      raise UserError(f"the config has no key {key!r}{hint}")
+      raise UserError(
+        f"the config has no key {key!r}{did_you_mean(key, known)}"
+      )
     try:
       config.update_from_flattened_dict({key: value})
     except (AttributeError, KeyError, TypeError, ValueError) as e:
@@ -93,8 +92,7 @@ def fits(key, value):
 def nearest(value, possible):
   """A hint for a misspelt choice, or ""."""
   choices = possible.replace("'", "").split(" or ")
-  near = difflib.get_close_matches(str(value), choices, 1)
-  return f": did you mean {near[0]!r}?" if near else ""
+  return did_you_mean(value, choices)
 
 
 def check_relations(values):
@@ -146,10 +144,9 @@ def check_relations(values):
 
 def unknown(key, value, choices):
   """The sentence for a value that is none of the choices."""
-  near = difflib.get_close_matches(str(value), choices, 1)
-  hint = f"did you mean {near[0]!r}? " if near else ""
+  hint = did_you_mean(value, choices) or ":"
   known = ", ".join(map(repr, choices))
-  return f"{key}={value!r} is unknown: {hint}possible are {known}"
+  return f"{key}={value!r} is unknown{hint} possible are {known}"
 
 
 def rows(config):
