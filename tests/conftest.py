@@ -83,8 +83,7 @@ def torch():
   """
   # TensorFlow and triton each bring LLVM, and one process holds only one.
   sys.modules.setdefault("triton", None)
-  import torch
-
+  torch = pytest.importorskip("torch")
   try:
     import torchvision  # noqa: F401
   except RuntimeError:
