@@ -100,7 +100,9 @@ def draw_features(features, labels, images, classes):
   perplexity = min(30, (len(features) - 1) / 3)
   methods = {
     "PCA": decomposition.PCA(2, random_state=0),
-    "t-SNE": manifold.TSNE(init="pca", perplexity=perplexity, random_state=0),
+    "t-SNE": manifold.TSNE(
+      init="pca", perplexity=perplexity, max_iter=500, random_state=0
+    ),
   }
   axes = above.subplots(1, 2)
   for axis, (title, method) in zip(axes, methods.items(), strict=True):

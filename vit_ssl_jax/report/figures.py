@@ -1,5 +1,7 @@
 """Figures of runs: curves, accuracy, views, confusion matrix, mistakes."""
 
+import functools
+
 import jax
 import matplotlib as mpl
 import numpy as np
@@ -133,9 +135,10 @@ def draw_views(fig, config, image):
   """
   key = jax.random.key(config.seed)
   # Mean 0 and standard deviation 1 leave the views in [0, 1].
-  groups = multi_crop.multi_crop(
-    key, image[None], config.views, (0.0,) * 3, (1.0,) * 3
+  make_views = functools.partial(
+    multi_crop.multi_crop, views=config.views, mean=(0.0,) * 3, std=(1.0,) * 3
   )
+  groups = jax.jit(make_views)(key, image[None])
   panels = [("the image", image / 255)]
   for name, group in zip(("global", "local"), groups, strict=True):
     panels += [(name, np.clip(view[0], 0, 1)) for view in group]
