@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax import data
-from vit_ssl_jax.data import registry, rows, tfds_sets
+from vit_ssl_jax.data import registry, splits, tfds_sets
 from vit_ssl_jax.data.load import FRACTION, load
 from vit_ssl_jax.errors import UserError
 
@@ -109,7 +109,7 @@ def test_npz_refuses(tmp_path, changes, words):
 
 
 def test_npz_refuses_what_is_no_npz(tmp_path):
-  with pytest.raises(UserError, match=r"There is no file .*absent\.npz"):
+  with pytest.raises(UserError, match=r"there is no file .*absent\.npz"):
     load(f"npz:{tmp_path}/absent.npz", 8)
   (tmp_path / "text.npz").write_text("not a zip")
   (tmp_path / "empty.npz").write_bytes(b"")
@@ -128,8 +128,8 @@ def test_npz_refuses_what_is_no_npz(tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "words"),
   [
-    ({"train_split": "train[:10%]"}, "has no splits of TFDS"),
-    ({"val_split": "train[:10%]"}, "has no splits of TFDS"),
+    ({"train_split": "train[:10%]"}, "has no TFDS splits"),
+    ({"val_split": "train[:10%]"}, "has no TFDS splits"),
   ],
 )
 def test_load_refuses_bad_arguments(tmp_path, arguments, words):
@@ -155,7 +155,7 @@ def test_data_fraction_keeps_labels_with_their_images(tmp_path):
   name = save(tmp_path / "a.npz")
   part = load(name, 8, data_fraction=0.4, seed=3)
   marks = load(name, 8).train_fingerprints
-  kept = rows.stratified(arrays()["train_labels"], marks, 0.4, 3, FRACTION)
+  kept = splits.stratified(arrays()["train_labels"], marks, 0.4, 3, FRACTION)
   assert np.bincount(part.train_labels).tolist() == [2] * 4
   np.testing.assert_array_equal(part.train_images, IMAGES[kept])
   np.testing.assert_array_equal(part.test_images, arrays()["test_images"])
@@ -272,7 +272,7 @@ class TestDigits:
     assert len(parted.train_images) == 1437 - 144
     before = len(list(cache_home.rglob("*.npy")))
     for split in ("trian", "train[:0%]", "train[10"):
-      with pytest.raises(UserError, match=r"has test, train|has train, test"):
+      with pytest.raises(UserError, match=r"are test, train|are train, test"):
         load_split(split)
     assert len(list(cache_home.rglob("*.npy"))) == before
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax.data import batches, cache, inputs, rows
+from vit_ssl_jax.data import batches, cache
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel.mesh import mesh_of, one_device_mesh
 
@@ -60,7 +60,9 @@ def test_steps_per_epoch_drops_the_last_images():
   assert batches.steps_per_epoch(SIZE, BATCH) == 5
   assert batches.steps_per_epoch(SIZE, SIZE) == 1
   for bad in (SIZE + 1, 0, -4):
-    with pytest.raises(UserError, match=rf"batch_size is {bad}.*{SIZE} images"):
+    with pytest.raises(
+      UserError, match=rf"batch_size must be from 1 to {SIZE}.* {bad}$"
+    ):
       batches.steps_per_epoch(SIZE, bad)
 
 
@@ -109,12 +111,14 @@ def test_auto_is_the_first_place_whose_share_suffices(monkeypatch):
   for stats in ({"bytes_limit": 400}, None):  # CPU devices share the host's
     device = types.SimpleNamespace(memory_stats=lambda stats=stats: stats)
     devices = types.SimpleNamespace(local_devices=[device] * 2)
-    found = [inputs.placement(n, 0.5, devices) for n in (200, 201, 400, 401)]
+    found = [
+      batches.auto_placement(n, 0.5, devices) for n in (200, 201, 400, 401)
+    ]
     assert found == ["device", "host", "host", "disk"]
 
 
 def test_from_disk_only_batches_are_read(images, labels):
-  class OnDisk(rows.Rows):
+  class OnDisk(cache.Rows):
     def __array__(self, dtype=None, copy=None):
       raise MemoryError("all of it")
 

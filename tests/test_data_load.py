@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vit_ssl_jax import files
-from vit_ssl_jax.data import cache, rows, statistics
-from vit_ssl_jax.data.load import load
+from vit_ssl_jax.data import cache, splits, statistics
+from vit_ssl_jax.data.load import Options, load
 from vit_ssl_jax.errors import UserError
 
 
@@ -37,7 +37,7 @@ class TestRows:
 
   def test_stratified_is_nested_and_seeded(self):
     def take(fraction, seed=1, stream=0):
-      return rows.stratified(
+      return splits.stratified(
         self.labels, self.fingerprints, fraction, seed, stream
       )
 
@@ -54,29 +54,29 @@ class TestRows:
   def test_order_of_storage_makes_no_difference(self):
     shuffled = np.random.default_rng(1).permutation(143)
     first, second = (
-      rows.stratified(self.labels[i], self.fingerprints[i], 0.3, 0, 0)
+      splits.stratified(self.labels[i], self.fingerprints[i], 0.3, 0, 0)
       for i in (np.arange(143), shuffled)
     )
     assert set(first) == set(shuffled[second])
 
   def test_held_out_leaves_something_of_every_class(self):
     labels = np.array([0] * 10 + [1] * 2 + [2])
-    out = rows.held_out(labels, np.arange(13), 0.9, 0, 0)
+    out = splits.held_out(labels, np.arange(13), 0.9, 0, 0)
     assert np.bincount(labels[out], minlength=3).tolist() == [9, 1, 0]
 
   def test_selected_rows_are_read_when_they_are_asked_for(self, tmp_path):
     images = np.random.default_rng(0).integers(0, 9, (9, 2, 2, 3), np.uint8)
     np.save(tmp_path / "x.npy", images)
     file = np.load(tmp_path / "x.npy", mmap_mode="r")
-    chosen = rows.select(file, np.array([1, 4, 8]))
+    chosen = cache.select(file, np.array([1, 4, 8]))
     want = images[[1, 4, 8]]
     assert (len(chosen), chosen.shape) == (3, want.shape)
     assert (chosen.dtype, chosen.nbytes) == (want.dtype, want.nbytes)
     for index in (1, slice(1, 3), np.array([2, 0])):
       np.testing.assert_array_equal(chosen[index], want[index])
     np.testing.assert_array_equal(np.asarray(chosen), want)
-    assert rows.select(file, np.arange(9)) is file
-    again = rows.select(chosen, np.array([0, 2]))
+    assert cache.select(file, np.arange(9)) is file
+    again = cache.select(chosen, np.array([0, 2]))
     assert again.array is file
     np.testing.assert_array_equal(np.asarray(again), images[[1, 8]])
 
@@ -119,7 +119,7 @@ class TestParts:
     ("changes", "words"),
     [
       ({"train_labels": np.zeros(40, int)}, "all train_labels are 0"),
-      ({"test_labels": np.arange(8)}, "test_labels has 4, 5, 6, 7, which"),
+      ({"test_labels": np.arange(8)}, "lacks 4, 5, 6, 7 of test_labels"),
     ],
   )
   def test_classes_that_cannot_be_learnt(self, tmp_path, changes, words):
@@ -195,10 +195,10 @@ class TestCache:
     """Two images and a broken one, before they are decoded."""
     self.calls += 1
     whole = np.full((2, 2, 3), 7, np.uint8)
-    return cache.Stored(3, [whole, b"", whole + 1], [0, 1, 2])
+    return 3, [whole, b"", whole + 1], [0, 1, 2]
 
   def decoded(self, name):
-    return cache.decoded(name, ("key",), 2, "crop", self.find)
+    return cache.decoded(name, ("key",), 2, Options(progress=False), self.find)
 
   def test_is_filled_once_and_read_from_its_file(self):
     found = [self.decoded("once") for _ in range(2)]
@@ -230,9 +230,7 @@ class TestCache:
       raise UserError("damaged")
 
     with pytest.raises(UserError, match="damaged"):
-      cache.decoded(
-        "failed", (), 2, "crop", lambda: cache.Stored(2, files(), [0, 0])
-      )
+      cache.decoded("failed", (), 2, Options(), lambda: (2, files(), [0, 0]))
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
   def test_does_without_a_file_where_there_is_no_room(

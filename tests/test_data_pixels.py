@@ -319,7 +319,7 @@ def test_damaged_bytes_give_an_image_or_a_reason():
 
 def test_files_that_cannot_be_read(tmp_path):
   for path in (tmp_path / "absent.jpg", tmp_path):
-    with pytest.raises(UserError, match=rf"^{path} cannot be read: .*\.$"):
+    with pytest.raises(UserError, match=rf"^{path} cannot be read: .*[^.]$"):
       decode(path, 8, "crop")
 
 

@@ -12,7 +12,7 @@ import sklearn.utils.estimator_checks
 
 import vit_ssl_jax
 from vit_ssl_jax import files, recipes
-from vit_ssl_jax.data import inputs
+from vit_ssl_jax.data import load
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.train import pretrain
 
@@ -113,7 +113,7 @@ def test_pickled(teacher, images):
 
 
 def test_interrupted_and_gone_on(teacher, images, monkeypatch):
-  real = inputs.open_data
+  real = load.open_data
 
   def open_data(*args):
     config, dataset, source = real(*args)
@@ -126,7 +126,7 @@ def test_interrupted_and_gone_on(teacher, images, monkeypatch):
     return config, dataset, dataclasses.replace(source, items=items)
 
   made = sklearn.base.clone(teacher)
-  monkeypatch.setattr(inputs, "open_data", open_data)
+  monkeypatch.setattr(load, "open_data", open_data)
   with pytest.raises(KeyboardInterrupt):
     made.fit(images[0])
   monkeypatch.undo()

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from vit_ssl_jax import models
-from vit_ssl_jax.data import npz, pixels
+from vit_ssl_jax.data import load, npz, pixels
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import pretrained
 from vit_ssl_jax.recipes import schema
@@ -197,9 +197,7 @@ def test_npz_files(scale, tiny_npz, tmp_path):
   def try_one(data):
     (tmp_path / "x.npz").write_bytes(mutate(whole, data.draw))
     try:
-      parts, _ = npz.read(
-        str(tmp_path / "x.npz"), 8, resize="crop", progress=False
-      )
+      parts, _ = npz.read(str(tmp_path / "x.npz"), 8, load.Options())
       assert parts["train"].images.shape == (48, 8, 8, 3)
     except UserError:
       return
@@ -218,7 +216,7 @@ def test_an_npz_that_is_a_bomb(tmp_path):
       np.lib.format.write_array_header_1_0(stream, header)
       archive.writestr(f"{key}.npy", stream.getvalue())
   with pytest.raises(UserError, match="train_images cannot be read"):
-    npz.read(str(tmp_path / "x.npz"), 8, resize="crop", progress=False)
+    npz.read(str(tmp_path / "x.npz"), 8, load.Options())
 
 
 @scales

@@ -26,11 +26,11 @@ SECONDS = 300  # after which something hangs
 UNLUCKY = """
 import dataclasses, os, pathlib, signal, sys, time
 from vit_ssl_jax import main
-from vit_ssl_jax.data import inputs
+from vit_ssl_jax.data import load
 from vit_ssl_jax.parallel import mesh
 
 mesh.SMALLEST = 1
-real = inputs.open_data
+real = load.open_data
 
 def open_data(config, mesh, dataset=None):
   config, dataset, source = real(config, mesh, dataset)
@@ -50,7 +50,7 @@ def unlucky():
   os.kill(os.getpid(), signal.SIGKILL if KILLED else signal.SIGTERM)
   time.sleep(2)  # a step takes milliseconds, to be heard takes longer
 
-inputs.open_data = open_data
+load.open_data = open_data
 main.run()
 """
 KILLED, TERMINATED = (
@@ -213,7 +213,7 @@ import jax, numpy as np
 from vit_ssl_jax import cli, evaluate
 from vit_ssl_jax.run import checkpoints, metrics, workdir
 from vit_ssl_jax.parallel import mesh as sharding
-from vit_ssl_jax.data import batches, cache, inputs
+from vit_ssl_jax.data import batches, cache, load as data
 from vit_ssl_jax.recipes import finetune
 
 index, folder = jax.process_index(), pathlib.Path(sys.argv[1])
@@ -270,8 +270,8 @@ def load(*_, progress, **__):
     (folder / "prepared").touch()
   return (folder / "prepared").exists()
 
-inputs.load_set = load
-assert inputs.load(config)
+data.load = load
+assert data.load_config(config)
 
 # Outputs for every image, whole on every process; 5 of them in batches of 4.
 mesh = sharding.make_mesh(2, 4)
@@ -282,7 +282,7 @@ np.testing.assert_array_equal(out, images.sum((1, 2, 3)))
 
 # Where images are kept is where the smallest host can keep them.
 cache.memory = lambda: [10**9, 100][index]
-assert inputs.placement(images.nbytes, 0.5, mesh) == "disk"
+assert batches.auto_placement(images.nbytes, 0.5, mesh) == "disk"
 source = batches.make_source(
   images, np.arange(5), 4, seed=0, mesh=mesh, placement="disk"
 )

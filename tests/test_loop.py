@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax.data import inputs
+from vit_ssl_jax.data import load
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.run import checkpoints, metrics
 from vit_ssl_jax.train import alarms, finetune, loop, pretrain
@@ -194,7 +194,7 @@ def test_killed_run_ends_with_the_same_bits(
 
 def test_terminated_run_saves_and_says_so(finetune_tiny, tmp_path, monkeypatch):
   """SIGTERM before the first step: one step, one checkpoint, a sentence."""
-  real = inputs.open_data
+  real = load.open_data
 
   def open_data(config, mesh, dataset=None):
     config, dataset, source = real(config, mesh, dataset)
@@ -206,7 +206,7 @@ def test_terminated_run_saves_and_says_so(finetune_tiny, tmp_path, monkeypatch):
 
     return config, dataset, dataclasses.replace(source, items=generate)
 
-  monkeypatch.setattr(inputs, "open_data", open_data)
+  monkeypatch.setattr(load, "open_data", open_data)
   with pytest.raises(KeyboardInterrupt, match="stopped at step 1 of 9"):
     finetune.run(finetune_tiny, tmp_path)
   assert (tmp_path / "checkpoints" / "1").exists()
@@ -405,7 +405,7 @@ def test_models_that_make_no_sense(
   stage, arch, changes, words, make_tiny, tmp_path, monkeypatch
 ):
   """They are refused before data is read, and before anything compiles."""
-  monkeypatch.setattr(inputs, "open_data", None)
+  monkeypatch.setattr(load, "open_data", None)
   config = make_tiny(stage, arch)
   config.model.update(changes)
   run = {"pretrain": pretrain.run, "finetune": finetune.run}[stage]

@@ -83,7 +83,7 @@ def test_a_budget_that_is_too_small_is_refused_first(
   ("arguments", "words"),
   [
     (["--dataset=cifar10"], "--dataset='cifar10' must be digits, folder:"),
-    (["--dataset=folder:/nowhere"], 'There is no folder "/nowhere"'),
+    (["--dataset=folder:/nowhere"], "there is no folder '/nowhere'"),
     (["--dataset=npz:x.npz", "--budget=soon"], "a time such as"),
     (
       ["--dataset=npz:x.npz", "--budget=500"],

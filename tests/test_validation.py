@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vit_ssl_jax.data import inputs
+from vit_ssl_jax.data import load
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import accuracy as accuracies
 from vit_ssl_jax.run import checkpoints, metrics
@@ -80,7 +80,7 @@ def test_a_share_keeps_epochs_or_steps(
 ):
   finetune_tiny.update(data_fraction=0.5, data_fraction_keeps=keeps)
   finetune_tiny.batch_size = 12
-  _, dataset, source = inputs.open_data(finetune_tiny, one_device_mesh)
+  _, dataset, source = load.open_data(finetune_tiny, one_device_mesh)
   assert len(dataset.train_images) == 24
   assert source.steps_per_epoch == steps
   items = source.items(0)
@@ -105,7 +105,7 @@ def test_a_set_that_changed_since(finetune_tiny, tmp_path):
 
 def test_what_is_said_of_a_set(finetune_tiny, one_device_mesh, capfd):
   finetune_tiny.update(val_fraction=0.25, placement="host")
-  inputs.open_data(finetune_tiny, one_device_mesh)
+  load.open_data(finetune_tiny, one_device_mesh)
   said = " ".join(capfd.readouterr().err.split())
   assert (
     "tiny.npz: 36 training, 12 validation, 20 test images of 8 x 8 in 2"

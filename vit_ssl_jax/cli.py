@@ -139,8 +139,11 @@ def duration(seconds):
   return f"{max(1, round(seconds))} seconds"
 
 
-def progress_bar(total, unit, *, initial=0, label=None, disable=False):
-  """A bar with the rate and the time left, on standard error."""
+def progress_bar(
+  total, unit, *, initial=0, label=None, disable=False, leave=True
+):
+  """A bar with rate and ETA; without `leave` it is for slow work, and vanishes."""
+  seconds = 0.5 if sys.stderr.isatty() else 15
   return tqdm.tqdm(
     total=total,
     initial=initial,
@@ -148,7 +151,9 @@ def progress_bar(total, unit, *, initial=0, label=None, disable=False):
     unit=unit,
     unit_scale=True,
     dynamic_ncols=True,
-    mininterval=0.5 if sys.stderr.isatty() else 15,
+    mininterval=seconds,
+    delay=0 if leave else seconds,
+    leave=leave,
     disable=disable,
   )
 

@@ -24,7 +24,7 @@ import sklearn.base
 import sklearn.utils.validation
 
 from vit_ssl_jax import cli, export, files, models, recipes
-from vit_ssl_jax.data import arrays
+from vit_ssl_jax.data import facts
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import backbone as backbones
 from vit_ssl_jax.recipes import common, custom, schema
@@ -68,7 +68,7 @@ class Estimator(sklearn.base.BaseEstimator):
     cli.configure()
     config = self.recipe()
     # What has to be the same for an interrupted run to go on.
-    call = config.to_json(), labels.tobytes(), arrays.digest(images)
+    call = config.to_json(), labels.tobytes(), facts.digest(images)
     call += (id(self.init),)
     before, place = getattr(self, "_unfinished", None) or (None, None)
     if self.workdir or call != before:
@@ -80,9 +80,9 @@ class Estimator(sklearn.base.BaseEstimator):
         config.init_from = self.weights(beside)
         budget.load_model_config(config)
       if config.model.image_size is None:
-        config.model.image_size = custom.image_size(arrays.side_of(images))
+        config.model.image_size = custom.image_size(facts.side_of(images))
       size = config.model.image_size
-      dataset = arrays.dataset(NAME, images, labels, classes, size)
+      dataset = facts.dataset(NAME, images, labels, classes, size)
       stage.run(config, place, dataset)
       self.take(place)
     except KeyboardInterrupt:
@@ -208,7 +208,7 @@ class Estimator(sklearn.base.BaseEstimator):
     """Images at the network's size, (N, S, S, 3) uint8."""
     sklearn.utils.validation.check_is_fitted(self, "config_")
     size = self.config_["model"]["image_size"]
-    return arrays.decode(arrays.listed(images)[0], size)[0]
+    return facts.decode(facts.listed(images)[0], size)[0]
 
   def __sklearn_tags__(self):
     tags = super().__sklearn_tags__()
@@ -248,7 +248,7 @@ class ViewPrediction(sklearn.base.TransformerMixin, Estimator):
       UserError: X holds no images, or a parameter makes no sense.
       KeyboardInterrupt: it was interrupted; the same call goes on.
     """
-    images, _ = arrays.listed(X)
+    images, _ = facts.listed(X)
     labels = np.zeros(len(images), np.int32)
     return self.run(pretrain, images, labels, ("image",))
 
@@ -305,7 +305,7 @@ class Classifier(sklearn.base.ClassifierMixin, Estimator):
       UserError: X and y do not fit, or a parameter makes no sense.
       KeyboardInterrupt: it was interrupted; the same call goes on.
     """
-    images, names = arrays.listed(X)
+    images, names = facts.listed(X)
     y = names if y is None else y
     if y is None or len(y) != len(images):
       found = "none" if y is None else f"{len(y):,}"

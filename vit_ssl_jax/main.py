@@ -163,7 +163,7 @@ def main(argv):
 
 def outlook(config, workdir):
   """Lines on what to do next, and on what there is to compare with."""
-  from vit_ssl_jax.data import inputs
+  from vit_ssl_jax.data import load
   from vit_ssl_jax.run import workdir as workdirs
 
   if config.stage == "pretrain":
@@ -172,7 +172,7 @@ def outlook(config, workdir):
     command += [f"--workdir={str(workdir).rstrip('/')}_finetuned"]
     command += [f"--config.init_from={workdir}"]
     # What the images and the network are is the same.
-    kept = ("model.", "dataset", "data_dir", "split_seed", *inputs.KEYS)
+    kept = ("model.", "dataset", "data_dir", "split_seed", *load.KEYS)
     kept = tuple(f"--config.{key}" for key in kept)
     command += [x for x in sys.argv if x.startswith(kept) and "=" in x]
     yield f"next: {shlex.join(command)}"

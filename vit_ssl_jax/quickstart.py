@@ -21,7 +21,7 @@ import time
 import numpy as np
 
 from vit_ssl_jax import cli, files, models, recipes
-from vit_ssl_jax.data import inputs, registry
+from vit_ssl_jax.data import load, registry
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import backbone as backbones
 from vit_ssl_jax.recipes import common
@@ -174,7 +174,7 @@ def finetune_all(tunings, out):
 
 def draw_contact_sheet(config, path):
   """Draws training images of each class, and views of one, before training."""
-  dataset = inputs.load(config)
+  dataset = load.load_config(config)
   labels = np.asarray(dataset.train_labels)
   counts = np.bincount(labels, minlength=len(dataset.classes))
   shown = list(zip(dataset.classes, counts, strict=True))[:MAX_CLASSES]

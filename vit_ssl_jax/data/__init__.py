@@ -1,6 +1,6 @@
-"""Sets of labelled images as arrays, and the batches drawn from them.
+"""Labelled image datasets as arrays, and the training batches drawn from them.
 
-`registry` says what there is, `load` reads one set, `batches` draws from it and
-`inputs` does both for a config. `registry` imports no JAX, and only what has to
-be read by TFDS or streamed imports TensorFlow.
+`registry` lists the datasets, `load` reads one, `batches` draws from it.
+`registry` imports no JAX; TensorFlow is imported only to read a TFDS dataset
+that is not cached yet and to stream batches.
 """

@@ -1,9 +1,8 @@
 """Training batches in an order fixed by (seed, epoch).
 
-A set that fits lives on the device, and the jitted step gathers its batch by
-index. A larger one stays in the host's memory, a yet larger one on disk, and
-tf.data streams its batches. All give the same batches. B is the global batch,
-over all hosts.
+A dataset that fits lives on the device, and the jitted step gathers its batch
+by index; larger ones are streamed from memory or disk by tf.data. All give the
+same batches. B is the global batch size, over all hosts.
 """
 
 import dataclasses
@@ -15,99 +14,129 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
-from vit_ssl_jax.data.rows import ranked
+from vit_ssl_jax.data import cache
+from vit_ssl_jax.data.splits import ranked
+from vit_ssl_jax.data.tfds_sets import tensorflow
 from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.parallel import hosts
 from vit_ssl_jax.parallel.mesh import batch_sharding, device_put_global
+
+PLACEMENTS = {
+  "device": "kept on the device",
+  "host": "kept in memory and streamed",
+  "disk": "streamed from disk",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Where a train step's batches come from: `fetch(arrays, item)`."""
+  """Training batches: step t's is `fetch(arrays, next(items(t)))`."""
 
-  # The set on the device, or (); handed to the jitted step at every call.
+  # The dataset on the device, or (); an argument of the jitted step.
   arrays: Any
-  # Pure, for use inside jit: (arrays, item) -> {"image": (B, H, W, 3) uint8,
-  # "label": (B,) int32}.
+  # Pure, inside jit: (arrays, item) -> {"image": (B, H, W, 3) uint8, "label":
+  # (B,) int32}.
   fetch: Callable[[Any, Any], dict[str, jax.Array]]
-  # items(t): the items of steps t, t + 1, ... without end.
+  # Endless: the items of steps t, t + 1, ...
   items: Callable[[int], Iterator[Any]]
   steps_per_epoch: int
-  placement: str  # device, host or disk
+  placement: str  # one of `PLACEMENTS`
 
 
-def order(seed: int, epoch: int, size: int) -> np.ndarray:
+def order(seed, epoch, size):
   """A permutation of range(size), (size,) int32, fixed by (seed, epoch)."""
   # PCG64 by name: NumPy may change its default.
   bits = np.random.PCG64(np.random.SeedSequence([seed, epoch]))
   return np.random.Generator(bits).permutation(size).astype(np.int32)
 
 
-def steps_per_epoch(size: int, batch_size: int) -> int:
+def steps_per_epoch(size, batch_size):
   """Whole batches in an epoch; the images left over wait for the next one.
 
   Raises:
-    UserError: there is not one whole batch.
+    UserError: there is no whole batch.
   """
   if not 1 <= batch_size <= size:
     raise UserError(
-      f"batch_size is {batch_size}, but the training set has {size} images; "
-      f"it must be from 1 to {size}."
+      f"batch_size must be from 1 to {size}, the number of training images, not"
+      f" {batch_size}"
     )
   return size // batch_size
 
 
 def make_source(
-  images: np.ndarray,
-  labels: np.ndarray,
-  batch_size: int,
+  images,
+  labels,
+  batch_size,
   *,
-  seed: int,
-  mesh: Mesh,
-  placement: str = "device",
-  epoch_images: int | None = None,
-  fingerprints: np.ndarray | None = None,
+  seed,
+  mesh,
+  placement="device",
+  epoch_images=None,
+  fingerprints=None,
 ) -> Source:
   """Makes the source of training batches.
 
   Args:
-    images: (N, H, W, 3) uint8, the same on every host; where they are a
-      file's, only what is needed is read.
+    images: (N, H, W, 3) uint8, the same on every host.
     labels: (N,) int32.
     batch_size: B, a multiple of the mesh's devices.
-    seed: with the epoch, fixes the order.
-    mesh: of `parallel.mesh`, over whose devices batches are sharded.
-    placement: "device" (resident), "host" (streamed from memory) or "disk"
-      (streamed from where the images are).
-    epoch_images: how many images count as an epoch; None is N.
-    fingerprints: (N,) uint64, by which the images are ranked before they are
-      put in an epoch's order, so that it does not matter in which order they
-      are stored; None leaves them as they are.
+    seed: fixes the order, with the epoch.
+    mesh: batches are sharded over its devices.
+    placement: one of `PLACEMENTS`.
+    epoch_images: number of images that count as an epoch; None is N.
+    fingerprints: (N,) uint64; images are ranked by them first, so that the
+      order in which they are stored does not matter.
 
   Raises:
     UserError: B exceeds N.
   """
-  steps = steps_per_epoch(len(images), batch_size)
-  if epoch_images is not None:
-    steps = steps_per_epoch(epoch_images, batch_size)
+  steps_per_epoch(len(images), batch_size)
   rank = np.arange(len(images), dtype=np.int32)
   if fingerprints is not None:
     rank = ranked(labels, fingerprints)
   indices = functools.partial(epoch_indices, seed, rank, batch_size)
+  make = resident if placement == "device" else streamed
+  if placement == "host":
+    images = np.array(images)
+  arrays, fetch, items = make(images, labels, batch_size, indices, mesh)
+  steps = steps_per_epoch(epoch_images or len(images), batch_size)
+  return Source(arrays, fetch, items, steps, placement)
+
+
+def epoch_indices(seed, rank, batch_size, start):
+  """Yields (steps, B) int32 indices per epoch; the first begins at a step."""
+  steps = steps_per_epoch(len(rank), batch_size)
+  first, skipped = divmod(start, steps)
+  for epoch in itertools.count(first):
+    rows = rank[order(seed, epoch, len(rank))[: steps * batch_size]]
+    yield rows.reshape(steps, batch_size)[skipped:]
+    skipped = 0
+
+
+def resident(images, labels, batch_size, indices, mesh):
+  """Arrays, fetch and items of a dataset on the device."""
+  data = {"image": np.asarray(images), "label": labels}
+  replicated = dict.fromkeys(data, NamedSharding(mesh, P()))
   sharding = batch_sharding(mesh)
-  if placement == "device":
-    data = {"image": np.asarray(images), "label": labels}
-    return Source(
-      arrays=device_put_global(
-        data, dict.fromkeys(data, NamedSharding(mesh, P()))
-      ),
-      fetch=functools.partial(gather, sharding),
-      items=lambda start: itertools.chain.from_iterable(indices(start)),
-      steps_per_epoch=steps,
-      placement=placement,
-    )
-  images = np.array(images) if placement == "host" else images
+
+  def fetch(arrays, index):
+    # Sharded first, so that each device gathers only its own rows.
+    index = jax.lax.with_sharding_constraint(index, sharding)
+    batch = {k: jnp.take(x, index, 0, mode="clip") for k, x in arrays.items()}
+    return jax.lax.with_sharding_constraint(batch, sharding)
+
+  def items(start):
+    return itertools.chain.from_iterable(indices(start))
+
+  return device_put_global(data, replicated), fetch, items
+
+
+def streamed(images, labels, batch_size, indices, mesh):
+  """Arrays, fetch and items of a dataset in host memory or on disk."""
+  sharding = batch_sharding(mesh)
   data = {"image": images, "label": labels}
   rows = local_rows(sharding, batch_size)
 
@@ -121,50 +150,22 @@ def make_source(
           for key, x in batch.items()
         }
 
-  return Source(
-    arrays=(),
-    fetch=lambda arrays, item: item,
-    items=items,
-    steps_per_epoch=steps,
-    placement=placement,
-  )
+  return (), lambda arrays, item: item, items
 
 
-def epoch_indices(seed, rank, batch_size, start) -> Iterator[np.ndarray]:
-  """One (steps, B) int32 array an epoch; the first begins at step `start`."""
-  steps = steps_per_epoch(len(rank), batch_size)
-  first, skipped = divmod(start, steps)
-  for epoch in itertools.count(first):
-    chosen = rank[order(seed, epoch, len(rank))[: steps * batch_size]]
-    yield chosen.reshape(steps, batch_size)[skipped:]
-    skipped = 0
-
-
-def gather(sharding, arrays, index: jax.Array) -> dict[str, jax.Array]:
-  """Rows `index`, (B,) int32, of the resident arrays."""
-  # Sharded first, so that each device gathers only its own rows.
-  index = jax.lax.with_sharding_constraint(index, sharding)
-  batch = {k: jnp.take(x, index, 0, mode="clip") for k, x in arrays.items()}
-  return jax.lax.with_sharding_constraint(batch, sharding)
-
-
-def local_rows(sharding, batch_size: int) -> np.ndarray:
-  """The rows of the global batch that this host's devices hold."""
+def local_rows(sharding, batch_size):
+  """Rows of the global batch that this host's devices hold."""
   rows = np.arange(batch_size)
   parts = sharding.addressable_devices_indices_map(rows.shape).values()
   return np.unique(np.concatenate([rows[part] for part in parts]))
 
 
-def stream(
-  data: dict[str, np.ndarray], indices: np.ndarray
-) -> Iterator[dict[str, np.ndarray]]:
-  """Batches of rows `indices`, (steps, B), gathered in parallel and ahead."""
-  from vit_ssl_jax.data.tfds_sets import tensorflow
-
+def stream(data, indices):
+  """Yields batches of rows `indices`, (steps, B), gathered in parallel."""
   tf = tensorflow()
   types = [tf.as_dtype(x.dtype) for x in data.values()]
 
-  def rows(index):  # by NumPy: a tensor would be a second copy of the set
+  def rows(index):  # by NumPy: a tensor would be a second copy of the dataset
     return [np.asarray(x[index]) for x in data.values()]
 
   batches = tf.data.Dataset.from_tensor_slices(indices).map(
@@ -174,3 +175,20 @@ def stream(
   )
   for batch in batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
     yield dict(zip(data, batch, strict=True))
+
+
+def auto_placement(nbytes, share, mesh):
+  """The first of `PLACEMENTS` with room for so many bytes of images.
+
+  They may take at most `share` of its memory. All hosts, which may differ in
+  memory, agree.
+  """
+  devices = mesh.local_devices
+  stats = devices[0].memory_stats() or {}
+  # CPU devices report none and share the host's.
+  limit = stats.get("bytes_limit") or cache.memory() / len(devices)
+  if nbytes <= share * limit:
+    index = 0
+  else:
+    index = 1 if nbytes <= share * cache.memory() else 2
+  return list(PLACEMENTS)[max(hosts.all_gather(index))]

@@ -1,4 +1,4 @@
-"""Decoded images, kept in the user's cache directory."""
+"""Decoded images, cached as memory-mapped files in the user's cache folder."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,6 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -19,48 +18,75 @@ from vit_ssl_jax.errors import UserError
 
 # Part of the cache's key: raise it when reading or decoding changes.
 FORMAT = 4
-ABANDONED = 3600  # seconds since a file was written to
-# Where a container's or a job's limit stands, version 2 and 1.
+ABANDONED = 3600  # seconds without a write
+# Memory limits of containers and jobs: cgroup version 2 and 1.
 LIMITS = (
   "/sys/fs/cgroup/memory.max",
   "/sys/fs/cgroup/memory/memory.limit_in_bytes",
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Stored:
-  """N images before they are decoded."""
+class Rows:
+  """Lazily read rows of an image array, which may be memory-mapped.
 
-  count: int
-  files: Iterable[pixels.Stored]
-  # (N,); may grow while `files` is read.
-  labels: Sequence[int]
+  Supports `len`, `shape`, `dtype`, `nbytes`, indexing by a slice or integers,
+  and `numpy.asarray`, which copies.
+  """
+
+  def __init__(self, array: np.ndarray, index: np.ndarray):
+    self.array, self.index = array, index
+    self.shape = (len(index), *array.shape[1:])
+    self.dtype = array.dtype
+    self.ndim = array.ndim
+    self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
+
+  def __len__(self):
+    return len(self.index)
+
+  def __getitem__(self, rows):
+    return np.asarray(self.array[self.index[rows]])
+
+  def __array__(self, dtype=None, copy=None):
+    return np.asarray(self.array[self.index], dtype)
+
+
+def select(images: np.ndarray | Rows, index: np.ndarray) -> np.ndarray | Rows:
+  """Rows `index`, (M,) sorted, of images; the images if these are all."""
+  if len(index) == len(images):
+    return images
+  if isinstance(images, Rows):
+    return Rows(images.array, images.index[index])
+  return Rows(images, index)
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-  """N images of one size, what they show, and which could not be read."""
+  """Decoded images, labels and decoding errors."""
 
-  # (N, S, S, 3) uint8; from the cache a read-only np.memmap, of which nothing
-  # is in memory until it is looked at.
-  images: np.ndarray
-  labels: np.ndarray  # (N,) int32; -1 where the image could not be read
+  images: np.ndarray | Rows  # (N, S, S, 3) uint8; a np.memmap from the cache
+  labels: np.ndarray  # (N,) int32; -1 marks rows that do not belong
   fingerprints: np.ndarray  # (N,) uint64, of `pixels.decode_all`
-  broken: dict[int, str]  # row -> why
+  broken: dict  # row or file name -> reason
+
+  def take(self, mask: np.ndarray) -> "Decoded":
+    """The rows where the mask, (N,) bool, is True."""
+    images = select(self.images, np.flatnonzero(mask))
+    labels, fingerprints = self.labels[mask], self.fingerprints[mask]
+    return Decoded(images, labels, fingerprints, self.broken)
 
 
 def memory() -> int:
-  """Bytes of memory of this machine, or of the container on it."""
-  found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+  """Bytes of memory of this machine, or of its container."""
+  sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
   for path in LIMITS:
     with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-      found.append(int(pathlib.Path(path).read_text()))
-  return min(found)
+      sizes.append(int(pathlib.Path(path).read_text()))
+  return min(sizes)
 
 
 @contextlib.contextmanager
 def in_turn():
-  """Lets one process of this machine in at a time, where there is a cache."""
+  """Admits one process of this machine at a time, if there is a cache."""
   with contextlib.ExitStack() as stack:
     with contextlib.suppress(OSError):
       files.cache_directory().mkdir(parents=True, exist_ok=True)
@@ -69,45 +95,40 @@ def in_turn():
     yield
 
 
-def decoded(
-  name: str,
-  key: tuple,
-  size: int,
-  resize: str,
-  find: Callable[[], Stored],
-  progress: bool = False,
-) -> Decoded:
+def decoded(name, key, size, options, find) -> Decoded:
   """Images from the cache, or decoded into it.
 
-  They are written to the cache as they are decoded, so that they never have to
-  fit in memory. A cache that cannot be read or written costs time, memory and a
-  warning, nothing else.
+  Images are written as they are decoded, so they never have to fit in memory.
+  Without a usable cache they are decoded into memory, with a warning.
 
   Args:
-    name: how the files of the cache and the progress bar begin.
-    key: all that the images depend on but `size`, S, and `resize`.
-    find: called where the cache does not have them.
+    name: prefix of the cached files and label of the progress bar.
+    key: everything that the images depend on, but `size` and `options.resize`.
+    size: S.
+    options: a `load.Options`, of which it reads `resize` and `progress`.
+    find: () -> (N, images to decode, labels), where decoding may append to the
+      labels; called if the images are not cached.
 
   Raises:
-    UserError: of `find` and `pixels.decode_all`, or there is room for the
-      images neither in the cache nor in memory.
+    UserError: `find` or decoding fails, or the images fit neither in the cache
+      nor in memory.
   """
-  content = repr((FORMAT, key, size, resize)).encode()
+  content = repr((FORMAT, key, size, options.resize)).encode()
   stem = f"{name}-{size}-{hashlib.sha256(content).hexdigest()[:16]}"
   path = files.cache_directory("decoded") / f"{stem}.npy"
-  if found := read(path):
-    return found
-  stored = find()
+  if cached := read(path):
+    return cached
+  count, stored, stored_labels = find()
 
   def fill(out):
-    marks, broken = pixels.decode_all(
-      out, stored.files, resize, label=f"decoding {name}", progress=progress
+    fingerprints, broken = pixels.decode_all(
+      out, stored, options.resize, f"decoding {name}", options.progress
     )
-    labels = np.array(stored.labels, np.int32)
+    labels = np.array(stored_labels, np.int32)
     labels[list(broken)] = -1
-    return Decoded(out, labels, marks, broken)
+    return Decoded(out, labels, fingerprints, broken)
 
-  shape = (stored.count, size, size, 3)
+  shape = (count, size, size, 3)
   try:
     temporary = reserve(path.parent, shape)
   except OSError as error:
@@ -115,28 +136,28 @@ def decoded(
     return fill(np.empty(shape, np.uint8))
   try:
     out = np.lib.format.open_memmap(temporary, "r+")
-    found = fill(out)
+    part = fill(out)
     out.flush()
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
-  write_rest(path, found)
-  return dataclasses.replace(found, images=np.load(path, mmap_mode="r"))
+  write_labels(path, part)
+  return dataclasses.replace(part, images=np.load(path, mmap_mode="r"))
 
 
 def read(path: pathlib.Path) -> Decoded | None:
-  """The images of a file, with what stands beside it; None where it is not."""
+  """Cached images and labels, or None."""
   try:
     content = json.loads(path.with_suffix(".json").read_text())
-    found = Decoded(
+    part = Decoded(
       images=np.load(path, mmap_mode="r"),
       labels=np.array(content["labels"], np.int32),
       fingerprints=np.array(content["fingerprints"], np.uint64),
       broken={int(row): why for row, why in content["broken"].items()},
     )
-    if len(found.images) != len(found.labels):
+    if len(part.images) != len(part.labels):
       raise ValueError(f"{path} has another number of labels")
-    return found
+    return part
   except FileNotFoundError:
     return None
   except (OSError, ValueError, KeyError, EOFError) as error:
@@ -144,12 +165,12 @@ def read(path: pathlib.Path) -> Decoded | None:
     return None
 
 
-def write_rest(path: pathlib.Path, found: Decoded) -> None:
-  """Writes what stands beside the images; without it they do not count."""
+def write_labels(path: pathlib.Path, part: Decoded) -> None:
+  """Writes the JSON file beside the images, which makes them count."""
   content = {
-    "labels": found.labels.tolist(),
-    "fingerprints": found.fingerprints.tolist(),
-    "broken": found.broken,
+    "labels": part.labels.tolist(),
+    "fingerprints": part.fingerprints.tolist(),
+    "broken": part.broken,
   }
   try:
     files.write(path.with_suffix(".json"), json.dumps(content))
@@ -158,16 +179,16 @@ def write_rest(path: pathlib.Path, found: Decoded) -> None:
 
 
 def reserve(folder: pathlib.Path, shape: tuple[int, ...]) -> pathlib.Path:
-  """Makes a file for the images, under a name of its own."""
+  """Allocates a temporary .npy file for images of this shape."""
   folder.mkdir(parents=True, exist_ok=True)
-  for left in folder.glob("*.tmp"):  # by a process that was killed
+  for old in folder.glob("*.tmp"):  # left by a killed process
     with contextlib.suppress(OSError):
-      if time.time() - left.stat().st_mtime > ABANDONED:
-        left.unlink()
+      if time.time() - old.stat().st_mtime > ABANDONED:
+        old.unlink()
   handle, name = tempfile.mkstemp(".tmp", dir=folder)
   try:
     np.lib.format.open_memmap(name, "w+", np.uint8, shape)
-    # Else a full disk kills the process when it writes to the mapped file.
+    # Writing to a mapped file on a full disk would kill the process.
     if hasattr(os, "posix_fallocate"):
       os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
   except OSError:
@@ -179,13 +200,13 @@ def reserve(folder: pathlib.Path, shape: tuple[int, ...]) -> pathlib.Path:
 
 
 def check_memory(shape: tuple[int, ...], error: OSError) -> None:
-  """Warns, or raises UserError where the images do not fit in memory either."""
+  """Warns that there is no cache; raises UserError if memory is too small."""
   size = int(np.prod(shape))
   if size > 0.8 * memory():
     folder = files.cache_directory("decoded")
     raise UserError(
       f"the decoded images take {size / 1e9:.1f} GB, which fit neither in"
-      f" memory nor in the cache, {folder} ({error.strerror}): XDG_CACHE_HOME"
-      " chooses another place for it"
+      f" memory nor in the cache {folder} ({error.strerror}): set"
+      " XDG_CACHE_HOME to a larger disk"
     )
   cli.log(f"warning: the decoded images are not cached ({error})")

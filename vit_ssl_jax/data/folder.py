@@ -1,4 +1,4 @@
-"""A user's own folder of images, one folder for each class. No TensorFlow."""
+"""Custom datasets in a folder of images, one subfolder for each class."""
 
 import dataclasses
 import os
@@ -7,105 +7,101 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vit_ssl_jax.data import cache, rows
+from vit_ssl_jax.data import cache, splits
 from vit_ssl_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-# What the folder of a part may be called, in any case.
+# Names of the parts' folders, in any case.
 PARTS = {
   "train": ("train", "training"),
   "test": ("test", "testing"),
   "val": ("val", "valid", "validation"),
 }
-# What macOS and network drives leave; so are names that begin with a dot.
-NOT_OURS = ("__MACOSX", "@eaDir")
-# The stream of random numbers that holds out test images.
+# Left by macOS and network drives; ignored, as are names that begin with a dot.
+IGNORED = ("__MACOSX", "@eaDir")
+# Random stream that holds out test images.
 TEST = 3
 # An image's path below its part, "CLASS/.../NAME"; its bytes and time in ns.
 File = tuple[str, int, int]
 
 
-def read(
-  path: str,
-  size: int,
-  *,
-  resize: str,
-  test_fraction: float,
-  skip_broken_images: bool,
-  seed: int,
-  progress: bool,
-) -> tuple[dict[str, cache.Decoded], tuple[str, ...]]:
+def read(path, size, options):
   """Reads images in `CLASS/**`, or in `train/CLASS/**`, `test/` and `val/`.
 
-  Without a test folder, the validation folder is the test part. Images come in
-  the order of their paths, the same on every machine; hidden files and those
-  that are no images by their names are ignored. What is decoded is cached.
+  Without a test folder, the validation folder is the test part. Images are
+  sorted by path; hidden files and files without an image's suffix are ignored.
 
-  Args are those of `load.load`; `seed` fixes which images are held out.
+  Args:
+    path: the folder.
+    size: to which images are resized.
+    options: a `load.Options`.
 
   Returns:
-    parts: "train", "test" and maybe "val" -> images and labels, of which -1
-      is a row that does not belong to this part; `broken` by the file's name.
+    parts: "train", "test" and maybe "val" -> `cache.Decoded`, with label -1
+      in rows of other parts and `broken` by file name.
     classes: their names, sorted.
 
   Raises:
-    UserError: the folder is not laid out so, or has images that are broken.
+    UserError: the folder has another layout or broken images.
   """
-  places, listed, classes = layout(path)
+  folders, files, classes = layout(path)
   parts = {
-    part: decoded(path, place, listed[part], classes, size, resize, progress)
-    for part, place in places.items()
+    part: decoded(path, folder, files[part], classes, size, options)
+    for part, folder in folders.items()
   }
-  if not skip_broken_images:
+  if not options.skip_broken_images:
     check_broken(path, parts)
   if "all" in parts:
-    parts = hold_out(parts["all"], test_fraction, seed)
+    parts = hold_out(parts["all"], options.test_fraction, options.seed)
   check_left(path, parts, classes)
   return parts, classes
 
 
-def layout(root: str):
-  """Part -> its folder's name; part -> its images; the names of the classes."""
+def layout(root):
+  """Part -> its folder's name; part -> its images; class names."""
   if os.path.isfile(root):
-    raise UserError(f"{root} is a file; it must be a folder of images.")
+    raise UserError(f"{root} must be a folder of images, and is a file")
   if not os.path.isdir(root):
-    raise UserError(f'There is no folder "{root}".')
+    raise UserError(f"there is no folder {root!r}")
   try:
-    places = find_places(root)
-    listed = {
-      part: sorted(walk(os.path.join(root, place)))
-      for part, place in places.items()
+    folders = find_folders(root)
+    files = {
+      part: sorted(walk(os.path.join(root, folder)))
+      for part, folder in folders.items()
     }
-    return places, listed, find_classes(root, places, listed)
+    return folders, files, find_classes(root, folders, files)
   except OSError as error:
-    file, why = error.filename, error.strerror
-    raise UserError(f"{file} cannot be read: {why}.") from error
+    raise unreadable(error) from error
 
 
-def find_places(root: str) -> dict[str, str]:
+def unreadable(error: OSError) -> UserError:
+  return UserError(f"{error.filename} cannot be read: {error.strerror}")
+
+
+def find_folders(root: str) -> dict[str, str]:
   """Part -> its folder below root; "all" -> "" if there are only classes."""
-  found, folders = {}, subfolders(root)
+  parts, folders = {}, subfolders(root)
   for part, names in PARTS.items():
     fit = [folder for folder in folders if folder.lower() in names]
     if len(fit) > 1:
-      raise UserError(f"{root} has {some(fit)}; it must have one of them.")
+      raise UserError(f"{root} must have only one of {enumerated(fit)}")
     if fit:
-      found[part] = fit[0]
+      parts[part] = fit[0]
   # Classes may well be called "valid" and "invalid", or "train" and "car".
-  train = found.get("train")
+  train = parts.get("train")
   with_classes = train and subfolders(os.path.join(root, train))
-  if not with_classes and (not found or len(found) < len(folders)):
+  if not with_classes and (not parts or len(parts) < len(folders)):
     return {"all": ""}
-  if "train" not in found:
-    raise UserError(f"{root} has {some(folders)} but no train folder.")
-  if "test" not in found and "val" not in found:
+  if "train" not in parts:
+    raise UserError(f"{root} has {enumerated(folders)} but no train folder")
+  if "test" not in parts and "val" not in parts:
     raise UserError(
-      f"{root} has {found['train']} but no test or val folder: add one, or"
-      " leave all out, and test_fraction holds out a share of every class."
+      f"{root} has {train} but no test or val folder: add one, or leave all out"
+      " and test_fraction holds out a share of every class"
     )
-  if "test" not in found:
-    found["test"] = found.pop("val")
-  return found
+  if "test" not in parts:
+    parts["test"] = parts.pop("val")
+  return parts
 
 
 def subfolders(root: str) -> list[str]:
@@ -114,11 +110,11 @@ def subfolders(root: str) -> list[str]:
 
 
 def hidden(entry: os.DirEntry) -> bool:
-  return entry.name.startswith(".") or entry.name in NOT_OURS
+  return entry.name.startswith(".") or entry.name in IGNORED
 
 
 def walk(folder: str, prefix="", above=frozenset()) -> Iterator[File]:
-  """All images below a folder; symbolic links are followed."""
+  """Yields all images below a folder; follows symbolic links."""
   stat = os.stat(folder)
   here = (stat.st_dev, stat.st_ino)
   if here in above:  # a symbolic link that leads in a circle
@@ -136,121 +132,119 @@ def walk(folder: str, prefix="", above=frozenset()) -> Iterator[File]:
 
 
 def names(folder: str) -> list[str]:
-  """The paths of all images below a folder, relative to it, sorted.
+  """Sorted relative paths of all images below a folder.
 
   Raises:
     UserError: there are none, or something cannot be read.
   """
   try:
-    found = sorted(name for name, *_ in walk(folder))
+    paths = sorted(name for name, *_ in walk(folder))
   except OSError as error:
-    raise UserError(
-      f"{error.filename} cannot be read: {error.strerror}"
-    ) from error
-  if not found:
+    raise unreadable(error) from error
+  if not paths:
     raise UserError(f"{folder} has no images: no JPEG, PNG, WebP, BMP or GIF")
-  return found
+  return paths
 
 
-def find_classes(
-  root: str, places: dict[str, str], listed: dict[str, list[File]]
-) -> tuple[str, ...]:
-  """The names of the classes; and drops images outside of class folders."""
-  found = {}
-  for part, files in listed.items():
-    none = "no images (JPEG, PNG, WebP, BMP or GIF)"
-    has = "images, but not in folders" if files else none
-    files[:] = [file for file in files if "/" in file[0]]
-    found[part] = {file[0].partition("/")[0] for file in files}
-    if not files:
+def find_classes(root, folders, files):
+  """Sorted class names; drops images outside class folders from `files`."""
+  classes = {}
+  for part, listed in files.items():
+    inside = [file for file in listed if "/" in file[0]]
+    if not inside:
+      has = "images outside class folders" if listed else "no images"
       raise UserError(
-        f"{os.path.join(root, places[part])} has {has}; there must be a folder"
-        " of images for each class."
+        f"{os.path.join(root, folders[part])} has {has}; there must be a folder"
+        " of images (JPEG, PNG, WebP, BMP or GIF) for each class"
       )
-  first = next(iter(places))  # train, or all
-  where = os.path.join(root, places[first])
-  if empty := [name for name in subfolders(where) if name not in found[first]]:
+    files[part] = inside
+    classes[part] = {file[0].partition("/")[0] for file in inside}
+  first = next(iter(folders))  # train, or all
+  place = os.path.join(root, folders[first])
+  if empty := [x for x in subfolders(place) if x not in classes[first]]:
     raise UserError(
-      f"{where} has no images in {some(empty)}; each class must have some."
+      f"{place} has no images in {enumerated(empty)}; each class must have some"
     )
-  for part in found:
-    if new := sorted(found[part] - found[first]):
+  for part, found in classes.items():
+    if new := sorted(found - classes[first]):
       raise UserError(
-        f"{root} has classes in {places[part]} that {places[first]} lacks:"
-        f" {some(new)}."
+        f"{root} has classes in {folders[part]} that {folders[first]} lacks:"
+        f" {enumerated(new)}"
       )
-  classes = tuple(sorted(found[first]))
-  if len(classes) < 2:
+  if len(classes[first]) < 2:
     raise UserError(
-      f"{where} has only one class, {classes[0]}; there must be at least two."
+      f"{place} has only one class, {classes[first].pop()!r}; there must be at"
+      " least two"
     )
-  return classes
+  return tuple(sorted(classes[first]))
 
 
-def decoded(root, place, files, classes, size, resize, progress):
-  """One part's images, from the cache or decoded."""
-  folder = os.path.join(root, place)
-  name = os.path.basename(os.path.realpath(root))
-  plain = re.sub(r"[^\w.-]+", "_", f"{name}-{place}", flags=re.ASCII)[:60]
+def decoded(root, folder, files, classes, size, options):
+  """Images of one part, from the cache or decoded."""
+  place = os.path.join(root, folder)
+  stem = f"{os.path.basename(os.path.realpath(root))}-{folder}"
+  plain = re.sub(r"[^\w.-]+", "_", stem, flags=re.ASCII)[:60].strip("-")
   index = {name: label for label, name in enumerate(classes)}
 
   def find():
-    return cache.Stored(
-      count=len(files),
-      files=(os.path.join(folder, file) for file, *_ in files),
-      labels=[index[file.partition("/")[0]] for file, *_ in files],
-    )
+    paths = (os.path.join(place, file) for file, *_ in files)
+    labels = [index[file.partition("/")[0]] for file, *_ in files]
+    return len(files), paths, labels
 
-  key = (os.path.realpath(folder), classes, files)
-  name = f"folder-{plain.strip('-')}"
-  found = cache.decoded(name, key, size, resize, find, progress)
+  key = (os.path.realpath(place), classes, files)
+  part = cache.decoded(f"folder-{plain}", key, size, options, find)
   broken = {
-    os.path.join(place, files[row][0]): why for row, why in found.broken.items()
+    os.path.join(folder, files[row][0]): why for row, why in part.broken.items()
   }
-  return dataclasses.replace(found, broken=broken)
+  return dataclasses.replace(part, broken=broken)
 
 
-def hold_out(found: cache.Decoded, fraction: float, seed: int):
-  """Part -> the same images, with the labels of its own rows.
+def hold_out(part: cache.Decoded, fraction: float, seed: int):
+  """Splits a part into "train" and "test" by labels of -1.
 
-  Which are held out depends on the files' paths, and so on nothing of how they
-  are decoded: what one run has trained on, no later one tests on.
+  The split depends on the files' paths alone, not on how they are decoded, so
+  that no later run tests on images that an earlier one trained on.
   """
-  labels, whole = found.labels, np.flatnonzero(found.labels >= 0)
+  labels, rows = part.labels, np.flatnonzero(part.labels >= 0)
   test = np.full_like(labels, -1)
-  if len(whole):
-    # The rows are sorted by path.
-    out = rows.held_out(labels[whole], whole, fraction, seed, TEST)
-    test[whole[out]] = labels[whole[out]]
+  if len(rows):
+    mask = splits.held_out(labels[rows], rows, fraction, seed, TEST)
+    test[rows[mask]] = labels[rows[mask]]
   train = np.where(test < 0, labels, -1)
-  kept = {"train": train, "test": test}
-  return {k: dataclasses.replace(found, labels=v) for k, v in kept.items()}
+  return {
+    name: dataclasses.replace(part, labels=x)
+    for name, x in (("train", train), ("test", test))
+  }
 
 
 def check_broken(root, parts) -> None:
-  names = [
+  broken = [
     f"{name} ({why})"
     for part in parts.values()
     for name, why in part.broken.items()
   ]
-  if names:
+  if broken:
     raise UserError(
-      f"{root} has broken images ({len(names)}): {some(names)};"
-      " skip_broken_images=True skips them."
+      f"{root} has broken images ({len(broken)}): {enumerated(broken)};"
+      " skip_broken_images=True skips them"
     )
 
 
 def check_left(root, parts, classes) -> None:
-  """Raises UserError if nothing is left of a class or of a part."""
-  kept = set(parts["train"].labels.tolist())
-  if gone := [name for i, name in enumerate(classes) if i not in kept]:
-    raise UserError(f"{root}: all training images of {some(gone)} are broken.")
-  for part, found in parts.items():
-    if (found.labels < 0).all():
-      why = "they are broken, or there is only one of each class"
-      raise UserError(f"{root} has no images for the {part} part: {why}.")
+  """Raises UserError if a class or a part has no images left."""
+  labels = set(parts["train"].labels.tolist())
+  if gone := [name for i, name in enumerate(classes) if i not in labels]:
+    raise UserError(
+      f"{root}: all training images of {enumerated(gone)} are broken"
+    )
+  for name, part in parts.items():
+    if (part.labels < 0).all():
+      raise UserError(
+        f"{root} has no images for the {name} part: they are broken, or there"
+        " is only one of each class"
+      )
 
 
-def some(names: list[str]) -> str:
+def enumerated(names: list[str]) -> str:
   more = f" and {len(names) - 10} more" if len(names) > 10 else ""
   return ", ".join(names[:10]) + more

@@ -1,189 +1,251 @@
-"""A set's name to its images."""
+"""Datasets by name: the one description of a run's images."""
 
+import contextlib
 import dataclasses
 import os
 
 import numpy as np
 
+from vit_ssl_jax import cli
 from vit_ssl_jax.data import (
+  batches,
   cache,
   folder,
   npz,
   registry,
-  rows,
+  splits,
   statistics,
   tfds_sets,
 )
 from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.parallel import hosts
 
-# Streams of random numbers, one for each way of parting a set.
+# Random streams, one for each split.
 VAL, FRACTION = 1, 2
+PARTS = {"train": "training", "val": "validation", "test": "test"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Options of `load`; the first ten are config keys."""
+
+  # Splits of a TFDS dataset in its notation, such as train[:10%]; "" is the
+  # paper's split, and no validation part.
+  train_split: str = ""
+  val_split: str = ""
+  test_split: str = ""
+  resize: str = "crop"  # or "squash", see `pixels.decode`
+  # Share of every class that a folder without parts keeps for testing, (0, 1).
+  test_fraction: float = 0.2
+  # Share of every class's training images held out for validation, [0, 1).
+  val_fraction: float = 0.0
+  # Share of every class's training images to keep, (0, 1]; smaller shares are
+  # subsets of larger ones.
+  data_fraction: float = 1.0
+  skip_broken_images: bool = False
+  # Of the channels, in [0, 1]; () is published or computed.
+  mean: tuple[float, ...] = ()
+  std: tuple[float, ...] = ()
+  data_dir: str | None = None  # TFDS's; None is $TFDS_DATA_DIR or its default
+  seed: int = 0  # of all splits
+  progress: bool = True  # show progress bars
+
+
+# Config keys that `load` takes under the same name.
+KEYS = tuple(x.name for x in dataclasses.fields(Options))[:10]
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A labelled set of square RGB images, decoded.
+  """A labelled dataset of square RGB images, decoded.
 
-  Images are (N, S, S, 3) uint8 in the cache's files, of which only what is
-  looked at is read (`numpy.memmap` or `rows.Rows`; `numpy.asarray` copies
-  them); labels are (N,) int32 indices of `classes`, fingerprints (N,) uint64
-  of `pixels.decode_all`. Without a validation part its arrays are empty.
+  Images are (N, S, S, 3) uint8, read lazily from the cache (`numpy.memmap` or
+  `cache.Rows`; `numpy.asarray` copies them); labels are (N,) int32 indices of
+  `classes`, fingerprints (N,) uint64 of `pixels.decode_all`. A missing
+  validation part has empty arrays.
   """
 
   name: str
-  train_images: np.ndarray | rows.Rows
+  train_images: np.ndarray | cache.Rows
   train_labels: np.ndarray
   train_fingerprints: np.ndarray
-  val_images: np.ndarray | rows.Rows
+  val_images: np.ndarray | cache.Rows
   val_labels: np.ndarray
   val_fingerprints: np.ndarray
-  test_images: np.ndarray | rows.Rows
+  test_images: np.ndarray | cache.Rows
   test_labels: np.ndarray
   test_fingerprints: np.ndarray
   classes: tuple[str, ...]
-  # Of the training images' channels, in [0, 1].
-  mean: tuple[float, ...]
+  mean: tuple[float, ...]  # of the training images' channels, in [0, 1]
   std: tuple[float, ...]
-  # How many training images there were before `data_fraction`.
-  whole_train_size: int
-  # Images that could not be read, and why.
-  broken: dict[str, str]
+  whole_train_size: int  # training images before `data_fraction`
+  broken: dict[str, str]  # file -> reason, of images that were skipped
 
 
-def load(
-  name: str,
-  image_size: int,
-  *,
-  data_dir: str | None = None,
-  train_split: str = "",
-  val_split: str = "",
-  test_split: str = "",
-  resize: str = "crop",
-  test_fraction: float = 0.2,
-  val_fraction: float = 0.0,
-  data_fraction: float = 1.0,
-  skip_broken_images: bool = False,
-  mean: tuple[float, ...] = (),
-  std: tuple[float, ...] = (),
-  seed: int = 0,
-  progress: bool = True,
-) -> Dataset:
-  """Loads a set by name, resized to `image_size` where it is stored otherwise.
+def load(name: str, image_size: int, **options) -> Dataset:
+  """Loads a dataset, resized to `image_size`.
 
   Args:
     name: one of `registry.SETS`, `npz:/path/file.npz` or `folder:/path`.
-    image_size: S; images are resized to S×S, bicubic with antialiasing.
-    data_dir: where TFDS keeps its sets; None is `$TFDS_DATA_DIR` or else
-      `~/tensorflow_datasets`.
-    train_split, val_split, test_split: parts of a TFDS set in its own
-      notation, such as train[:10%]; "" is what the paper trains and tests on,
-      and no validation part.
-    resize: "crop" resizes the shorter side and takes the middle, "squash"
-      resizes both sides.
-    test_fraction: the share of every class that a folder without train and
-      test keeps for testing, in (0, 1).
-    val_fraction: the share of every class's training images that is held out
-      for validation, in [0, 1).
-    data_fraction: the share of every class's training images to keep, in
-      (0, 1]; for one seed, what a smaller share keeps a larger one keeps too.
-    skip_broken_images: leave out a folder's images that cannot be read.
-    mean, std: of the channels, in [0, 1]; () are the published ones, or those
-      of all training images.
-    seed: fixes what is held out and which share is kept.
-    progress: whether slow work shows a bar.
+    image_size: S.
+    **options: fields of `Options`.
 
   Raises:
-    UserError: the set is unknown, missing, damaged or not as it should be, or
-      does not have the parts that are asked for.
+    UserError: the dataset is unknown, missing, damaged or lacks a split.
   """
-  known = registry.get(name)
-  splits = {"train": train_split, "val": val_split, "test": test_split}
-  how = {"resize": resize, "progress": progress}
+  options = Options(**options)
+  entry = registry.get(name)
   path = os.path.expanduser(name.partition(":")[2])
-  if known is not registry.OWN:
-    how |= {"data_dir": data_dir}
-    parts, classes = tfds_sets.read(name, image_size, splits, **how)
+  if entry is not registry.OWN:
+    parts, classes = tfds_sets.read(name, image_size, options)
   else:
-    check_no_splits(name, splits)
-    if name.startswith(registry.NPZ):
-      parts, classes = npz.read(path, image_size, **how)
-    else:
-      how |= {"test_fraction": test_fraction, "seed": seed}
-      how |= {"skip_broken_images": skip_broken_images}
-      parts, classes = folder.read(path, image_size, **how)
-  parts = {k: take(part, part.labels >= 0) for k, part in parts.items()}
-  found = known.mean, known.std
-  if not (mean and std) and not known.mean:
-    found = statistics.cached(parts["train"].images, progress=progress)
-  parts, whole = parted(name, parts, val_fraction, data_fraction, seed)
-  arrays = {
-    f"{part}_{field}": getattr(found, field)
-    for part, found in parts.items()
-    for field in ("images", "labels", "fingerprints")
-  }
+    check_no_splits(name, options)
+    source = npz if name.startswith(registry.NPZ) else folder
+    parts, classes = source.read(path, image_size, options)
+  parts = {k: part.take(part.labels >= 0) for k, part in parts.items()}
+  mean, std = options.mean or entry.mean, options.std or entry.std
+  if not (mean and std):
+    computed = statistics.cached(parts["train"].images, options.progress)
+    mean, std = mean or computed[0], std or computed[1]
+  parts, size = split(name, parts, options)
   return Dataset(
     name=name,
     classes=classes,
-    mean=tuple(mean or found[0]),
-    std=tuple(std or found[1]),
-    whole_train_size=whole,
+    mean=tuple(mean),
+    std=tuple(std),
+    whole_train_size=size,
     broken={k: v for part in parts.values() for k, v in part.broken.items()},
-    **arrays,
+    **arrays(parts),
   )
 
 
-def check_no_splits(name: str, splits: dict[str, str]) -> None:
-  for part, split in splits.items():
-    if split not in ("", part):
+def arrays(parts):
+  """Fields of a `Dataset`: part_field -> array."""
+  return {
+    f"{name}_{field}": getattr(part, field)
+    for name, part in parts.items()
+    for field in ("images", "labels", "fingerprints")
+  }
+
+
+def check_no_splits(name, options):
+  for part in PARTS:
+    value = getattr(options, f"{part}_split")
+    if value not in ("", part):
       raise UserError(
-        f'{part}_split is "{split}", but {name} has no splits of TFDS: leave'
-        f" {part}_split empty."
+        f"{part}_split must be '' for {name}, which has no TFDS splits, not"
+        f" {value!r}"
       )
 
 
-def take(part: cache.Decoded, mask: np.ndarray) -> cache.Decoded:
-  """The rows where the mask, (N,) bool, is True."""
-  return cache.Decoded(
-    rows.select(part.images, np.flatnonzero(mask)),
-    part.labels[mask],
-    part.fingerprints[mask],
-    part.broken,
-  )
-
-
-def parted(
-  name: str,
-  parts: dict[str, cache.Decoded],
-  val_fraction: float,
-  data_fraction: float,
-  seed: int,
-) -> tuple[dict[str, cache.Decoded], int]:
-  """Holds out the validation images, then keeps a share of the others.
+def split(name, parts, options):
+  """Holds out validation images, then keeps a share of the others.
 
   Returns:
-    "train", "val" and "test", and how many training images there were in
-    between.
+    "train", "val" and "test" parts; the number of training images in between.
   """
-  train = parts["train"]
-  if val_fraction and "val" in parts:
+  train, seed = parts["train"], options.seed
+  if options.val_fraction and "val" in parts:
     raise UserError(
-      f"{name} has validation images of its own: val_fraction has to be 0, not"
-      f" {val_fraction}."
+      f"val_fraction must be 0 for {name}, which has validation images of its"
+      f" own, not {options.val_fraction}"
     )
   if "val" not in parts:
-    out = np.zeros(len(train.labels), bool)
-    if val_fraction:
-      out = rows.held_out(
-        train.labels, train.fingerprints, val_fraction, seed, VAL
+    mask = np.zeros(len(train.labels), bool)
+    if options.val_fraction:
+      mask = splits.held_out(
+        train.labels, train.fingerprints, options.val_fraction, seed, VAL
       )
-    parts = parts | {"val": take(train, out), "train": take(train, ~out)}
+    parts = parts | {"val": train.take(mask), "train": train.take(~mask)}
     train = parts["train"]
-  if data_fraction == 1:
-    return parts, len(train.labels)
-  kept = np.zeros(len(train.labels), bool)
-  kept[
-    rows.stratified(
-      train.labels, train.fingerprints, data_fraction, seed, FRACTION
+  size = len(train.labels)
+  if options.data_fraction < 1:
+    mask = np.zeros(size, bool)
+    rows = splits.stratified(
+      train.labels, train.fingerprints, options.data_fraction, seed, FRACTION
     )
-  ] = True
-  return parts | {"train": take(train, kept)}, len(train.labels)
+    mask[rows] = True
+    parts = parts | {"train": train.take(mask)}
+  return parts, size
+
+
+def load_config(config) -> Dataset:
+  """Loads a config's dataset.
+
+  The first process goes first: the others find what it prepared and decoded,
+  or, on machines with other disks, do so one by one.
+  """
+  for turn in (True, False):
+    with hosts.sync_errors(), contextlib.ExitStack() as stack:
+      if hosts.is_primary() != turn:
+        continue
+      if not turn:
+        stack.enter_context(cache.in_turn())
+      dataset = load(
+        config.dataset,
+        config.model.image_size,
+        data_dir=config.data_dir or None,
+        seed=config.split_seed,
+        progress=turn,
+        **{key: config[key] for key in KEYS},
+      )
+  return dataset
+
+
+def open_data(config, mesh, dataset=None):
+  """Loads a config's dataset, unless it is given, and logs its description.
+
+  Returns:
+    config: with the dataset's mean and standard deviation.
+    dataset: a `Dataset`.
+    source: a `batches.Source` of training batches.
+  """
+  if dataset is None:
+    dataset = load_config(config)
+  config = config.copy_and_resolve_references()
+  with config.ignore_type():  # lists, if read from JSON
+    config.update(mean=dataset.mean, std=dataset.std)
+  placement = config.placement
+  if placement == "auto":
+    nbytes = dataset.train_images.nbytes
+    placement = batches.auto_placement(nbytes, config.memory_share, mesh)
+  whole = config.data_fraction_keeps == "steps"
+  source = batches.make_source(
+    dataset.train_images,
+    dataset.train_labels,
+    config.batch_size,
+    seed=config.seed,
+    placement=placement,
+    epoch_images=dataset.whole_train_size if whole else None,
+    fingerprints=dataset.train_fingerprints,
+    mesh=mesh,
+  )
+  for line in describe(dataset, source.placement):
+    cli.log(line)
+  return config, dataset, source
+
+
+def describe(dataset, placement):
+  """Yields lines on a dataset's size, placement, overlaps and broken images."""
+  marks = {part: getattr(dataset, f"{part}_fingerprints") for part in PARTS}
+  counts = [
+    f"{len(marks[part]):,} {word}"
+    for part, word in PARTS.items()
+    if len(marks[part])
+  ]
+  size = dataset.train_images.shape[1]
+  yield (
+    f"{dataset.name}: {', '.join(counts)} images of {size} x {size} in"
+    f" {len(dataset.classes)} classes; the training images take"
+    f" {dataset.train_images.nbytes / 1e6:,.1f} MB,"
+    f" {batches.PLACEMENTS[placement]}"
+  )
+  for part in ("val", "test"):
+    if shared := np.isin(marks[part], marks["train"]).sum():
+      yield (
+        f"warning: {shared:,} of the {len(marks[part]):,} {PARTS[part]} images"
+        " are among the training images too"
+      )
+  if broken := [f"{name} ({why})" for name, why in dataset.broken.items()]:
+    more = ", ..." if len(broken) > 10 else ""
+    yield f"skipped {len(broken)} broken images: {', '.join(broken[:10])}{more}"

@@ -1,36 +1,33 @@
-"""Every data set by its name: one entry is all that a set of TFDS needs.
+"""Registry of datasets by name; adding a TFDS dataset takes one entry.
 
-The configs, the loaders, the evaluation's suites and the table in docs/data.md
-read it. It imports no JAX and no TensorFlow.
+The recipes, the loaders, the evaluation suites and the table in docs/data.md
+read it. It imports neither JAX nor TensorFlow.
 """
 
 import dataclasses
 
 from vit_ssl_jax.errors import UserError, did_you_mean
 
-# How the names of one's own images begin.
+# Prefixes of custom datasets.
 NPZ, FOLDER = "npz:", "folder:"
 
 
 @dataclasses.dataclass(frozen=True)
-class DataSet:
-  """What is known of a set.
+class Entry:
+  """Facts about a dataset.
 
   Attributes:
-    tfds_name: of the TFDS builder; "" for images of one's own.
-    image_size: to which images are resized, in pixels.
-    patch_size: at that size, in pixels; see `patch_size_of`.
-    classes, train_images, test_images: how many there are; 0 is unknown.
-    source: where it comes from, in one sentence.
-    autoaugment: the AutoAugment policy, as the paper's code chooses it; "" is
-      none.
-    resize: how images become square: "crop" resizes the shorter side and takes
-      the middle, "squash" resizes both sides.
-    train_split, test_split: what the paper trains and tests on.
-    mean, std: of the training images' channels in [0, 1], as the paper's code
-      gives them; () where they are computed.
-    host: where TFDS's own builder downloads from; "" for those of
-      `data.builders`.
+    tfds_name: name of the TFDS builder; "" for a custom dataset.
+    image_size: side to which images are resized, in pixels.
+    patch_size: ViT's and CaiT's at that size, in pixels; see `patch_size_of`.
+    classes, train_images, test_images: counts; 0 if unknown.
+    source: origin, in one sentence for docs/data.md.
+    autoaugment: AutoAugment policy of the paper's code; "" is none.
+    resize: "crop" (resize the shorter side, centre crop) or "squash".
+    train_split, test_split: the paper's splits, in TFDS's notation.
+    mean, std: of the training images' channels in [0, 1], from the paper's
+      code; () if they are computed.
+    host: server of TFDS's own builder; "" for those in `data.builders`.
   """
 
   tfds_name: str
@@ -49,12 +46,12 @@ class DataSet:
   host: str = ""
 
   def patch_size_of(self, arch):
-    """The paper's patch size; Swin begins smaller, for it merges patches."""
+    """The paper's patch size; Swin's is smaller because it merges patches."""
     return min(self.patch_size // 2, 4) if arch == "swin" else self.patch_size
 
 
 SETS = {
-  "cifar10": DataSet(
+  "cifar10": Entry(
     "cifar10",
     image_size=32,
     patch_size=4,
@@ -67,7 +64,7 @@ SETS = {
     std=(0.2470, 0.2435, 0.2616),
     host="https://www.cs.toronto.edu",
   ),
-  "cifar100": DataSet(
+  "cifar100": Entry(
     "cifar100",
     image_size=32,
     patch_size=4,
@@ -80,7 +77,7 @@ SETS = {
     std=(0.2673, 0.2564, 0.2762),
     host="https://www.cs.toronto.edu",
   ),
-  "cinic10": DataSet(
+  "cinic10": Entry(
     "cinic10",
     image_size=32,
     patch_size=4,
@@ -93,7 +90,7 @@ SETS = {
     mean=(0.47889522, 0.47227842, 0.43047404),
     std=(0.24205776, 0.23828046, 0.25874835),
   ),
-  "svhn": DataSet(
+  "svhn": Entry(
     "svhn_cropped",
     image_size=32,
     patch_size=4,
@@ -106,7 +103,7 @@ SETS = {
     std=(0.1980, 0.2010, 0.1970),
     host="http://ufldl.stanford.edu",
   ),
-  "tiny_imagenet": DataSet(
+  "tiny_imagenet": Entry(
     "tiny_imagenet",
     image_size=64,
     patch_size=8,
@@ -119,7 +116,7 @@ SETS = {
     mean=(0.4802, 0.4481, 0.3975),
     std=(0.2770, 0.2691, 0.2821),
   ),
-  "aircraft": DataSet(
+  "aircraft": Entry(
     "fgvc_aircraft",
     image_size=224,
     patch_size=16,
@@ -128,10 +125,10 @@ SETS = {
     test_images=3_333,
     source="`fgvc-aircraft-2013b.tar.gz`, downloaded or put there.",
     autoaugment="imagenet",
-    resize="squash",  # an aircraft fills a wide image
+    resize="squash",  # aircraft fill wide images
     train_split="train+validation",
   ),
-  "cars": DataSet(
+  "cars": Entry(
     "stanford_cars",
     image_size=224,
     patch_size=16,
@@ -141,9 +138,9 @@ SETS = {
     source="put there: `cars_train.tgz`, `cars_test.tgz`, `car_devkit.tgz` and"
     " `cars_test_annos_withlabels.mat`, or `car_ims.tgz` and `cars_annos.mat`.",
     autoaugment="imagenet",
-    resize="squash",  # and so does a car
+    resize="squash",  # and so do cars
   ),
-  "digits": DataSet(
+  "digits": Entry(
     "digits",
     image_size=16,
     patch_size=4,
@@ -156,8 +153,8 @@ SETS = {
     std=(0.3530,) * 3,
   ),
 }
-# Images of one's own start from Tiny-ImageNet's recipe.
-OWN = DataSet(
+# Custom datasets start from Tiny-ImageNet's recipe.
+OWN = Entry(
   "",
   image_size=64,
   patch_size=8,
@@ -169,11 +166,11 @@ OWN = DataSet(
 )
 
 
-def get(name: str) -> DataSet:
-  """The set of that name; `OWN` for npz:/path/file.npz and folder:/path.
+def get(name: str) -> Entry:
+  """The entry of a dataset; `OWN` for npz:/path/file.npz and folder:/path.
 
   Raises:
-    UserError: there is none.
+    UserError: there is no such dataset.
   """
   if name.startswith((NPZ, FOLDER)):
     return OWN

@@ -1,5 +1,6 @@
-"""Mean and standard deviation of a set's channels, computed once."""
+"""Channel means and standard deviations, computed once and cached."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -8,25 +9,21 @@ import numpy as np
 from PIL import Image
 
 from vit_ssl_jax import files
-from vit_ssl_jax.data import rows
-from vit_ssl_jax.data.pixels import progress_bar
+from vit_ssl_jax.data import cache, pixels
 
 CHUNK = 2**24  # bytes of images at a time
 
 
-def of_channels(
-  images, *, progress: bool = False
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """(N, S, S, 3) uint8 -> mean and standard deviation, three numbers each.
+def of_channels(images, progress=False):
+  """(N, S, S, 3) uint8 -> mean and standard deviation of channels in [0, 1].
 
-  Over all pixels of all images, in units of [0, 1], and exact: from counts of
-  the 256 values. A channel that does not vary by a level of grey is as good as
-  constant: its deviation is given as 1, so that it can be divided by.
+  Exact, from histograms of the 256 levels. The deviation of a channel that
+  varies by less than one level is given as 1, so that it can be divided by.
   """
   counts = np.zeros((3, 256), np.int64)
   step = max(1, CHUNK // int(np.prod(images.shape[1:])))
   label = "mean and standard deviation"
-  with progress_bar(len(images), label, progress) as bar:
+  with pixels.progress_bar(len(images), label, progress) as bar:
     for start in range(0, len(images), step):
       chunk = np.asarray(images[start : start + step])
       # Pillow counts in place; NumPy would widen every pixel to 64 bits.
@@ -41,24 +38,20 @@ def of_channels(
   return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def cached(images, *, progress: bool = False):
-  """`of_channels`, kept in the cache where the images are kept there."""
-  chosen = images.index.tobytes() if isinstance(images, rows.Rows) else b""
+def cached(images, progress=False):
+  """`of_channels`, cached on disk if the images are."""
+  index = images.index.tobytes() if isinstance(images, cache.Rows) else b""
   file = getattr(getattr(images, "array", images), "filename", None)
   if file is None:
-    return of_channels(images, progress=progress)
+    return of_channels(images, progress)
   source = repr((str(file), os.stat(file).st_mtime_ns, images.shape)).encode()
-  digest = hashlib.sha256(source + chosen).hexdigest()[:16]
+  digest = hashlib.sha256(source + index).hexdigest()[:16]
   path = files.cache_directory("statistics") / f"{digest}.json"
-  try:
+  with contextlib.suppress(OSError, ValueError):
     mean, std = json.loads(path.read_text())
     return tuple(mean), tuple(std)
-  except (OSError, ValueError):
-    pass
-  found = of_channels(images, progress=progress)
-  try:
+  mean, std = of_channels(images, progress)
+  with contextlib.suppress(OSError):  # the next run computes it again
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, json.dumps(found))
-  except OSError:
-    pass  # the next start computes it again
-  return found
+    files.write(path, json.dumps((mean, std)))
+  return mean, std

@@ -1,4 +1,4 @@
-"""Sets that tensorflow-datasets keeps, decoded once and cached as arrays."""
+"""TFDS datasets, prepared if need be, decoded once and cached."""
 
 import contextlib
 import json
@@ -15,72 +15,60 @@ from vit_ssl_jax.data import cache, registry
 from vit_ssl_jax.errors import UserError, line
 
 READ_BATCH = 64
-TIMEOUT = 10  # seconds for a server to answer
+TIMEOUT = 10  # seconds
 
 
-def read(
-  name: str,
-  image_size: int,
-  splits: dict[str, str],
-  *,
-  resize: str,
-  data_dir: str | None,
-  progress: bool,
-) -> tuple[dict[str, cache.Decoded], tuple[str, ...]]:
-  """Reads a set's parts, preparing the set if need be.
-
-  TensorFlow is imported only for what the cache does not hold yet. Arguments
-  are those of `load.load`, with the splits by "train", "val" and "test".
+def read(name, size, options):
+  """Reads the splits that `options` names, or the registry's.
 
   Returns:
-    The parts, and the names of the classes.
+    parts: "train", "test" and maybe "val" -> `cache.Decoded`.
+    classes: their names.
 
   Raises:
-    UserError: the set is neither there nor to be had, its files are damaged, or
-      it has no such split.
+    UserError: the dataset cannot be prepared, is damaged, or lacks a split.
   """
-  known = registry.SETS[name]
-  root = data_root(data_dir)
-  folder = prepared(name, root) or prepare(name, root, progress)
-  chosen = splits | {
-    "train": splits["train"] or known.train_split,
-    "test": splits["test"] or known.test_split,
+  entry, root = registry.SETS[name], data_root(options.data_dir)
+  folder = prepared(name, root) or prepare(name, root, options.progress)
+  splits = {
+    "train": options.train_split or entry.train_split,
+    "val": options.val_split,
+    "test": options.test_split or entry.test_split,
   }
   parts = {
-    part: read_split(name, folder, split, image_size, resize, progress)
-    for part, split in chosen.items()
+    part: read_split(name, folder, split, size, options)
+    for part, split in splits.items()
     if split
   }
   return parts, class_names(folder)
 
 
 def data_root(data_dir: str | None) -> epath.Path:
-  """TFDS's data directory, where None or \"\" is its default."""
-  chosen = data_dir or os.environ.get("TFDS_DATA_DIR")
-  chosen = chosen or "~/tensorflow_datasets"
-  if "://" not in chosen:
-    chosen = os.path.realpath(os.path.expanduser(chosen))
-  return epath.Path(chosen)
+  """TFDS's data directory; None or "" is its default."""
+  root = data_dir or os.environ.get("TFDS_DATA_DIR")
+  root = root or "~/tensorflow_datasets"
+  if "://" not in root:
+    root = os.path.realpath(os.path.expanduser(root))
+  return epath.Path(root)
 
 
 def prepared(name: str, root: epath.Path) -> epath.Path | None:
-  """The set's prepared directory, root/NAME/VERSION; the newest if several."""
-  places = [root, own_root()] if name == "digits" else [root]
-  for place in places:
+  """The newest prepared version, root/NAME/VERSION, if there is one."""
+  for place in [root, digits_root()] if name == "digits" else [root]:
     folder = place / registry.SETS[name].tfds_name
-    found = [
+    versions = [
       child
       for child in (folder.iterdir() if folder.is_dir() else ())
       if re.fullmatch(r"\d+\.\d+\.\d+", child.name)
       and (child / "dataset_info.json").exists()
     ]
-    if found:
-      return max(found, key=lambda p: [int(x) for x in p.name.split(".")])
+    if versions:
+      return max(versions, key=lambda p: [int(x) for x in p.name.split(".")])
   return None
 
 
-def own_root() -> epath.Path:
-  """Where digits, which need no source, are put if nothing else will do."""
+def digits_root() -> epath.Path:
+  """Place of digits, which need no source, if the data directory is no use."""
   return epath.Path(files.cache_directory("tfds"))
 
 
@@ -88,16 +76,16 @@ def class_names(folder: epath.Path) -> tuple[str, ...]:
   names = folder / "label.labels.txt"
   if names.exists():
     return tuple(names.read_text().split("\n")[:-1])
-  # A set whose classes are numbers keeps their count alone.
+  # Unnamed classes: TFDS keeps only their number.
   features = json.loads((folder / "features.json").read_text())
   label = features["featuresDict"]["features"]["label"]["classLabel"]
   return tuple(str(i) for i in range(int(label["numClasses"])))
 
 
 def prepare(name: str, root: epath.Path, progress: bool) -> epath.Path:
-  """Generates or downloads the set into `root`; returns its directory."""
+  """Generates or downloads a dataset into `root`; returns its folder."""
   if name == "digits" and not writable(root):
-    root = own_root()
+    root = digits_root()
   try:
     if not writable(root):
       raise OSError("the directory is read-only")
@@ -107,71 +95,69 @@ def prepare(name: str, root: epath.Path, progress: bool) -> epath.Path:
   except UserError:
     raise
   except Exception as error:
-    # Another process may have prepared it meanwhile.
-    if not prepared(name, root):
-      why = getattr(error, "reason", error)
-      raise unprepared(name, root, why) from error
+    if not prepared(name, root):  # by another process, meanwhile
+      raise unprepared(name, root, error) from error
   return prepared(name, root)
 
 
 def generate(name: str, root: epath.Path, progress: bool) -> None:
-  """Lets TFDS prepare a set; a failure leaves no empty folders."""
+  """Prepares a dataset by TFDS; a failure leaves no empty folders."""
   tensorflow()
   import tensorflow_datasets as tfds
 
-  known = registry.SETS[name]
-  if not known.host:
+  entry = registry.SETS[name]
+  if not entry.host:
     import vit_ssl_jax.data.builders  # noqa: F401
   if progress:
     cli.log(f"preparing {name} in {root}")
   if not (progress and sys.stderr.isatty()):
     tfds.disable_progress_bar()
   try:
-    tfds.builder(known.tfds_name, data_dir=root).download_and_prepare()
+    tfds.builder(entry.tfds_name, data_dir=root).download_and_prepare()
   except Exception:
-    for folder in ("downloads/extracted", "downloads", known.tfds_name, ""):
-      with contextlib.suppress(OSError):  # it is not empty
+    for folder in ("downloads/extracted", "downloads", entry.tfds_name, ""):
+      with contextlib.suppress(OSError):  # not empty
         (root / folder).rmdir()
     raise
 
 
 def writable(root: epath.Path) -> bool:
-  """Whether `root`, or the directory it would be made in, lets us write."""
+  """Whether `root`, or its nearest existing parent, is writable."""
   if "://" in os.fspath(root):
     return True
   while not root.exists():
     root = root.parent
-  # The mode says read-only to root too, to whom os.access never does.
+  # The mode counts for root too, whom os.access always lets write.
   return bool(root.stat().mode & 0o222) and os.access(root, os.W_OK)
 
 
 def check_answers(url: str) -> None:
-  """Raises OSError where no server answers: TFDS would retry for minutes."""
+  """Raises OSError if no server answers; TFDS would retry for minutes."""
   request = urllib.request.Request(url, method="HEAD")
   try:
     urllib.request.urlopen(request, timeout=TIMEOUT).close()
   except urllib.error.HTTPError as error:
     error.close()
-    if error.code >= 500:  # others may be to the method alone
+    if error.code >= 500:  # others may only refuse the method
       raise
 
 
-def unprepared(name: str, root: epath.Path, why) -> UserError:
-  why = line(why)
+def unprepared(name: str, root: epath.Path, error: Exception) -> UserError:
+  entry = registry.SETS[name]
   advice = "set TFDS_DATA_DIR or --config.data_dir to a directory that "
-  if registry.SETS[name].host:
-    tfds_name = registry.SETS[name].tfds_name
-    advice += f"holds it, made with `tfds build {tfds_name}"
-    advice += " --data_dir=DIRECTORY` where there is a network."
+  if entry.host:
+    advice += f"holds it, made by `tfds build {entry.tfds_name}"
+    advice += " --data_dir=DIRECTORY` on a machine with a network"
   else:
-    advice += "can be written."
+    advice += "can be written"
+  why = line(getattr(error, "reason", error))
   return UserError(
-    f'The data set "{name}" is not in {root} and could not be prepared there '
-    f"({why}): {advice}"
+    f"dataset {name!r} is not in {root} and could not be prepared there"
+    f" ({why}): {advice}"
   )
 
 
-def read_split(name, folder, split, image_size, resize, progress):
+def read_split(name, folder, split, size, options):
   """A split's `cache.Decoded`, in the stored order."""
 
   def find():
@@ -185,12 +171,12 @@ def read_split(name, folder, split, image_size, resize, progress):
       count = 0
     if not count:
       raise UserError(
-        f'The split "{split}" selects nothing from {name}, which has '
-        f"{', '.join(builder.info.splits)}; part of one is, e.g., train[:10%]."
+        f"split {split!r} of {name} is empty or unknown; its splits are"
+        f" {', '.join(builder.info.splits)}, and a part is, e.g., train[:10%]"
       )
     labels = []
-    files = stored_images(builder, folder, split, count, labels)
-    return cache.Stored(count, files, labels)
+    images = stored_images(builder, folder, split, count, labels)
+    return count, images, labels
 
   times = [
     (folder / file).stat().mtime
@@ -198,46 +184,46 @@ def read_split(name, folder, split, image_size, resize, progress):
   ]
   key = (os.fspath(folder), times, split)
   stem = f"{name}-{folder.name}"
-  found = cache.decoded(stem, key, image_size, resize, find, progress)
-  if found.broken:
+  part = cache.decoded(stem, key, size, options, find)
+  if part.broken:
     raise UserError(
-      f"{folder} holds {len(found.broken)} images that cannot be read; the"
-      f" first: {next(iter(found.broken.values()))}."
+      f"{folder} holds {len(part.broken)} broken images; the first:"
+      f" {next(iter(part.broken.values()))}"
     )
-  return found
+  return part
 
 
 def stored_images(builder, folder, split, count, labels):
-  """Yields a split's encoded images; appends what they show to `labels`."""
+  """Yields a split's encoded images; appends their labels to `labels`."""
   tf = tensorflow()
   import tensorflow_datasets as tfds
 
   # One file after the other, so that the order is always the same.
   config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
   try:
-    stored = builder.as_dataset(
+    examples = builder.as_dataset(
       split=split,
       read_config=config,
       decoders={"image": tfds.decode.SkipDecoding()},
     )
-    for batch in stored.batch(READ_BATCH).prefetch(2).as_numpy_iterator():
+    for batch in examples.batch(READ_BATCH).prefetch(2).as_numpy_iterator():
       labels.extend(batch["label"].tolist())
       yield from batch["image"]
   except tf.errors.OpError as error:
     why = error.message.splitlines()[0].rstrip(".")
-    raise UserError(f"{folder} cannot be read: {why}.") from error
+    raise UserError(f"{folder} cannot be read: {why}") from error
   if len(labels) != count:
     raise UserError(
-      f"{folder} is damaged: it has {len(labels)} images of {split}, not"
-      f" {count}."
+      f"{folder} is damaged: {split} has {len(labels)} images instead of"
+      f" {count}"
     )
 
 
 def tensorflow():
-  """Imports TensorFlow, quiet and kept off the accelerator."""
+  """Imports TensorFlow, silenced and kept off the accelerator."""
   with contextlib.ExitStack() as stack:
     if "tensorflow" not in sys.modules:
-      # Its C++ side says how it was built, whatever TF_CPP_MIN_LOG_LEVEL is.
+      # Its C++ code logs whatever TF_CPP_MIN_LOG_LEVEL is.
       saved = os.dup(2)
       stack.callback(os.close, saved)
       stack.callback(os.dup2, saved, 2)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from vit_ssl_jax import cli, models
-from vit_ssl_jax.data import inputs, load, registry
+from vit_ssl_jax.data import load, registry
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import accuracy
 from vit_ssl_jax.interop import metadata, pretrained, programs
@@ -244,7 +244,7 @@ def own_set(about, dataset, image_size, data_dir):
   config = about.get("config", {})
   # Before there was config.resize, runs squashed.
   resize = "squash" if config else known_of(dataset).resize
-  return {key: config[key] for key in inputs.KEYS if key in config} | {
+  return {key: config[key] for key in load.KEYS if key in config} | {
     "name": dataset,
     "image_size": image_size,
     "data_dir": data_dir or config.get("data_dir") or None,

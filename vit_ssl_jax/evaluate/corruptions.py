@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from vit_ssl_jax.data import tfds_sets
+from vit_ssl_jax.data import load, tfds_sets
 from vit_ssl_jax.data.pixels import resized
 from vit_ssl_jax.errors import UserError
 
@@ -223,7 +223,8 @@ def part(folder, corruption, severity):
 def read_prepared(place, corruption, severity):
   """One severity's images and labels, decoded into the cache."""
   path = part(place.folder, corruption, severity)
-  found = tfds_sets.read_split(place.name, path, "test", SIZE, "squash", False)
+  options = load.Options(resize="squash", progress=False)
+  found = tfds_sets.read_split(place.name, path, "test", SIZE, options)
   arrays = [found.images, found.labels]
   check(place, [path, path], arrays, IMAGES)
   return arrays

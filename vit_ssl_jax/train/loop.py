@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_ssl_jax import cli
-from vit_ssl_jax.data import inputs
+from vit_ssl_jax.data import load
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts, mesh as meshes
 from vit_ssl_jax.recipes import keys
@@ -81,7 +81,7 @@ def run(config, workdir, make_stage, dataset=None):
   mesh = meshes.make_mesh(
     config.mesh.fsdp, config.batch_size, config.accumulate_steps
   )
-  config, dataset, source = inputs.open_data(config, mesh, dataset)
+  config, dataset, source = load.open_data(config, mesh, dataset)
   stage = make_stage(config, dataset, source.steps_per_epoch, mesh)
   plan = Plan(config, source.steps_per_epoch)
   plan.check()

@@ -1,7 +1,7 @@
-"""TFDS builders of the sets that TFDS does not have, or not any more.
+"""TFDS builders of datasets that TFDS does not have, or not any more.
 
-Importing this package imports tensorflow_datasets and registers all of them, so
-that `tfds.load("cinic10")` finds them. One more is one more module here.
+Importing this package registers all of them with tensorflow_datasets, so that
+`tfds.load("cinic10")` works. A new builder is a new module here.
 """
 
 import importlib

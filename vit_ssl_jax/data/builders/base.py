@@ -1,28 +1,33 @@
-"""What all builders share: how images are listed, checked and stored.
+"""Common code of the builders: official archives and labelled image files.
 
-What is missing or wrong is a `UserError` of one sentence.
+An archive is looked for in TFDS's manual directory, DATA_DIR/downloads/manual,
+as the extracted folder or as the file, and downloaded otherwise. URLs, sizes
+and SHA-256 checksums are in checksums.tsv; where only an MD5 checksum was
+published, nothing can be downloaded.
 """
 
-import os
-from collections.abc import Iterable, Sequence
+import hashlib
+import zipfile
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
 from etils import epath
+from tensorflow_datasets.core.download.download_manager import (
+  NonMatchingChecksumError,
+)
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax import cli
+from vit_ssl_jax.data.tfds_sets import check_answers
+from vit_ssl_jax.errors import UserError, line
 
 IMAGE_STARTS = (b"\xff\xd8", b"\x89PNG")
 
-# (path below some folder, label) of each image.
-Listed = Sequence[tuple[str, int]]
-
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A set of labelled image files, stored as they are.
+  """A dataset of labelled image files, stored unchanged.
 
-  All images are listed, and counted against what was published, before anything
-  is written. Grey images come out as RGB.
+  Images and classes are counted against the published numbers before anything
+  is written.
   """
 
   VERSION = tfds.core.Version("1.0.0")
@@ -32,14 +37,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   CLASSES = 0
   PUBLISHED: ClassVar[dict[str, int]]  # images of each split
 
-  def find(
-    self, manager: tfds.download.DownloadManager
-  ) -> tuple[Sequence[str], dict[str, tuple[epath.Path, Listed]]]:
-    """The classes' names; and each split's folder and images below it."""
+  def find(self, manager):
+    """The class names; split -> (folder, [(path below it, label), ...])."""
     raise NotImplementedError
 
-  def read(self, path: epath.Path) -> bytes:
-    """One image as it is to be stored."""
+  def read(self, path):
+    """The bytes of one image, as they are stored."""
     return read_image(path)
 
   def _info(self):
@@ -58,11 +61,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _split_generators(self, dl_manager):
     names, splits = self.find(dl_manager)
     for split, (root, images) in splits.items():
-      check_listed(root, images)
-      check_count(
-        root, len(images), f"images of {split}", self.PUBLISHED[split]
-      )
-      check_count(root, len({*names}), "names of classes", self.CLASSES)
+      counts = {f"images of {split}": (len(images), self.PUBLISHED[split])}
+      counts["class names"] = len(set(names)), self.CLASSES
+      for noun, (count, published) in counts.items():
+        if count != published:
+          raise UserError(
+            f"{root} has {count:,} {noun}, but {published:,} were published"
+          )
     self.info.features["label"].names = list(names)
     return {
       split: self._generate_examples(root, images)
@@ -74,92 +79,164 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       yield path, {"image": self.read(root / path), "label": label}
 
 
-def check_count(root: epath.Path, found: int, what: str, published: int):
-  """Raises UserError unless there is as much as was published."""
-  if found != published:
-    raise UserError(
-      f"{root} has {found:,} {what}, but {published:,} were published."
-    )
+def collect(builder, manager, archives, *, gone=False, instead=""):
+  """Finds, checks and extracts a dataset's archives.
 
+  Args:
+    builder: whose checksums.tsv describes the archives.
+    manager: TFDS's download manager.
+    archives: file name -> folder that it extracts to; "" is used as it is.
+    gone: whether no official source answers any more.
+    instead: of another release that would do, for the error.
 
-def check_listed(root: epath.Path, images: Listed) -> None:
-  """Raises UserError unless all images are there."""
-  folders = {os.path.dirname(path) for path, _ in images}
-  there = {
-    os.path.join(folder, name)
-    for folder in folders
-    for name in names(root / folder, ".")
-  }
-  lacking = {path for path, _ in images} - there
-  refuse(root, "lacks the annotated image", lacking)
-
-
-def names(folder: epath.Path, suffix: str = "") -> list[str]:
-  """Sorted names of a folder's files with that suffix, or else of its folders.
+  Returns:
+    For each archive its folder, or the file if it has none.
 
   Raises:
-    UserError: it cannot be read.
+    UserError: something is missing, is not the official file, or is damaged.
   """
+  infos = {x.filename: (url, x) for url, x in builder.url_infos.items()}
+  place = manual_dir(manager)
+  missing = [name for name in archives if not present(place, name, archives)]
   try:
-    found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    if missing and gone:
+      raise OSError("no official source answers any more")
+    downloads = {name: download(manager, *infos[name]) for name in missing}
   except OSError as error:
-    raise UserError(f"{folder} cannot be read: {error.strerror}.") from error
-  return sorted(
-    path.name
-    for path in found
-    if (suffix in path.name if suffix else path.is_dir())
-  )
+    files = [described(infos[name][1], archives[name]) for name in missing]
+    raise UserError(
+      f"dataset {builder.name!r} cannot be prepared: put {', '.join(files)}"
+      f"{instead} into {place} ({line(error)})"
+    ) from error
+  paths = []
+  for name, folder in archives.items():
+    if folder and (place / folder).is_dir():
+      paths.append(place / folder)
+      continue
+    if not (file := downloads.get(name)):
+      file = place / name
+      check_official(file, infos[name][1])
+    paths.append(extract(manager, file, folder) if folder else file)
+  return paths
 
 
-def lines(path: epath.Path) -> list[str]:
-  """A text file's lines but the empty ones; UserError if it is not there."""
+def manual_dir(manager):
   try:
-    text = path.read_bytes().decode(errors="replace")
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    return manager.manual_dir
+  except AssertionError:  # it is missing or empty
+    return manager.download_dir / "manual"
+
+
+def present(place, name, archives):
+  """Whether the archive or its extracted folder is there."""
+  folder = archives[name]
+  return bool(folder and (place / folder).is_dir()) or (place / name).is_file()
+
+
+def described(info, folder):
+  notes = [f"{info.size / 1e6:,.0f} MB"] if info.size >= 1e6 else []
+  notes += [f"or the extracted folder {folder}"] if folder else []
+  return info.filename + (f" ({', '.join(notes)})" if notes else "")
+
+
+def check_official(file, info):
+  """Raises UserError unless a file has the official size and checksum."""
+  size = file.stat().length
+  kind = "md5" if len(info.checksum) == 32 else "sha256"
+  if info.size and size != info.size:
+    fault = f"it has {size:,} bytes instead of {info.size:,}"
+  else:
+    cli.log(f"checking {file}, {size / 1e6:,.0f} MB")
+    with file.open("rb") as stream:
+      digest = hashlib.file_digest(stream, kind).hexdigest()
+    if digest == info.checksum:
+      return
+    fault = f"its {kind.upper()} is {digest} instead of {info.checksum}"
+  raise UserError(f"{file} is not the official {info.filename}: {fault}")
+
+
+def download(manager, url, info):
+  """A file, downloaded and checked by TFDS; raises OSError if it cannot be."""
+  try:
+    check_answers(url)
+    return epath.Path(manager.download(url))
+  except (OSError, tfds.download.DownloadError) as error:
+    why = getattr(error, "reason", error)
+    raise OSError(f"could not download {url}: {why}") from error
+  except NonMatchingChecksumError as error:
+    raise UserError(
+      f"{url} is not the official {info.filename}: its size or SHA-256 differs"
+    ) from error
+
+
+def extract(manager, file, folder):
+  """The folder of an archive, extracted by TFDS."""
+  methods = tfds.download.ExtractMethod
+  method = methods.ZIP if zipfile.is_zipfile(file) else methods.TAR_GZ
+  resource = tfds.download.Resource(path=file, extract_method=method)
+  try:
+    root = epath.Path(manager.extract(resource))
+  except Exception as error:  # of many types
+    why = line(error.__cause__ or error)
+    raise UserError(f"{file} cannot be extracted: {why}") from error
+  # Some archives hold the folder, some its content.
+  return root / folder if (root / folder).is_dir() else root
+
+
+def lines(path):
+  """The non-empty lines of a text file."""
+  text = read_bytes(path).decode(errors="replace")
   return [line for line in text.splitlines() if line.strip()]
 
 
-def class_folders(
-  root: epath.Path, folder: str, classes: Sequence[str], suffix: str
-) -> Listed:
-  """The images of a folder with a folder per class, labelled by class.
+def class_folders(root, folder, classes, suffix):
+  """Images in a folder for each class, as (path below root, label).
 
   Args:
     root: what the listed paths are below.
-    folder: below `root`; holds the folders.
-    classes: the folders' names, in the order of the labels; a name may go on
-      with the folders below it, as in "n01443537/images".
+    folder: below `root`; holds the class folders.
+    classes: the class folders, in the order of the labels; may be deeper, as
+      in "n01443537/images".
     suffix: the images', such as ".png".
 
   Raises:
     UserError: a class has no folder, or a folder no class.
   """
-  found = {*names(root / folder)}
-  wanted = {name.split("/")[0] for name in classes}
-  refuse(root / folder, "lacks the class folder", wanted - found)
-  refuse(root / folder, "has a folder of no class:", found - wanted)
-  return [
-    (f"{folder}/{name}/{image}", label)
-    for label, name in enumerate(classes)
-    for image in names(root / folder / name, suffix)
-  ]
-
-
-def refuse(where: epath.Path, fault: str, found: Iterable[str]) -> None:
-  """Raises UserError "WHERE FAULT NAME (and N more)." if anything was found."""
-  found = sorted(found)
-  if found:
-    more = f" and {len(found) - 1:,} more" if found[1:] else ""
-    raise UserError(f"{where} {fault} {found[0]}{more}.")
-
-
-def read_image(path: epath.Path) -> bytes:
-  """A JPEG or PNG file as it is; UserError if it is neither, or missing."""
+  place = root / folder
+  tops = {name.split("/")[0] for name in classes}
   try:
-    data = path.read_bytes()
+    names = {x.name for x in place.iterdir() if x.name[0] != "." and x.is_dir()}
+    refuse(place, "lacks the class folder", tops - names)
+    refuse(place, "has a folder of no class:", names - tops)
+    return [
+      (f"{folder}/{name}/{image}", label)
+      for label, name in enumerate(classes)
+      for image in sorted(x.name for x in (place / name).iterdir())
+      if suffix in image and image[0] != "."
+    ]
   except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    raise UserError(
+      f"{error.filename or place} cannot be read: {error.strerror}"
+    ) from error
+
+
+def refuse(place, fault, names):
+  """Raises UserError "PLACE FAULT NAME and N more" if there are names."""
+  if names := sorted(names):
+    more = f" and {len(names) - 1:,} more" if names[1:] else ""
+    raise UserError(f"{place} {fault} {names[0]}{more}")
+
+
+def read_bytes(path):
+  try:
+    return path.read_bytes()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_image(path):
+  """The bytes of a JPEG or PNG file."""
+  data = read_bytes(path)
   if not data.startswith(IMAGE_STARTS):
-    raise UserError(f"{path} is neither a JPEG nor a PNG image.")
+    raise UserError(f"{path} is neither a JPEG nor a PNG image")
   return data

@@ -1,4 +1,4 @@
-"""A TFDS builder for scikit-learn's handwritten digits; downloads nothing."""
+"""TFDS builder for scikit-learn's handwritten digits; downloads nothing."""
 
 import numpy as np
 
@@ -11,10 +11,10 @@ SPLIT_SEED = 0
 class Digits(base.Builder):
   """1,797 grey 8×8 digits of 43 people: 1,437 to train on and 360 to test.
 
-  The split is ours, stratified.
+  The stratified split is this project's own.
 
   Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits",
-  1998; these are its test images, as scikit-learn has them.
+  1998; scikit-learn has its test images.
   """
 
   HOMEPAGE = "https://doi.org/10.24432/C50P49"
@@ -32,13 +32,13 @@ class Digits(base.Builder):
       stratify=digits.target,
       random_state=SPLIT_SEED,
     )
-    # Ink is counted from 0 to 16.
+    # Levels are from 0 to 16.
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     return {
       "train": self._generate_examples(images, digits.target, train),
       "test": self._generate_examples(images, digits.target, test),
     }
 
-  def _generate_examples(self, images, labels, chosen):
-    for i in sorted(chosen.tolist()):
+  def _generate_examples(self, images, labels, rows):
+    for i in sorted(rows.tolist()):
       yield i, {"image": images[i], "label": int(labels[i])}

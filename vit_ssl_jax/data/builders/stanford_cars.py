@@ -1,10 +1,10 @@
-"""A TFDS builder for Stanford Cars, which TFDS's own cannot download now."""
+"""TFDS builder for Stanford Cars, which TFDS's own can no longer download."""
 
 from typing import ClassVar
 
 from scipy import io
 
-from vit_ssl_jax.data.builders import archives, base
+from vit_ssl_jax.data.builders import base
 from vit_ssl_jax.errors import UserError
 
 
@@ -12,9 +12,8 @@ class StanfordCars(base.Builder):
   """16,185 photographs of cars of 196 makes, models and years.
 
   Train and test are the official ones. Either official release will do: two
-  folders of images and a devkit, or one folder and cars_annos.mat, which is
-  taken where both are; they name the images differently, which changes their
-  order.
+  image folders and a devkit, or one image folder and cars_annos.mat, which is
+  preferred; their images have other names and so another order.
 
   Source: Krause, Stark, Deng and Fei-Fei, "3D Object Representations for
   Fine-Grained Categorization", 2013; no official address answers any more.
@@ -40,20 +39,20 @@ class StanfordCars(base.Builder):
   )
 
   def find(self, manager):
-    place = archives.manual_dir(manager)
-    joint = archives.present(place, "car_ims.tgz", "car_ims")
-    found = archives.collect(
+    place = base.manual_dir(manager)
+    joint = base.present(place, "car_ims.tgz", self.JOINT_ARCHIVES)
+    paths = base.collect(
       self,
       manager,
       self.JOINT_ARCHIVES if joint else self.ARCHIVES,
       gone=True,
       instead=" or, of the other release, car_ims.tgz and cars_annos.mat",
     )
-    return one_folder(*found) if joint else two_folders(*found)
+    return one_folder(*paths) if joint else two_folders(*paths)
 
 
 def two_folders(train, test, devkit, test_file):
-  """The classes' names, and for each split its folder and images."""
+  """Class names, and each split's folder and images."""
   names = variable(devkit / "cars_meta.mat", "class_names")
   train_file = devkit / "cars_train_annos.mat"
   return names, {
@@ -83,20 +82,20 @@ def listed(file, path, names, test=None):
     ]
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(
-      f"The annotations of {file} lack {path}, class or test."
+      f"the annotations of {file} lack {path}, class or test"
     ) from error
-  strange = [image for image, label in images if not 0 <= label < len(names)]
-  base.refuse(file, "gives no class to the image", strange)
+  unknown = [image for image, label in images if not 0 <= label < len(names)]
+  base.refuse(file, "gives no class to the image", unknown)
   return images
 
 
 def variable(file, name):
-  """One variable of a MATLAB file, as lists, dicts, strings and numbers."""
+  """A variable of a MATLAB file, as lists, dicts, strings and numbers."""
   try:
     with file.open("rb") as stream:
       value = io.loadmat(stream, simplify_cells=True)[name]
-  except Exception as error:  # whatever SciPy makes of the damage
+  except Exception as error:  # SciPy raises errors of many types
     why = getattr(error, "strerror", None) or error
-    raise UserError(f"{name} cannot be read from {file}: {why}.") from error
-  # A lone element comes without its list.
+    raise UserError(f"{name} cannot be read from {file}: {why}") from error
+  # A single element comes without its list.
   return [value] if isinstance(value, dict | str) else list(value)
