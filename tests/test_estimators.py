@@ -183,10 +183,10 @@ def test_checks_of_scikit_learn_that_need_no_tables(check, estimator):
 @pytest.mark.parametrize(
   ("given", "words"),
   [
-    ({"X": np.zeros((4, 8, 8, 3))}, "X is float64 .* it must be uint8"),
+    ({"X": np.zeros((4, 8, 8, 3))}, "X must be uint8 .* not float64"),
     ({"X": np.zeros((4, 8), np.uint8)}, r"of shape \(4, 8\)"),
     ({"X": np.zeros((0, 8, 8), np.uint8)}, "not empty"),
-    ({"X": "/nowhere"}, "there is no folder /nowhere"),
+    ({"X": "/nowhere"}, "there is no folder '/nowhere'"),
     ({"y": [1, 2]}, "4 images have 2 labels"),
     ({"y": [1, 1, 1, 1]}, "all labels are 1"),
     ({"arch": "vti"}, "did you mean 'vit'"),

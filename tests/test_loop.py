@@ -372,7 +372,7 @@ def test_init_from_nowhere(finetune_tiny, tmp_path):
     ({"evaluate_batch_size": 0}, "evaluate_batch_size=0 has to be a whole"),
     ({"keep_every_epochs": -1}, "keep_every_epochs=-1 has to be a whole"),
     ({"batch_size": 15}, "is not a multiple of the 2 devices"),
-    ({"batch_size": 64}, "48 images"),
+    ({"batch_size": 64}, "from 1 to 48"),
     ({"dtype": "float16"}, "did you mean 'bfloat16'"),
     ({"max_steps": -1}, "max_steps=-1"),
     ({"label_smoothing": 1.0}, "label_smoothing=1.0"),

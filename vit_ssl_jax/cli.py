@@ -142,7 +142,7 @@ def duration(seconds):
 def progress_bar(
   total, unit, *, initial=0, label=None, disable=False, leave=True
 ):
-  """A bar with rate and ETA; without `leave` it is for slow work, and vanishes."""
+  """A bar with rate and ETA; without `leave`, a brief one for slow work."""
   seconds = 0.5 if sys.stderr.isatty() else 15
   return tqdm.tqdm(
     total=total,
