@@ -102,7 +102,7 @@ def one_device_mesh():
   return meshes.one_device_mesh()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tiny(tiny_npz):
   """(stage, arch) -> a `tiny.config` on the set of `tiny_npz`."""
   return lambda stage, arch: tiny.config(stage, arch, tiny_npz)
@@ -131,20 +131,18 @@ def memory():
   return {}
 
 
-@pytest.fixture
-def trained(memory, finetune_tiny, tmp_path_factory):
+@pytest.fixture(scope="session")
+def trained(make_tiny, tmp_path_factory):
   """A finished fine-tuning from scratch: its workdir and its result."""
-  if "trained" not in memory:
-    workdir = tmp_path_factory.mktemp("trained")
-    memory["trained"] = workdir, finetune.run(finetune_tiny, workdir)
-  return memory["trained"]
+  workdir = tmp_path_factory.mktemp("trained")
+  return workdir, finetune.run(make_tiny("finetune", "vit"), workdir)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_workdir(make_tiny, tmp_path_factory):
   """(stage, arch, classes) -> a run's folder, of weights nowhere zero."""
 
-  def make(stage, arch, classes, locality="", **changes):
+  def make(stage, arch, classes, locality="", scale=0.2, **changes):
     config = make_tiny(stage, arch)
     config.update(mean=(0.5,) * 3, std=(0.25,) * 3, **changes)
     config.model.locality = locality
@@ -154,7 +152,7 @@ def make_workdir(make_tiny, tmp_path_factory):
     shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
-      lambda x: np.float32(0.2 * rng.standard_normal(x.shape)), shapes
+      lambda x: np.float32(scale * rng.standard_normal(x.shape)), shapes
     )
     state = {"step": np.full((), 7, np.int32), "params": params}
     if stage == "pretrain":

@@ -12,7 +12,7 @@ import pytest
 
 from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate import __main__ as command, classifier as classifiers
+from vit_ssl_jax.evaluate import command, model as networks
 from vit_ssl_jax.interop import authors, pretrained
 
 NAME = "vit_cifar10_patch4_input32.pth"
@@ -44,11 +44,11 @@ def released(tmp_path, torch, golden_dir):
 def small(monkeypatch, golden_dir):
   """The golden models' sizes stand for those of the paper."""
 
-  def build(arch, _, dataset, original=classifiers.build):
+  def build(arch, _, dataset, original=networks.build):
     sizes = paper.golden(golden_dir, arch)[2]
     return original(arch, {"model": sizes}, dataset)
 
-  monkeypatch.setattr(classifiers, "build", build)
+  monkeypatch.setattr(networks, "build", build)
 
 
 @pytest.fixture

@@ -1,24 +1,29 @@
-"""Evaluation looks at every image exactly once."""
+"""Evaluation looks at every image exactly once; probes, metrics, pictures."""
+
+import json
 
 import jax
 import numpy as np
+import pytest
+import tiny
 from sklearn import neighbors
 
-from vit_ssl_jax import evaluate
-from vit_ssl_jax.evaluate import accuracy
+from vit_ssl_jax import evaluate, models
+from vit_ssl_jax.evaluate import accuracy, metrics, pictures, probes
 from vit_ssl_jax.parallel import mesh as sharding
 
 
 def test_extract_covers_every_image_once_and_in_order():
   images = np.random.default_rng(0).integers(0, 255, (21, 4, 4, 3), np.uint8)
-  mesh = sharding.make_mesh(1, 8)
-  sums = evaluate.extract(
-    jax.jit(lambda x: x.astype(np.float32).sum((1, 2, 3))),
-    images,
-    8,
-    sharding.batch_sharding(mesh),
-  )
+  mesh, shapes = sharding.make_mesh(1, 8), set()
+
+  def total(batch):
+    shapes.add(batch.shape)
+    return batch.astype(np.float32).sum((1, 2, 3))
+
+  sums = evaluate.extract(total, images, 7, sharding.batch_sharding(mesh))
   np.testing.assert_array_equal(sums, images.sum((1, 2, 3)))
+  assert shapes == {(8, 4, 4, 3)}  # one more for the second device
 
 
 def test_accuracy_is_in_percent():
@@ -55,3 +60,56 @@ def test_knn_with_fewer_images_than_neighbors():
   features = np.eye(3, dtype=np.float32)
   labels = np.arange(3)
   assert evaluate.knn_accuracy(features, labels, features, labels, 3) == 100
+
+
+def test_a_linear_probe_separates_clusters():
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 3, 300)
+  features = np.eye(3)[labels] + 0.1 * rng.normal(size=(300, 3))
+  top1 = probes.linear_accuracy(
+    features[:200], labels[:200], features[200:], labels[200:]
+  )
+  assert top1 == 100
+
+
+def test_metrics_of_a_classifier():
+  labels = np.array([0, 0, 1, 2])
+  predictions = np.array([0, 1, 1, 2])
+  logits = 9.0 * np.eye(6)[predictions] - 0.1 * np.arange(6)
+  scores = metrics.classification(logits, labels)
+  assert (scores["images"], scores["top1"], scores["top5"]) == (4, 75, 100)
+  assert scores["per_class"] == [50, 100, 100, None, None, None]
+  assert np.array(scores["confusion"])[0, :2].tolist() == [1, 1]
+  assert np.sum(scores["confusion"]) == 4
+  json.dumps(scores)
+
+
+def test_calibration_error_is_the_gap_of_confidence_and_accuracy():
+  confidence = 0.8
+  logits = np.log([[confidence, 1 - confidence]] * 10)
+  labels = np.array([0] * 6 + [1] * 4)
+  error = metrics.calibration_error(logits, labels)
+  assert error == pytest.approx(100 * (confidence - 0.6))
+
+
+def test_a_mask_holds_its_share_with_the_fewest_patches():
+  maps = np.array([[0.5, 0.2], [0.2, 0.1]])
+  assert pictures.mask(maps, 0.6).sum() == 2
+  assert pictures.mask(maps, 0.5).tolist() == [[True, False], [False, False]]
+  assert pictures.mask(maps, 1.0).all()
+
+
+@pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
+def test_attention_maps_by_head_are_shares(arch, tiny_npz):
+  model = models.from_config(tiny.config("pretrain", arch, tiny_npz), 0)
+  params = models.init(model, jax.random.key(0))
+  images = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
+  weights = model.apply({"params": params}, images, method="attention")
+  maps = models.attention_maps(weights)
+  assert maps.shape == (3, weights.shape[1], 2, 2)
+  assert (maps > 0).all()
+  sums = maps.sum((2, 3))
+  if arch == "swin":
+    np.testing.assert_allclose(sums, 1, rtol=1e-5)
+  else:  # the class token keeps some for itself
+    assert (sums < 1).all()

@@ -1,42 +1,29 @@
-"""The evaluation command: its figures, what it keeps, what it refuses."""
+"""The evaluation command: its scores, what it keeps, what it refuses."""
 
 import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
-import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_ssl_jax import models
-from vit_ssl_jax.augment import multi_crop as views
+from vit_ssl_jax.augment import multi_crop
 from vit_ssl_jax.data import load as loading
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate import (
-  __main__ as command,
-  accuracy,
-  classifier as classifiers,
-  corruptions,
-  suites,
-)
-from vit_ssl_jax.run import checkpoints, workdir as workdirs
+from vit_ssl_jax.evaluate import command, corruptions, model, pictures, suites
+from vit_ssl_jax.run import checkpoints
 
-ROOT = pathlib.Path(__file__).parent.parent
 COUNT = 20  # images of one corruption at one severity
-PARTS = ("images", "labels")
 ALL = corruptions.CORRUPTIONS + corruptions.EXTRA
 
 
 @pytest.fixture(autouse=True)
-def as_it_is(monkeypatch):
+def unconfigured(monkeypatch):
   """Leaves this process's libraries as the tests have set them up."""
-  monkeypatch.setattr(command, "configure", lambda: None)
+  monkeypatch.setattr(command.cli, "configure", lambda: None)
 
 
 @pytest.fixture
@@ -46,73 +33,32 @@ def own(trained, tmp_path):
 
 
 @pytest.fixture
-def fresh(finetune_tiny, tmp_path):
-  """(dataset, classes) -> the workdir of random weights, and predictions.
+def classifier(make_workdir):
+  """(classes, config's changes) -> the workdir of a random classifier."""
 
-  What predicts is plain: (images (N, 8, 8, 3) uint8) -> (N,) classes.
-  """
-  config = finetune_tiny
-  config.update(mean=(0.5,) * 3, std=(0.25,) * 3, val_fraction=0.25)
-
-  def make(dataset, classes, state=None):
-    config.dataset = dataset
-    described = types.SimpleNamespace(
-      name=dataset, classes=classes, mean=config.mean, std=config.std,
-      **{
-        f"{part}_{field}": np.zeros(0, int)
-        for part in ("train", "val", "test")
-        for field in ("labels", "fingerprints")
-      },
-    )  # fmt: skip
-    model = models.from_config(config, len(classes))
-    shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
-    params = jax.tree_util.tree_map_with_path(random_weights, shapes)
-    workdir = tmp_path / "fresh"
-    with workdirs.opened(config, workdir, described):
-      pass
-    (workdir / "dataset.json").write_text(
-      json.dumps({"name": dataset, "classes": classes})
-    )
-    with checkpoints.manager(workdir, 1, 0) as saver:
-      step = np.full((), 7, np.int32)
-      checkpoints.save(saver, 7, state or {"step": step, "params": params})
-
-    @jax.jit
-    def predict(images):
-      images = views.evaluation_view(images, config.mean, config.std)
-      return jnp.argmax(model.apply({"params": params}, images), -1)
-
-    return workdir, predict
+  def make(classes, **changes):
+    workdir = make_workdir("finetune", "vit", classes, scale=0.5, **changes)
+    (workdir / "dataset.json").write_text(json.dumps({"classes": classes}))
+    return workdir
 
   return make
 
 
-def random_weights(path, shape):
-  """Such that what comes out depends much on what is seen."""
-  if path[-1].key != "kernel":  # norms' scales are 1
-    return np.full(shape.shape, path[-1].key == "scale", np.float32)
-  rng = np.random.default_rng(0)
-  return rng.normal(size=shape.shape).astype(np.float32)
+def predict(workdir, images):
+  """Classes (N,) of images (N, 8, 8, 3) uint8, all at once."""
+  state, _ = checkpoints.read(workdir)
+  network = model.read(workdir).model
+  images = multi_crop.evaluation_view(images, (0.5,) * 3, (0.25,) * 3)
+  logits = network.apply({"params": state["params"]}, images)
+  return np.asarray(jnp.argmax(logits, -1))
 
 
-def write_cifar10_c(folder):
-  """Writes a set as it is published, small; each severity in its own order."""
-  rng = np.random.default_rng(0)
-  folder.mkdir()
-  labels = np.concatenate([rng.permutation(COUNT) % 10 for _ in range(5)])
-  np.save(folder / "labels.npy", labels.astype(np.uint8))
-  for name in ALL:
-    colors = rng.integers(0, 256, (5 * COUNT, 4, 4, 3), np.uint8)
-    np.save(folder / f"{name}.npy", colors.repeat(8, 1).repeat(8, 2))
-  return folder
-
-
-def write_folder(folder, classes, count=10):
-  """Writes images of 8 pixels, `count` for each class."""
+def write_folder(folder, classes):
+  """Writes ten images of 8 pixels for each class."""
   rng = np.random.default_rng(0)
   for name in classes:
     (folder / name).mkdir(parents=True)
-    for i in range(count):
+    for i in range(10):
       pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
       Image.fromarray(pixels).save(folder / name / f"{i}.png")
   return f"folder:{folder}"
@@ -137,100 +83,102 @@ def refused(capsys, *arguments):
 
 def test_top1_is_the_runs_own(trained, own, capsys):
   top1 = trained[1]["top1"]
-  found = run(own, "--batch_size=7")["test"]
-  assert (found["step"], found["images"], found["top1"]) == (9, 20, top1)
-  assert sum(map(sum, found["confusion"])) == 20
+  scores = run(own, "--batch_size=7")["test"]
+  assert (scores["step"], scores["images"], scores["top1"]) == (9, 20, top1)
+  assert sum(map(sum, scores["confusion"])) == 20
   out = capsys.readouterr().out.splitlines()
   assert out[0].split()[:3] == ["suite", "images", "top-1"]
   assert out[2].split()[:3] == ["test", "20", f"{top1:.2f}"]
 
 
-def test_several_suites_are_one_program(fresh, tiny_npz, monkeypatch):
-  traced, view = [], views.evaluation_view
-  workdir, predict = fresh(tiny_npz, ["0", "1"])
-  monkeypatch.setattr(
-    accuracy.multi_crop,
-    "evaluation_view",
-    lambda *x: traced.append(0) or view(*x),
-  )
-  found = run(workdir, f"--suite=val, test,{tiny_npz}", "--batch_size=7")
-  assert len(traced) == 1
+def test_several_suites_are_one_program(classifier, tiny_npz):
+  workdir = classifier(["0", "1"], val_fraction=0.25)
+  model.forward.clear_cache()
+  results = run(workdir, f"--suite=val, test,{tiny_npz}", "--batch_size=7")
+  assert model.forward._cache_size() == 1
   dataset = loading.load(tiny_npz, 8, val_fraction=0.25, progress=False)
-  for suite, part in (("val", "val"), ("test", "test"), (tiny_npz, "test")):
-    images, labels = (getattr(dataset, f"{part}_{x}") for x in PARTS)
-    want = 100 * float(np.mean(predict(np.asarray(images)) == labels))
-    assert found[suite]["images"] == len(images) == {"val": 12}.get(part, 20)
-    assert found[suite]["top1"] == pytest.approx(want)
+  val = dataset.val_images, dataset.val_labels, 12
+  test = dataset.test_images, dataset.test_labels, 20
+  for suite, part in (("val", val), ("test", test), (tiny_npz, test)):
+    images, labels, count = part
+    correct = predict(workdir, np.asarray(images)) == labels
+    assert results[suite]["images"] == len(images) == count
+    assert results[suite]["top1"] == pytest.approx(100 * np.mean(correct))
 
 
 def test_earlier_suites_are_kept(own, tiny_npz, capsys):
-  path = own / "evaluation.json"
   old = {"step": 3, "images": 1, "top1": 0.0}
+  path = own / "evaluation.json"
   path.write_text(json.dumps({"test": old, "svhn": old}))
-  found = run(own, f"--suite={tiny_npz}")
-  assert found["test"] == found["svhn"] == old
-  assert set(found) == {"test", "svhn", tiny_npz}
-  again = run(own, "--json")
-  assert again["test"] == found[tiny_npz] | {"images": 20}
+  results = run(own, f"--suite={tiny_npz}")
+  assert results["test"] == results["svhn"] == old
+  assert set(results) == {"test", "svhn", tiny_npz}
+  command.main([f"--workdir={own}/checkpoints/9", "--json"])  # one checkpoint
+  again = json.loads(path.read_text())
+  assert again["test"] == results[tiny_npz]
   assert again["svhn"] == old
   assert json.loads(capsys.readouterr().out.splitlines()[-1]) == again
   assert not list(own.glob("*.tmp"))
 
 
-def test_one_checkpoint(own, capsys):
-  command.main([f"--workdir={own}/checkpoints/9"])
-  found = json.loads((own / "evaluation.json").read_text())
-  assert found["test"]["step"] == 9
-  assert "test" in capsys.readouterr().out
+def write_cifar10_c(folder):
+  """Writes a small set as it is published, each severity in its own order."""
+  rng = np.random.default_rng(0)
+  folder.mkdir()
+  labels = np.concatenate([rng.permutation(COUNT) % 10 for _ in range(5)])
+  np.save(folder / "labels.npy", labels.astype(np.uint8))
+  for name in ALL:
+    colors = rng.integers(0, 256, (5 * COUNT, 4, 4, 3), np.uint8)
+    np.save(folder / f"{name}.npy", colors.repeat(8, 1).repeat(8, 2))
+  return folder
 
 
-def test_older_runs_say_less_of_themselves(trained, own):
-  (own / "dataset.json").unlink()
-  config = json.loads((own / "config.json").read_text())
-  for key in ("resize", "test_fraction", "test_split", "skip_broken_images"):
-    del config[key]
-  (own / "config.json").write_text(json.dumps(config))
-  assert run(own)["test"]["top1"] == trained[1]["top1"]
-
-
-def test_corruptions(fresh, tmp_path, monkeypatch, capsys):
+def test_corruptions(classifier, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(corruptions, "IMAGES", COUNT)
   folder = write_cifar10_c(tmp_path / "CIFAR-10-C")
-  workdir, predict = fresh("cifar10", [str(i) for i in range(10)])
-  found = run(workdir, f"--suite=cifar10_c:{folder}", "--batch_size=8")
+  workdir = classifier([str(i) for i in range(10)])
+  results = run(workdir, f"--suite=cifar10_c:{folder}", "--batch_size=8")
   place = corruptions.find(f"cifar10_c:{folder}")
-  images, labels = zip(
-    *[part[2:] for part in corruptions.read(place, 8)], strict=True
-  )
-  correct = np.asarray(
-    predict(np.concatenate(images)) == np.concatenate(labels)
-  )
+  parts = [part[2:] for part in corruptions.read(place, 8)]
+  images, labels = map(np.concatenate, zip(*parts, strict=True))
+  correct = predict(workdir, images) == labels
   want = 100 * correct.reshape(len(ALL), 5, COUNT).mean(-1)
   assert len(np.unique(want)) > 3  # or the test would say little
-  (figures,) = found.values()
-  assert tuple(figures["corruptions"]) == ALL
-  got = list(figures["corruptions"].values())
+  assert list(results) == ["cifar10_c"]
+  scores = results["cifar10_c"]
+  assert tuple(scores["corruptions"]) == ALL
+  got = list(scores["corruptions"].values())
   np.testing.assert_allclose(got, want, rtol=1e-12)
   error = float(np.mean(100 - want[:15]))
-  assert figures["mean_error"] == pytest.approx(error)
-  assert figures["top1"] == pytest.approx(100 - error)
-  assert (figures["step"], figures["images"]) == (7, COUNT)
-  assert list(found) == ["cifar10_c"]
+  assert scores["mean_error"] == pytest.approx(error)
+  assert scores["top1"] == pytest.approx(100 - error)
+  assert (scores["step"], scores["images"]) == (7, COUNT)
   out = capsys.readouterr().out.splitlines()
   assert out[0].split() == ["cifar10_c", "images", "mean", *"12345"]
-  assert out[2].split() == ["gaussian_noise", f"{COUNT}"] + [
-    f"{x:.2f}" for x in (want[0].mean(), *want[0])
-  ]
+  row = [f"{x:.2f}" for x in (want[0].mean(), *want[0])]
+  assert out[2].split() == ["gaussian_noise", f"{COUNT}", *row]
   assert len(out) == 2 + len(ALL) + 1
   assert out[-1] == f"mean error over the 15: {error:.2f}"
 
 
-def test_what_is_found_before_an_interruption(own, monkeypatch, capsys):
-  def interrupt(*_):
-    raise KeyboardInterrupt
+def test_an_interruption_keeps_earlier_results(own, monkeypatch, capsys):
+  place, real = (
+    corruptions.Place("cifar10_c", None, False, ALL),
+    suites.evaluate,
+  )
 
-  monkeypatch.setattr(suites, "open_suite", stub(suites.open_suite))
-  monkeypatch.setattr(suites, "evaluate_corruptions", interrupt)
+  def evaluate(name, suite, *rest):
+    if suite is place:
+      raise KeyboardInterrupt
+    return real(name, suite, *rest)
+
+  open_suite = suites.open_suite
+  monkeypatch.setattr(
+    suites,
+    "open_suite",
+    lambda name, *x: place if "_c" in name else open_suite(name, *x),
+  )
+  monkeypatch.setattr(suites, "evaluate", evaluate)
   with pytest.raises(SystemExit) as stop:
     run(own, "--suite=test,cifar10_c")
   assert stop.value.code == 130
@@ -238,21 +186,15 @@ def test_what_is_found_before_an_interruption(own, monkeypatch, capsys):
   assert "test" in capsys.readouterr().out
 
 
-def stub(real):
-  """`open_suite` with a corrupted set that is not there."""
-  place = corruptions.Place("cifar10_c", None, False, ALL)
-  return lambda name, *x: place if "_c" in name else real(name, *x)
-
-
 def test_another_set_has_only_its_test_images_read(own, monkeypatch):
   asked, real = {}, loading.load
 
-  def load(name, image_size, **given):
-    asked.update(given, name=name, image_size=image_size)
+  def load(name, image_size, **arguments):
+    asked.update(arguments, name=name, image_size=image_size)
     return real(str(config["dataset"]), image_size, progress=False)
 
   config = json.loads((own / "config.json").read_text())
-  monkeypatch.setattr(suites, "load_set", load)
+  monkeypatch.setattr(loading, "load", load)
   assert run(own, "--suite=cinic10", "--data_dir=/d")["cinic10"]
   assert asked == {
     "name": "cinic10", "image_size": 8, "data_dir": "/d",
@@ -262,27 +204,27 @@ def test_another_set_has_only_its_test_images_read(own, monkeypatch):
   }  # fmt: skip
 
 
-def test_folders(fresh, tmp_path, capsys):
+def test_folders(classifier, tmp_path, capsys):
   suite = write_folder(tmp_path / "set", ("cat", "dog"))
-  workdir, predict = fresh(suite, ["cat", "dog"])
-  found = run(workdir, f"--suite=test,{suite}")
+  workdir = classifier(["cat", "dog"], dataset=suite)
+  results = run(workdir, f"--suite=test,{suite}")
+  assert results["test"] == results[suite]
+  assert results["test"]["images"] == 4  # a fifth, and not one of training
   files = sorted((tmp_path / "set").rglob("*.png"))
-  assert found["test"] == found[suite]
-  assert found["test"]["images"] == 4  # a fifth, and not one of training
   images = np.stack([np.asarray(Image.open(file)) for file in files])
-  want = predict(images) == np.repeat([0, 1], 10)
-  assert 0 < want.sum() < 20
-  whole = write_folder(tmp_path / "parts" / "train", ("cat", "dog"))
+  correct = predict(workdir, images) == np.repeat([0, 1], 10)
+  assert 0 < correct.sum() < 20
+  write_folder(tmp_path / "parts" / "train", ("cat", "dog"))
   shutil.copytree(tmp_path / "set", tmp_path / "parts" / "test")
-  whole = whole.removesuffix("/train")
-  found = run(workdir, f"--suite={whole}")
-  assert found[whole]["top1"] == pytest.approx(100 * want.mean())
+  whole = f"folder:{tmp_path}/parts"
+  results = run(workdir, f"--suite={whole}")
+  assert results[whole]["top1"] == pytest.approx(100 * correct.mean())
   capsys.readouterr()
   other = write_folder(tmp_path / "other", ("cow", "dog"))
   before = (workdir / "evaluation.json").read_text()
-  said = refused(capsys, f"--workdir={workdir}", f"--suite=test,{other}")
-  assert f"--suite={other} has other classes than {workdir}" in said
-  assert said.endswith("class 0 is cow there and cat in the run\n")
+  error = refused(capsys, f"--workdir={workdir}", f"--suite=test,{other}")
+  assert f"--suite={other} has other classes than {workdir}" in error
+  assert error.endswith("class 0 is 'cow' there and 'cat' in the run\n")
   assert (workdir / "evaluation.json").read_text() == before
 
 
@@ -290,44 +232,105 @@ def test_folders(fresh, tmp_path, capsys):
   ("ours", "theirs", "words"),
   [
     ("cat dog eel", "cat dog eel", None),
-    ("cat dog eel", "dog cat eel", "class 0 is dog there and cat in the run"),
+    ("cat dog eel", "dog cat eel", "class 0 is 'dog' there and 'cat' in the"),
     ("cat dog eel", "cat dog", "x has 2 classes, but the head of W has 3"),
     ("cat dog", "cat dog eel", "x has 3 classes, but the head of W has 2"),
-    ("cat dog eel", "cat eel dog", "class 1 is eel there and dog in the run"),
+    ("cat dog eel", "cat eel dog", "class 1 is 'eel' there and 'dog' in the"),
     ("cat dog eel", "0 1 2", None),
     ("cat dog eel", "0 1", None),
     ("cat dog eel", "0 1 2 3", "x has 4 classes, but the head of W has 3"),
     ("0 1 2", "cat dog eel", None),
     ("0 1 2", "cat dog", "x has 2 classes, but the head of W has 3"),
     ("0 1 2", "0 1", None),
-    ("0 1 2", "0 1 10", "class 2 is 10 there and 2 in the run"),
+    ("0 1 2", "0 1 10", "class 2 is '10' there and '2' in the run"),
   ],
 )
-def test_classes_have_to_fit(ours, theirs, words):
-  held = classifiers.Classifier("W", None, tuple(ours.split()), {}, None)
+def test_classes_must_fit(ours, theirs, words):
+  network = model.Network("W", None, {}, {}, tuple(ours.split()))
   if words is None:
-    suites.check_classes("x", theirs.split(), held)
+    suites.check_classes("x", theirs.split(), network)
   else:
     with pytest.raises(UserError, match=words):
-      suites.check_classes("x", theirs.split(), held)
+      suites.check_classes("x", theirs.split(), network)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_frozen_features(stage, make_workdir, capsys):
+  workdir = make_workdir(stage, "vit", ["0", "1"])
+  results = run(workdir, "--suite=knn,linear,attention,features")
+  for kind in ("knn", "linear"):
+    assert results[kind]["step"] == 7
+    for name in ("top1", "raw_pixels", "untrained"):
+      assert 0 <= results[kind][name] <= 100
+  assert results["linear"]["raw_pixels"] == 100  # dark and bright
+  for kind in ("attention", "features"):
+    assert (workdir / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+  assert "untrained" in capsys.readouterr().out
+
+
+def titles(fig):
+  return [axis.get_title() for axis in fig.axes if axis.get_title()]
+
+
+def test_pictures_of_one_model_have_its_heads(make_workdir):
+  network = model.read(make_workdir("pretrain", "vit", ["0", "1"]))
+  dataset = network.load_data()
+  fig = pictures.attention({"mean": network}, dataset)
+  assert titles(fig) == ["image", "mean", "60% of it", "head 1", "head 2"]
+  assert len(fig.axes) == 2 * 5  # an image of each class
+  maps = network.attention(pictures.examples(dataset, 2), 1)
+  np.testing.assert_allclose(
+    fig.axes[3].images[1].get_array(), maps[0, 0], rtol=1e-5
+  )
+  fig = pictures.features(network, dataset, 8)
+  assert titles(fig)[:2] == ["PCA", "t-SNE"]
+  assert sum(len(x.get_offsets()) for x in fig.axes[0].collections) == 20
+
+
+def test_attention_of_two_models_at_another_size(
+  make_workdir, tmp_path, monkeypatch
+):
+  one, other = (
+    make_workdir("finetune", arch, ["0", "1"]) for arch in ("vit", "cait")
+  )
+  drawn, draw = [], pictures.attention
+  monkeypatch.setattr(
+    pictures, "attention", lambda *x: drawn.append(draw(*x)) or drawn[0]
+  )
+  command.main([
+    *(f"--workdir={one}", "--suite=attention", f"--beside={other}"),
+    *("--image_size=16", f"--out={tmp_path}"),
+  ])  # fmt: skip
+  assert (tmp_path / "attention.png").exists()
+  mask = "60% of it"
+  names = [str(x)[-24:] for x in (other, one)]
+  assert titles(drawn[0]) == ["image", names[0], mask, names[1], mask]
+  assert drawn[0].axes[1].images[1].get_array().shape == (4, 4)
 
 
 @pytest.mark.parametrize(
   ("arguments", "words"),
   [
-    (["--suite=tset"], "'tset' is unknown: did you mean 'test'?"),
-    (["--suite=test,"], "'' is unknown: possible are test, val, knn,"),
+    (["--suite=tset"], "unknown --suite='tset': did you mean 'test'?"),
+    (["--suite=test,"], "--suite='': must be one of test, val, knn,"),
     (["--suite=CIFAR-10-C"], "did you mean 'cifar10_c'?"),
     (["--suite=cifar10:/x"], "did you mean 'cifar10'?"),
+    (["--suite=feature"], "did you mean 'features'"),
     (["--suite=test,val,test"], "names test twice"),
     (["--suite=cifar10_c,cifar10_c:/x"], "names cifar10_c twice"),
     (["--suite=test,npz:/none.npz"], "there is no file /none.npz"),
     (["--suite=test,folder:/none"], "there is no folder '/none'"),
     (["--suite=test,cifar10_c"], "cifar10_c has 10 classes, but the head of"),
     (["--suite=cifar100_c:/x"], "cifar100_c:/x has 100 classes, but"),
-    (["--batch_size=0"], "--batch_size=0 has to be at least 1"),
+    (["--suite=test,val"], "has no validation images"),
+    (["--batch_size=0"], "--batch_size=0 must be at least 1"),
     (["--batch_size=few"], "invalid int value: 'few'"),
     (["--sute=test"], "unrecognized arguments: --sute=test"),
+    (["--suite=test", "--beside=B"], "--beside goes with --suite=attention"),
+    (["--suite=test,knn"], "knn evaluate features"),
+    (["--suite=knn", "--image_size=16"], "--image_size goes with"),
+    (["--suite=attention", "--image_size=-1"], "--image_size=-1 must be"),
+    (["--suite=attention", "--image_size=9"], "not a multiple"),
   ],
 )
 def test_arguments_that_make_no_sense(trained, arguments, words, capsys):
@@ -336,48 +339,33 @@ def test_arguments_that_make_no_sense(trained, arguments, words, capsys):
   assert not (workdir / "evaluation.json").exists()
 
 
-def test_a_smaller_corrupted_set_does_not_fit(fresh, capsys, tiny_npz):
-  workdir, _ = fresh(tiny_npz, [str(i) for i in range(100)])
-  said = refused(capsys, f"--workdir={workdir}", "--suite=cifar10_c:/x")
-  assert f"has 10 classes, but the head of {workdir} has 100" in said
-
-
-def test_workdirs_that_cannot_be_evaluated(own, fresh, tiny_npz, capsys):
+def test_workdirs_that_cannot_be_evaluated(
+  own, make_workdir, classifier, capsys, monkeypatch
+):
   assert "give either --workdir=B or" in refused(capsys)
   assert "no file or folder" in refused(capsys, f"--workdir={own}/none")
-  teacher = {"backbone": {"cls_token": np.zeros(2)}}
-  state = {"step": np.zeros((), np.int32), "teacher": teacher}
-  pretrained, _ = fresh(tiny_npz, ["0", "1"], state)
-  said = refused(capsys, f"--workdir={pretrained}")
-  assert f"{pretrained} is a teacher's backbone" in said
+  pretrained = make_workdir("pretrain", "vit", ["0", "1"])
+  error = refused(capsys, f"--workdir={pretrained}")
+  assert f"{pretrained} is a backbone and has no classes" in error
+  many = classifier([str(i) for i in range(100)])
+  error = refused(capsys, f"--workdir={many}", "--suite=cifar10_c:/x")
+  assert f"has 10 classes, but the head of {many} has 100" in error
+  about = (own / "dataset.json").read_text()
+  (own / "dataset.json").write_text(about.replace('"test": 20', '"test": 21'))
+  error = refused(capsys, f"--workdir={own}")
+  assert str(own) in error
+  assert "changed since" in error
   (own / "evaluation.json").write_text('{"test":')
-  said = refused(capsys, f"--workdir={own}")
-  assert f"{own}/evaluation.json is damaged" in said
+  error = refused(capsys, f"--workdir={own}")
+  assert f"{own}/evaluation.json cannot be read" in error
   (own / "evaluation.json").unlink()
+  monkeypatch.setattr(os, "access", lambda *_: False)
+  assert "is read-only" in refused(capsys, f"--workdir={own}")
   config = (own / "config.json").read_text()
   (own / "config.json").write_text(config.replace('"depth": 2', '"depth": 3'))
   assert "does not fit the model: missing blocks_2.attn" in refused(
     capsys, f"--workdir={own}"
   )
-
-
-def test_a_workdir_that_is_read_only(trained, capsys, monkeypatch):
-  monkeypatch.setattr(command.os, "access", lambda *_: False)
-  assert "is read-only" in refused(capsys, f"--workdir={trained[0]}")
-
-
-def test_images_that_changed_since(own, capsys):
-  about = json.loads((own / "dataset.json").read_text())
-  about["images"]["test"] = 21
-  (own / "dataset.json").write_text(json.dumps(about))
-  said = refused(capsys, f"--workdir={own}")
-  assert f"{own} was trained on something else: the number" in said
-
-
-def test_no_validation_images(trained, capsys):
-  workdir = trained[0]
-  said = refused(capsys, f"--workdir={workdir}", "--suite=test,val")
-  assert f"{workdir} has no validation images" in said
 
 
 def test_help(capsys):
@@ -387,14 +375,3 @@ def test_help(capsys):
   text = capsys.readouterr().out
   for word in ("--workdir=B --suite=test,cifar10_c", "tiny_imagenet", "--json"):
     assert word in text
-
-
-def test_module_can_be_run(trained, own):
-  line = [sys.executable, "-m", "vit_ssl_jax.evaluate", "--json"]
-  process = subprocess.run(
-    [*line, f"--workdir={own}"],
-    cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True,
-  )  # fmt: skip
-  found = json.loads(process.stdout)["test"]
-  assert (found["step"], found["images"]) == (9, 20)
-  assert found["top1"] == trained[1]["top1"]

@@ -12,7 +12,7 @@ from flax import traverse_util
 from vit_ssl_jax import cli, interop, models
 from vit_ssl_jax.augment import multi_crop as views
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate import classifier as classifiers, suites
+from vit_ssl_jax.evaluate import model as networks, suites
 from vit_ssl_jax.export import export
 from vit_ssl_jax.interop import (
   metadata as provenance,
@@ -228,17 +228,17 @@ def test_back_from_transformers(torch, make_workdir, tmp_path):
   kind.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
   images = transformers.AutoImageProcessor.from_pretrained(tmp_path / "ours")
   images.save_pretrained(tmp_path / "theirs")
-  found = classifiers.read(tmp_path / "theirs")
+  found = networks.read(tmp_path / "theirs")
   assert found.classes == tuple(CLASSES)
   pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
-  want = classifiers.read(workdir).predict(pictures)
-  np.testing.assert_allclose(found.predict(pictures), want, atol=1e-5)
-  with pytest.raises(UserError, match="give --dataset, or another --suite"):
+  want = networks.read(workdir).logits(pictures, 3)
+  np.testing.assert_allclose(found.logits(pictures, 3), want, atol=1e-5)
+  with pytest.raises(UserError, match="does not name its data set"):
     suites.open_suite("test", found)
   with_pooler = transformers.SwinModel.from_pretrained(tmp_path / "ours")
   with_pooler.save_pretrained(tmp_path / "backbone")
-  with pytest.raises(UserError, match="knows no classes"):
-    classifiers.read(tmp_path / "backbone")
+  with pytest.raises(UserError, match="does not describe itself"):
+    networks.read(tmp_path / "backbone")
 
 
 @pytest.mark.parametrize(
@@ -329,25 +329,25 @@ def test_classifiers_of_files_that_say_nothing(
   _, state, sizes = paper.golden(golden_dir, arch)
   path = tmp_path / "best.pth"
   torch.save(paper.finetuned(torch, two_classes(state)), path)
-  with pytest.raises(UserError, match="does not say what it is: give --arch"):
-    classifiers.read(path)
+  with pytest.raises(UserError, match="does not describe itself: give --arch"):
+    networks.read(path)
   with pytest.raises(
     UserError, match="dataset='mnist' is unknown: possible are"
   ):
-    classifiers.read(path, "vit", "mnist")
+    networks.read(path, "vit", "mnist")
 
-  def build(arch, _, dataset, original=classifiers.build):
+  def build(arch, _, dataset, original=networks.build):
     return original(arch, {"model": sizes}, dataset)
 
-  monkeypatch.setattr(classifiers, "build", build)
-  found = classifiers.read(path, arch, tiny_npz)
+  monkeypatch.setattr(networks, "build", build)
+  found = networks.read(path, arch, tiny_npz)
   assert found.classes == ("0", "1")  # as the set calls them
   images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
   model = models.build(arch, **sizes | {"num_classes": 2})
   inputs = views.evaluation_view(images, found.data["mean"], found.data["std"])
   params = interop.from_torch(two_classes(state), model)
   want = jax.jit(model.apply)({"params": params}, inputs)
-  np.testing.assert_allclose(found.predict(images), want, atol=1e-5)
+  np.testing.assert_allclose(found.logits(images, 4), want, atol=1e-5)
 
 
 def two_classes(state):
@@ -363,14 +363,15 @@ def test_a_head_unlike_the_data_set(torch, make_workdir, tmp_path, tiny_npz):
     traverse_util.flatten_dict(given.arrays, sep="/"),
     provenance.to_text(given.about | {"classes": []}),
   )
-  with pytest.raises(UserError, match=r"has 3 classes, and .* 2$"):
-    classifiers.read(tmp_path / "x.npz", dataset=tiny_npz)
+  network = networks.read(tmp_path / "x.npz", dataset=tiny_npz)
+  with pytest.raises(UserError, match=r"has 3 classes, but its data set has 2"):
+    networks.check_classifier(network)
 
 
 def test_what_is_no_model_at_all(tmp_path):
   writing.npz(tmp_path / "x.npz", {"train_images": np.zeros((2, 8, 8))})
   with pytest.raises(UserError, match="holds no weights of any of vit, swin"):
-    classifiers.read(tmp_path / "x.npz")
+    networks.read(tmp_path / "x.npz")
 
 
 def test_seen_images_are_warned_of(make_workdir, finetune_tiny, tmp_path, said):
@@ -391,5 +392,5 @@ def test_another_arch_than_the_file_says(make_workdir, tmp_path):
   out = tmp_path / "x.npz"
   export(workdir, "npz", out)
   with pytest.raises(UserError, match=r"--arch=swin: .* is a vit"):
-    classifiers.read(out, "swin")
-  assert pathlib.Path(classifiers.read(out, "vit").path) == out
+    networks.read(out, "swin")
+  assert pathlib.Path(networks.read(out, "vit").path) == out

@@ -26,7 +26,7 @@ import sklearn.utils.validation
 from vit_ssl_jax import cli, export, files, models, recipes
 from vit_ssl_jax.data import facts
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate import backbone as backbones
+from vit_ssl_jax.evaluate import model as networks
 from vit_ssl_jax.recipes import common, custom, schema
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
 from vit_ssl_jax.train import budget, finetune, pretrain
@@ -186,11 +186,7 @@ class Estimator(sklearn.base.BaseEstimator):
       images: as of `fit`.
     """
     backbone, images = self.backbone(), self.decoded(images)
-    maps = [
-      models.attention_maps(backbone.apply("attention")(images[i : i + BATCH]))
-      for i in range(0, len(images), BATCH)
-    ]
-    return np.concatenate(maps)
+    return backbone.attention(images, BATCH)
 
   def backbone(self, num_classes=0):
     """The trained network, with what its images are normalised by."""
@@ -202,7 +198,7 @@ class Estimator(sklearn.base.BaseEstimator):
       ml_collections.ConfigDict(self.config_), num_classes
     )
     data = {key: self.config_[key] for key in ("mean", "std")}
-    return backbones.Backbone("", model, params, data)
+    return networks.Network("", model, params, data)
 
   def decoded(self, images):
     """Images at the network's size, (N, S, S, 3) uint8."""
@@ -327,7 +323,7 @@ class Classifier(sklearn.base.ClassifierMixin, Estimator):
     """Logits, (N, C) float32."""
     sklearn.utils.validation.check_is_fitted(self, "config_")
     backbone = self.backbone(len(self.classes_))
-    return backbone.extract(None, self.decoded(X), BATCH)
+    return backbone.logits(self.decoded(X), BATCH)
 
   def predict_proba(self, X):
     """Probabilities of the classes, (N, C) float32."""

@@ -1,24 +1,24 @@
-"""Tells what images show: the likeliest classes of each, by a classifier.
+"""Predicts the most probable classes of images.
 
   python -m vit_ssl_jax.predict --workdir=B image.jpg
   python -m vit_ssl_jax.predict --workdir=B folder/ other/*.png --top=3
-  python -m vit_ssl_jax.predict --init_from=FILE --json folder/ > found.jsonl
+  python -m vit_ssl_jax.predict --init_from=FILE --json folder/ > classes.jsonl
 
-FILE is anything that was exported from a fine-tuning, or the PyTorch weights of
-the paper's authors. What was exported here says itself what it is; else --arch
-and --dataset do, and the model has the paper's sizes.
+FILE is exported weights of a fine-tuning, or PyTorch weights of the paper's
+authors. An export describes itself; other files need --arch and --dataset, and
+have the paper's sizes.
 
-An IMAGE is a JPEG, PNG, WebP, BMP or GIF file, or a folder, of which all such
-files are taken, at any depth and in the order of their paths, but for hidden
-ones. Images are brought to the model's size as the run's own were.
+An IMAGE is a JPEG, PNG, WebP, BMP or GIF file, or a folder: all such files in
+it, at any depth, ordered by path, without hidden ones. Images are resized as
+the run's own were.
 
-Of each image there is a line: its path, and classes with their probabilities,
-the likeliest first. With --json it is one of these instead:
+Prints a line for each image: its path, and classes with probabilities, the most
+probable first; with --json one of
 
   {"image": "cat.jpg", "classes": [{"class": "cat", "probability": 0.931}, ...]}
   {"image": "bad.jpg", "error": "empty"}
 
-An image that cannot be read is named on standard error; the others are still
+An image that cannot be read is reported on standard error; the others are still
 predicted, and the exit status is 1.
 """
 
@@ -32,27 +32,23 @@ import sys
 import numpy as np
 import scipy.special
 
-from vit_ssl_jax import cli, evaluate
-from vit_ssl_jax.cli import Parser, configure, reporting_errors
+from vit_ssl_jax import cli
 from vit_ssl_jax.data import folder, pixels
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate.classifier import add_classifier, read_classifier
+from vit_ssl_jax.evaluate import model
 
 
 def main(argv=None):
-  """Runs the command line.
-
-  A user's mistake costs one sentence and status 2, a broken image status 1.
-  """
+  """Runs the command line."""
   args = parse(argv)
-  # A path need not be text, and a terminal need not know all letters.
+  # Paths may have bytes, and classes letters, that a terminal cannot show.
   sys.stdout.reconfigure(errors="backslashreplace")
-  with reporting_errors():
-    configure()
+  with cli.reporting_errors():
+    cli.configure()
     try:
       broken = predict_all(args)
     except BrokenPipeError:
-      # The reader has seen enough; without this Python would complain at exit.
+      # The reader, such as `head`, is done; Python would complain at exit.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(128 + signal.SIGPIPE)
   if broken:
@@ -60,51 +56,42 @@ def main(argv=None):
 
 
 def parse(argv):
-  parser = Parser(
+  parser = cli.Parser(
     prog="python -m vit_ssl_jax.predict",
     usage="%(prog)s --workdir=B | --init_from=FILE [options] IMAGE ...",
     description=__doc__,
   )
-  parser.add_argument(
-    "images", nargs="+", metavar="IMAGE", help="images, and folders of images"
-  )
-  add_classifier(parser, batch_size=256)
-  parser.add_argument(
-    "--top",
-    type=int,
-    default=5,
-    metavar="K",
-    help="classes of each image, at most; %(default)s if left out",
-  )
-  parser.add_argument(
-    "--json", action="store_true", help="print a line of JSON for each image"
-  )
-  # Images may come before options, between them and after them.
+  option = parser.add_argument
+  option("images", nargs="+", metavar="IMAGE", help="images and folders")
+  model.add_arguments(parser, batch_size=256)
+  most = "classes of each image, at most; default: %(default)s"
+  option("--top", type=int, default=5, metavar="K", help=most)
+  option("--json", action="store_true", help="print a JSON object per image")
+  # Images may stand before, between and after options.
   return parser.parse_intermixed_args(argv)
 
 
 def predict_all(args):
-  """Checks everything, then prints image by image.
-
-  Returns:
-    How many images could not be read.
-  """
+  """Checks everything, then prints image by image; counts the broken ones."""
   if args.top < 1:
-    raise UserError(f"--top={args.top} has to be at least 1")
+    raise UserError(f"--top={args.top} must be at least 1")
   files = [file for path in args.images for file in images_at(path)]
-  classifier = read_classifier(args)
+  classifier = model.from_arguments(args)
+  model.check_classifier(classifier)
   classes, broken = classifier.classes, 0
   text_line = make_text_line(files, classes)
   with cli.progress_bar(len(files), "image", disable=not shows_bar()) as bar:
-    for file, shares, why in predictions(classifier, files, args.batch_size):
-      if why:
-        broken += 1
-        cli.log(f"{file}: {why}")
-      best = [] if why else likeliest(shares, classes, args.top)
+    for file, probabilities, error in predictions(
+      classifier, files, args.batch_size
+    ):
+      top = [] if error else most_probable(probabilities, classes, args.top)
       if args.json:
-        print(json_line(file, best, why), flush=True)
-      elif not why:
-        print(text_line(file, best), flush=True)
+        print(json_line(file, top, error), flush=True)
+      elif not error:
+        print(text_line(file, top), flush=True)
+      if error:
+        broken += 1
+        cli.log(f"{file}: {error}")
       bar.update()
   if broken:
     cli.log(f"{broken:,} of {len(files):,} images could not be read")
@@ -112,55 +99,48 @@ def predict_all(args):
 
 
 def images_at(path):
-  """The paths of a folder's images, sorted; of a file its own.
-
-  Raises:
-    UserError: there is nothing, a folder without images, or one that cannot be
-      read.
-  """
+  """Lists the images of a folder, sorted; a file is listed as it is."""
   if not os.path.exists(path):
-    raise UserError(f"{path}: there is no such image or folder")
+    raise UserError(f"there is no image or folder {path}")
   if not os.path.isdir(path):
     return [path]
   return [os.path.join(path, name) for name in folder.names(path)]
 
 
-def predictions(classifier, files, batch_size=256):
+def predictions(classifier, files, batch_size):
   """Decodes and predicts batch by batch, so that memory does not grow.
 
   Args:
-    classifier: a `Classifier`.
+    classifier: a `model.Network`.
     files: paths of N images.
-    batch_size: how many at a time; with fewer images their number.
+    batch_size: images at a time.
 
   Yields:
-    (file, probabilities (C,) float64, "") for each image in order; for one
-    that is broken (file, None, why).
+    (file, probabilities (C,) float64, "") for each image in order, or (file,
+    None, error) where it is broken.
   """
   size, resize = (classifier.data[key] for key in ("image_size", "resize"))
-  shape = min(batch_size, len(files))  # all batches have it
+  shape = min(batch_size, len(files))  # the same for all batches
   for start in range(0, len(files), batch_size):
     batch = files[start : start + batch_size]
-    images, broken = decode(batch, size, resize)
-    logits = evaluate.extract(
-      classifier.predict, images, shape, classifier.sharding
-    )
-    shares = scipy.special.softmax(logits.astype(np.float64), axis=-1)
+    images, errors = decode(batch, size, resize)
+    logits = classifier.logits(images, shape).astype(np.float64)
+    probabilities = scipy.special.softmax(logits, axis=-1)
     for row, file in enumerate(batch):
-      why = broken.get(row, "")
-      yield file, None if why else shares[row], why
+      error = errors.get(row, "")
+      yield file, None if error else probabilities[row], error
 
 
 def decode(files, size, resize):
-  """Images, (N, S, S, 3) uint8, and a dict of row -> why it is broken."""
+  """Decodes to (N, S, S, 3) uint8, and a dict of row -> error."""
   images, unreadable = np.zeros((len(files), size, size, 3), np.uint8), {}
 
   def contents():
     for row, file in enumerate(files):
       try:
         yield pathlib.Path(file).read_bytes()
-      except OSError as error:
-        unreadable[row] = f"cannot be read: {error.strerror}"
+      except OSError as e:
+        unreadable[row] = f"cannot be read: {e.strerror}"
         yield b""
 
   _, broken = pixels.decode_all(
@@ -169,47 +149,42 @@ def decode(files, size, resize):
   return images, broken | unreadable
 
 
-def likeliest(probabilities, classes, top):
-  """At most `top` pairs of a class and its probability."""
-  order = np.argsort(-probabilities, kind="stable")[:top]
+def most_probable(probabilities, classes, count):
+  """At most `count` pairs of a class and its probability."""
+  order = np.argsort(-probabilities, kind="stable")[:count]
   return [(classes[i], float(probabilities[i])) for i in order]
 
 
-def json_line(file, best, why):
-  """What is known of an image, in JSON; as precise as a float32."""
-  if why:
-    return json.dumps({"image": file, "error": why})
-  pairs = [
-    {"class": name, "probability": float(f"{p:.6g}")} for name, p in best
-  ]
+def json_line(file, top, error):
+  """A JSON object; probabilities are as precise as a float32."""
+  if error:
+    return json.dumps({"image": file, "error": error})
+  pairs = [{"class": x, "probability": float(f"{p:.6g}")} for x, p in top]
   return json.dumps({"image": file, "classes": pairs})
 
 
 def make_text_line(files, classes):
-  """Makes (file, pairs of a class and its probability) -> a line.
-
-  The lines for `files` are aligned, whichever of `classes` they show.
-  """
+  """Builds (file, pairs of a class and its probability) -> an aligned line."""
   width = max(map(len, files))
   titles = {name: " ".join(name.split()) for name in classes}  # on one line
   longest = max(map(len, titles.values()))
 
-  def line(file, best):
-    cells = [f"{titles[x]:{longest}} {100 * p:5.1f} %" for x, p in best]
+  def line(file, top):
+    cells = [f"{titles[x]:{longest}} {100 * p:5.1f} %" for x, p in top]
     return "  ".join([file.ljust(width), *cells])
 
   return line
 
 
 def shows_bar():
-  """Whether a progress bar is of use: results go to a file, and someone looks.
+  """True where results go to a file and standard error to a terminal.
 
-  On a terminal the results themselves are progress, and behind a pipe whatever
-  is there may print to the terminal, too.
+  On a terminal results are progress themselves, and a pipe's reader may print
+  to the terminal too.
   """
-  return sys.stderr.isatty() and stat.S_ISREG(
-    os.fstat(sys.stdout.fileno()).st_mode
-  )
+  if not sys.stderr.isatty():
+    return False
+  return stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ import time
 
 import numpy as np
 
-from vit_ssl_jax import cli, files, models, recipes
+from vit_ssl_jax import cli, files, recipes
 from vit_ssl_jax.data import load, registry
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate import backbone as backbones
+from vit_ssl_jax.evaluate import model as networks, pictures
 from vit_ssl_jax.recipes import common
 from vit_ssl_jax.report import build, figures
 from vit_ssl_jax.train import budget as budgets, finetune, pretrain
@@ -191,10 +191,9 @@ def draw_contact_sheet(config, path):
 
 def draw_summary(path, config, pretraining, finetunings):
   """Draws the curves, and the teacher's attention on an image of each class."""
-  backbone, dataset = backbones.read(pretraining)
-  _, first = np.unique(dataset.test_labels, return_index=True)
-  images = np.asarray(dataset.test_images[first[:MAX_CLASSES]])
-  maps = models.attention_maps(backbone.apply("attention")(images)).mean(1)
+  teacher = networks.read(pretraining)
+  images = pictures.examples(teacher.load_data(), MAX_CLASSES)
+  maps = teacher.attention(images, MAX_CLASSES).mean(1)
   fig = figures.draw_summary(config, images, maps, pretraining, finetunings)
   fig.savefig(path, dpi=100)
 

@@ -1,4 +1,7 @@
-"""Exact evaluation: every image counts once, on any number of devices."""
+"""Evaluation on every image exactly once, on any number of devices.
+
+Exports what training stages need; probes and pictures come in on demand.
+"""
 
 from vit_ssl_jax.evaluate.accuracy import extract, make_predict, parts, top1
 from vit_ssl_jax.evaluate.knn import knn_accuracy, pixels

@@ -1,4 +1,4 @@
-"""A model's outputs for every image of a set, and its top-1 accuracy."""
+"""Model outputs for every image of a set, and top-1 accuracy."""
 
 import jax
 import numpy as np
@@ -7,41 +7,48 @@ from vit_ssl_jax.augment import multi_crop
 from vit_ssl_jax.parallel import hosts
 
 
-def make_predict(model, mean, std):
-  """Makes (params, images (B, H, W, 3) uint8) -> logits (B, C)."""
+def make_predict(model, mean, std, method=None):
+  """Builds (params, images (B, H, W, 3) uint8) -> outputs, logits by default.
+
+  Args:
+    model: of `models.build`.
+    mean, std: of the channels in [0, 1].
+    method: of the model, such as "features".
+  """
 
   def predict(params, images):
     images = multi_crop.evaluation_view(images, mean, std)
-    return model.apply({"params": params}, images)
+    return model.apply({"params": params}, images, method=method)
 
   return predict
 
 
 def parts(dataset):
-  """What a `load.Dataset` is evaluated on: (prefix of names, images, labels).
+  """Lists the evaluation parts of a `load.Dataset` that are not empty.
 
-  The test images, whose figures have no prefix, and the validation images, of
-  each of which there may be none.
+  Returns:
+    (prefix of the metrics' names, images, labels) of the test images, without
+    a prefix, and of the validation images, "val_".
   """
-  found = [
+  both = [
     ("", dataset.test_images, dataset.test_labels),
     ("val_", dataset.val_images, dataset.val_labels),
   ]
-  return [part for part in found if len(part[2])]
+  return [part for part in both if len(part[2])]
 
 
 def extract(function, images, batch_size, batch_sharding):
-  """Outputs for every image, once each and in order, on every process.
+  """Computes outputs for every image, once and in order, on every process.
 
   All batches have one shape: the last one is padded with zeros, whose outputs
   are dropped.
 
   Args:
     function: a jitted (images (B, H, W, 3) uint8) -> (B, ...).
-    images: (N, H, W, 3) uint8, the same on every process, which each places
-      its own rows of.
+    images: (N, H, W, 3) uint8, the same on every process, each of which places
+      its own rows.
     batch_size: B, rounded up to a multiple of the number of devices.
-    batch_sharding: how a batch lies on the devices.
+    batch_sharding: of a batch.
 
   Returns:
     (N, ...) NumPy array.
@@ -60,12 +67,12 @@ def extract(function, images, batch_size, batch_sharding):
 
 
 def top1(function, images, labels, batch_size, batch_sharding):
-  """Top-1 accuracy in percent of all images; the arguments are `extract`'s."""
+  """Computes top-1 accuracy in percent; arguments are those of `extract`."""
   logits = extract(function, images, batch_size, batch_sharding)
   return percent_correct(logits, labels)
 
 
 def percent_correct(logits, labels):
-  """The share of rows (N, C) whose largest logit is their label's (N,)."""
+  """Top-1 accuracy in percent of logits (N, C) and labels (N,)."""
   correct = np.argmax(logits, axis=-1) == labels
   return 100 * float(np.count_nonzero(correct)) / len(labels)

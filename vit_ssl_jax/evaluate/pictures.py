@@ -5,8 +5,46 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn import decomposition, manifold
 
+from vit_ssl_jax.errors import UserError
+
+KINDS = ("attention", "features")
 MASS = 0.6  # share of the attention in a mask, as in DINO's figures
 NEIGHBORS = 8
+
+
+def attention(networks, dataset, count=8):
+  """Draws attention on test images, one of each class.
+
+  Args:
+    networks: title -> `model.Network`. A single one is drawn head by head.
+    dataset: a `load.Dataset` at their image size.
+    count: images at most.
+  """
+  images = examples(dataset, count)
+  maps_of = {k: x.attention(images, len(images)) for k, x in networks.items()}
+  return draw_attention(images, maps_of, heads=len(networks) == 1)
+
+
+def features(network, dataset, batch_size, count=2000):
+  """Draws the features of at most `count` test images.
+
+  Raises:
+    UserError: there are fewer than 10 test images.
+  """
+  total = len(dataset.test_labels)
+  if total < 10:
+    raise UserError(f"--suite=features needs 10 test images, not {total}")
+  chosen = np.sort(np.random.default_rng(0).permutation(total)[:count])
+  images = np.asarray(dataset.test_images[chosen])
+  labels = np.asarray(dataset.test_labels)[chosen]
+  vectors = network.features(images, batch_size)
+  return draw_features(vectors, labels, images, dataset.classes)
+
+
+def examples(dataset, count):
+  """The first test image of each of `count` classes at most."""
+  _, first = np.unique(np.asarray(dataset.test_labels), return_index=True)
+  return np.asarray(dataset.test_images[first[:count]])
 
 
 def blank_axes(fig, rows, columns):

@@ -18,15 +18,9 @@ import numpy as np
 import scipy.special
 from matplotlib.figure import Figure
 
-from vit_ssl_jax import cli, files, models
+from vit_ssl_jax import cli, files
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate import (
-  accuracy,
-  backbone as backbones,
-  classifier,
-  figures as values,
-  pictures,
-)
+from vit_ssl_jax.evaluate import metrics as scores, model, pictures
 from vit_ssl_jax.recipes import schema
 from vit_ssl_jax.report import figures, page, seeds
 from vit_ssl_jax.run import metrics, workdir as workdirs
@@ -169,53 +163,42 @@ def compare(runs):
 def inspect(run, data_dir):
   """Builds the views, attention maps, features and mistakes of a run."""
   section = page.Section(run["title"])
-  backbone, dataset = backbones.read(str(run["workdir"]), data_dir=data_dir)
-  labels = np.asarray(dataset.test_labels)
-  _, first = np.unique(labels, return_index=True)
-  images = np.asarray(dataset.test_images[first[:ATTENTION_IMAGES]])
+  network = model.read(str(run["workdir"]), data_dir=data_dir)
+  dataset = network.load_data()
   if run["config"]["stage"] == "pretrain":
     config = ml_collections.ConfigDict(run["config"])
-    section.picture(lambda: draw_views(config, images[0]), "views")
-  maps = {"mean": models.attention_maps(backbone.apply("attention")(images))}
+    section.picture("views", lambda: views(config, dataset))
   section.note("Attention of the last block, averaged and head by head.")
-  section.picture(lambda: pictures.draw_attention(images, maps), "attention")
-  chosen = np.random.default_rng(0).permutation(len(labels))[:FEATURE_IMAGES]
-  chosen = np.sort(chosen)
-  if len(chosen) >= 10:
-    images = np.asarray(dataset.test_images[chosen])
-    features = backbone.features(images, BATCH)
-    about = labels[chosen], images, dataset.classes
+  networks = {"mean": network}
+  section.picture("attention", lambda: pictures.attention(networks, dataset, 6))
+  if len(dataset.test_labels) >= 10:
     section.note("Features of test images, by class.")
+    count = FEATURE_IMAGES
     section.picture(
-      lambda: pictures.draw_features(features, *about), "features"
+      "features", lambda: pictures.features(network, dataset, BATCH, count)
     )
   if run["config"]["stage"] == "finetune":
-    add_mistakes(section, run, dataset, data_dir)
+    add_mistakes(section, network, dataset)
   return section
 
 
-def draw_views(config, image):
+def views(config, dataset):
   fig = Figure(figsize=(12, 1.8), layout="constrained")
-  figures.draw_views(fig, config, image)
+  figures.draw_views(fig, config, pictures.examples(dataset, 1)[0])
   return fig
 
 
-def add_mistakes(section, run, dataset, data_dir):
+def add_mistakes(section, network, dataset):
   """Adds the confusion matrix and the most confident mistakes."""
-  found = classifier.read(str(run["workdir"]), data_dir=data_dir)
-  logits = accuracy.extract(
-    found.predict, dataset.test_images, BATCH, found.sharding
-  )
-  labels = np.asarray(dataset.test_labels)
-  scores = values.classification(logits, labels)
+  logits = network.logits(dataset.test_images, BATCH)
+  labels, classes = np.asarray(dataset.test_labels), network.classes
+  found = scores.classification(logits, labels)
   section.note(
-    f"Top-1 on {len(labels):,} test images: {scores['top1']:.2f} %; expected"
-    f" calibration error: {scores['calibration_error']:.1f} %."
+    f"Top-1 on {len(labels):,} test images: {found['top1']:.2f} %; expected"
+    f" calibration error: {found['calibration_error']:.1f} %."
   )
-  section.picture(
-    lambda: figures.draw_confusion(scores["confusion"], found.classes),
-    "confusion",
-  )
+  matrix = found["confusion"]
+  section.picture("confusion", lambda: figures.draw_confusion(matrix, classes))
   predictions = logits.argmax(-1)
   confidence = scipy.special.softmax(logits.astype(float), -1).max(-1)
   wrong = np.flatnonzero(predictions != labels)
@@ -225,7 +208,7 @@ def add_mistakes(section, run, dataset, data_dir):
     about = labels[worst], predictions[worst], confidence[worst]
     section.note("The most confident mistakes.")
     section.picture(
-      lambda: figures.draw_mistakes(images, *about, found.classes), "mistakes"
+      "mistakes", lambda: figures.draw_mistakes(images, *about, classes)
     )
 
 

@@ -49,12 +49,12 @@ class Section:
     """Matplotlib figures, in `STYLE`, side by side where there is room."""
     self.parts.append({"kind": "svg", "figures": [svg(fig) for fig in figs]})
 
-  def picture(self, draw, alt):
-    """A matplotlib figure that `draw` () makes, in its own size."""
+  def picture(self, label, draw):
+    """Adds the figure that `draw()` returns, in its own size."""
     with mpl.rc_context(STYLE):
       fig = draw()
     width = fig.get_figwidth()
-    part = {"kind": "picture", "figure": svg(fig), "width": width, "alt": alt}
+    part = {"kind": "picture", "figure": svg(fig), "width": width, "alt": label}
     self.parts.append(part)
 
 
