@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax import recipes
-from vit_ssl_jax.augment import lookup, supervised
+from vit_ssl_jax.augment import supervised
+from vit_ssl_jax.kernels import lookup
 
 
 @pytest.fixture
@@ -27,8 +28,8 @@ def test_counts_and_tables(levels):
   np.testing.assert_array_equal(found, expected)
   table = np.random.default_rng(1).permutation(256 * 15).reshape(5, 3, 256)
   table = table.astype(np.int32) % 256
-  expected = jax.vmap(lookup.plain_of_levels)(table, levels)
-  found = jax.jit(jax.vmap(lookup.compared_of_levels))(table, levels)
+  expected = jax.vmap(lookup.plain_table_lookup)(table, levels)
+  found = jax.jit(jax.vmap(lookup.compared_table_lookup))(table, levels)
   np.testing.assert_array_equal(found, expected)
 
 

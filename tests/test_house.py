@@ -18,6 +18,7 @@ FLOORS = [
   {"recipes"},
   {"data", "augment", "models"},
   {"cli"},
+  {"kernels"},
   {"parallel", "files"},
   {"errors"},
 ]

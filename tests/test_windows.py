@@ -1,4 +1,4 @@
-"""The TPU's kernel moves tokens as the plain form does, to the bit."""
+"""The TPU's kernel moves tokens as XLA's form does, to the bit."""
 
 import functools
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from vit_ssl_jax.models import kernels, windows
+from vit_ssl_jax.kernels import windows
 
 
 @pytest.mark.parametrize(
@@ -19,36 +19,19 @@ from vit_ssl_jax.models import kernels, windows
     ((windows.VIEWS + 1, 4, 4, 2), 2, 1),
   ],
 )
-def test_to_windows_and_back(shape, window, shift, monkeypatch):
+def test_to_windows_and_back(shape, window, shift):
   x, g = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+  size = {"H": shape[1], "W": shape[2], "window": window, "shift": shift}
 
-  def cut(x, fast):
-    return windows.to_windows(x, window, shift, fast)
+  @functools.partial(jax.jit, static_argnums=(0, 1))
+  def results(cut, join):
+    def squared(x):
+      return join(cut(x, **size) ** 2, **size)
 
-  def cut_and_join(x, fast):
-    return windows.from_windows(
-      cut(x, fast) ** 2, *shape[1:3], window, shift, fast
-    )
+    y, pull = jax.vjp(squared, x)
+    return cut(x, **size), y, *pull(g)
 
-  @functools.partial(jax.jit, static_argnums=0)
-  def results(fast):
-    y, pull = jax.vjp(lambda x: cut_and_join(x, fast), x)
-    return cut(x, fast), y, *pull(g)
-
-  expected = results(False)
-  monkeypatch.setattr(kernels, "many_on_tpu", lambda batch: True)
+  expected = results(windows.cut, windows.join)
   with pltpu.force_tpu_interpret_mode():
-    found = results(True)
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-@pytest.mark.parametrize(
-  ("shape", "applies"),
-  [((64, 8, 8), True), ((64, 4, 4), False), ((64, 7, 8), False)],
-)
-def test_where_the_kernel_applies(shape, applies, monkeypatch):
-  assert not windows.kernel_applies(*shape, 4)
-  monkeypatch.setattr(kernels, "platform", lambda: "tpu")
-  monkeypatch.setattr(jax, "device_count", lambda: 1)
-  assert windows.kernel_applies(*shape, 4) == applies
-  assert not windows.kernel_applies(8, *shape[1:], 4)  # too few views
+    actual = results(windows.cut_by_kernel, windows.join_by_kernel)
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)

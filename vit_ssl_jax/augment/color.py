@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_ssl_jax.augment import lookup
+from vit_ssl_jax import kernels
 
 # Pillow's luma (ITU-R 601) in 65536ths. The weighted sum of three levels stays
 # below 2^24, so float32 computes it exactly.
@@ -164,7 +164,7 @@ def autocontrast(image):
 def equalize(image):
   """As `ImageOps.equalize`: each channel's histogram made flat."""
   levels = to_levels(image).astype(jnp.int32).reshape(-1, 3)
-  histogram = lookup.histogram(levels)
+  histogram = kernels.histogram(levels)
   below = jnp.cumsum(histogram, axis=1) - histogram
   # Pillow's step leaves out the pixels of the highest level in use.
   highest = jnp.max(levels, axis=0)[:, None]
@@ -172,7 +172,7 @@ def equalize(image):
   step = jnp.sum(histogram * in_use, axis=1, keepdims=True) // 255
   table = (step // 2 + below) // jnp.maximum(step, 1)
   table = jnp.where(step > 0, jnp.minimum(table, 255), jnp.arange(256)[None])
-  found = lookup.of_levels(table, levels).reshape(image.shape)
+  found = kernels.table_lookup(table, levels).reshape(image.shape)
   return to_image(found.astype(jnp.float32))
 
 

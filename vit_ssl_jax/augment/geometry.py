@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vit_ssl_jax.augment import lookup
+from vit_ssl_jax import kernels
 from vit_ssl_jax.augment.color import to_image, to_levels
 
 CROP_TRIES = 10
@@ -172,7 +172,7 @@ def shear_x(image, magnitude):
   )
   # No pixel that is kept has a tap beyond these two, which repeat.
   levels = jnp.pad(levels, ((0, 0), (2, 2), (0, 0)), mode="edge")
-  near = lookup.rolled(levels, whole.astype(jnp.int32) + 1)
+  near = kernels.rolled(levels, whole.astype(jnp.int32) + 1)
   total = sum(weights[tap] * near[:, tap : tap + width] for tap in range(4))
   source = (jnp.arange(width) + 0.5)[None, :] + shift
   inside = (source >= 0) & (source < width)
@@ -191,7 +191,7 @@ def translate_x(image, magnitude):
   shift = jnp.floor(magnitude * width + 0.5).astype(jnp.int32)
   source = jnp.arange(width) + shift
   inside = (source >= 0) & (source < width)
-  moved = lookup.rolled(image, shift.reshape(1, 1))
+  moved = kernels.rolled(image, shift.reshape(1, 1))
   return jnp.where(inside[None, :, None], moved, GREY)
 
 
@@ -221,7 +221,7 @@ def rotate(image, degrees):
   inside &= (source_y >= 0) & (source_y < height)
   source_x = jnp.clip(source_x, 0, width - 1)
   source_y = jnp.clip(source_y, 0, height - 1)
-  turned = to_image(lookup.pixels(to_levels(image), source_y, source_x))
+  turned = to_image(kernels.pixels(to_levels(image), source_y, source_x))
   return jnp.where(inside[:, :, None], turned, GREY)
 
 

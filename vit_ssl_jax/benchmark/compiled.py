@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from vit_ssl_jax import kernels
 from vit_ssl_jax.benchmark import program, steps, topologies
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import mesh as meshes
@@ -41,6 +42,7 @@ def estimate(target, config, chips, parallel="data"):
   shape = (1, chips) if parallel == "fsdp" else (chips, 1)
   mesh = meshes.mesh_of(shape, topologies.devices_of(name, topology)[:chips])
   make_stage = steps.STAGES[config.stage].make_stage
+  kernels.use("xla" if config.get("kernels") == "xla" else "unchecked")
   traced, _, _ = timing.trace(config, make_stage, steps.CLASSES, mesh)
   with jax.set_mesh(mesh):
     lowered = traced.lower()
@@ -71,8 +73,8 @@ def estimate(target, config, chips, parallel="data"):
     figures["bytes_accessed"] = program.gpu_bytes(hlo)
     seconds = figures["bytes_accessed"] / chip.bandwidth
   else:
-    kernels = program.kernel_cycles(dump, hlo, traced.jaxpr.jaxpr)
-    seconds = program.tpu_seconds(hlo, kernels, chip)
+    cycles = program.kernel_cycles(dump, hlo, traced.jaxpr.jaxpr)
+    seconds = program.tpu_seconds(hlo, cycles, chip)
   return figures | {
     "estimated_ms": 1e3 * seconds,
     "images_per_second": config.batch_size / seconds,

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_ssl_jax.models import kernels, layers
+from vit_ssl_jax.models import layers, old as kernels
 
 
 class ProjectionHead(nn.Module):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.models import kernels, locality, sizes
+from vit_ssl_jax.models import locality, old as kernels, sizes
 
 EPSILON = 1e-6  # of layer norms
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=EPSILON)

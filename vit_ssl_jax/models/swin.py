@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.models import kernels, layers, locality, sizes, windows
+from vit_ssl_jax.kernels import windows
+from vit_ssl_jax.models import layers, locality, old as kernels, sizes
 
 # Added to the scores of tokens that were not neighbours before the shift.
 APART = -100.0
@@ -167,7 +168,7 @@ class WindowAttention(nn.Module):
       (B, H, W, C), or the softmax (B, heads, H·W, H·W).
     """
     _, H, W, C = x.shape
-    x = windows.to_windows(x, self.window, self.shift, self.fast)
+    x = windows.to_windows(x, self.window, self.shift)
     heads = self.num_heads
     qkv = layers.Dense(3 * C, dtype=self.dtype, name="qkv")(x)
     scale = (C // heads) ** -0.5
@@ -183,7 +184,7 @@ class WindowAttention(nn.Module):
       return self.unfold(kernels.attention_weights(q * scale, k, bias), H, W)
     y = kernels.self_attention(qkv, heads, bias, scale, self.fast)
     x = layers.Dense(C, dtype=self.dtype, name="proj")(y.reshape(x.shape))
-    return windows.from_windows(x, H, W, self.window, self.shift, self.fast)
+    return windows.from_windows(x, H, W, self.window, self.shift)
 
   def position_bias(self):
     """(heads, window², window²), looked up by relative position."""
@@ -259,7 +260,7 @@ def shift_mask(H, W, window, shift):
     n = np.arange(length)
     return (n >= length - window).astype(int) + (n >= length - shift)
 
-  Hp, Wp = windows.in_windows(H, W, window)
+  Hp, Wp = windows.padded_size(H, W, window)
   region = 3 * regions(Hp)[:, None] + regions(Wp)[None]
   region = region.reshape(Hp // window, window, Wp // window, window)
   region = region.swapaxes(1, 2).reshape(-1, window**2)

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_ssl_jax.models import kernels, layers, locality, positions, sizes
+from vit_ssl_jax.models import (
+  layers,
+  locality,
+  old as kernels,
+  positions,
+  sizes,
+)
 
 
 class VisionTransformer(layers.Backbone):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vit_ssl_jax.models.vector_attention import HIDDEN, LANES, SUBLANES, VMEM
+from vit_ssl_jax.kernels.tpu_vector import HIDDEN, LANES, SUBLANES, VMEM
 
 VIEWS = 8  # in a block
 REST = 2  # the most queries outside of slots
@@ -40,34 +40,40 @@ class Tile(NamedTuple):
     return slice(self.first, self.first + self.d * sum(map(len, self.groups)))
 
 
-def self_attention(qkv, heads, scale=1.0):
-  """As `kernels.self_attention`, of sequences that `fits` allows.
+def supports(arrays, shared, scale):
+  """bfloat16 without a bias, and shapes on which it pays.
 
-  Products round their operands to bfloat16 on a TPU.
-
-  Args:
-    qkv: (B, N, 3 · D).
-    heads: how many.
-    scale: a number above 0.
-
-  Returns:
-    (B, N, D).
+  It takes as long for each view, while the vector unit's kernel takes as long
+  for a few views as for 128: by the compiler's cycles that one is faster for
+  many views of 17 tokens, and slower of 65.
   """
-  return jnp.swapaxes(attend(jnp.swapaxes(qkv, 0, 1), heads, scale), 0, 1)
+  q, k, _ = arrays
+  if q.ndim != 4 or q.dtype != jnp.bfloat16 or shared != (None, None):
+    return False
+  B, N, H, d = q.shape
+  pays = N > 32 or B < LANES // 2
+  return pays and q.shape == k.shape and fits(N, H, H * d)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def attend(qkv, heads, scale):
-  """(N, B, 3 · D) -> (N, B, D)."""
-  return call(forward_kernel, heads, scale, qkv)
+def attention(q, k, v, bias, mixing, *, scale):
+  """`kernels.attention`; a TPU rounds the products' operands to bfloat16."""
+  heads = q.shape[2]
+  flat = (x.reshape(*x.shape[:2], -1).swapaxes(0, 1) for x in (q, k, v))
+  return attend(*flat, heads, scale).swapaxes(0, 1).reshape(q.shape)
 
 
-def attend_forward(qkv, heads, scale):
-  return attend(qkv, heads, scale), qkv
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def attend(q, k, v, heads, scale):
+  """q, k and v (N, B, D) -> (N, B, D)."""
+  return call(forward_kernel, heads, scale, q, k, v)[0]
 
 
-def attend_backward(heads, scale, qkv, g):
-  return (call(backward_kernel, heads, scale, qkv, g),)
+def attend_forward(q, k, v, heads, scale):
+  return attend(q, k, v, heads, scale), (q, k, v)
+
+
+def attend_backward(heads, scale, residuals, g):
+  return tuple(call(backward_kernel, heads, scale, *residuals, g))
 
 
 attend.defvjp(attend_forward, attend_backward)
@@ -78,7 +84,7 @@ def fits(N, heads, D):
   d, slot, rows = D // heads, slot_of(N), rows_of(N)
   if N > LANES + REST or slot < SUBLANES or d % SUBLANES or LANES % d:
     return False
-  tiles = pl.cdiv(3 * D, LANES) * 2 + pl.cdiv(D, LANES)
+  tiles = 7 * pl.cdiv(D, LANES)  # of q, k, v, the output's gradient, and theirs
   copies = 4 * (VIEWS + 1) * rows * tiles * LANES
   blocks = 2 * 2 * VIEWS * N * tiles * LANES  # two of each, in bfloat16
   scores = 4 * VIEWS * heads * slot * (2 * rows + 2 * LANES)
@@ -111,63 +117,55 @@ def tiles_of(N, heads, D):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def call(kernel, heads, scale, *arrays):
   """Runs a kernel over blocks of views; a model's blocks share its trace."""
-  N, B, width = arrays[0].shape
-  D, views = width // 3, min(VIEWS, B)
-  grid = pl.cdiv(B, views)
-  out = D if kernel is forward_kernel else 3 * D
-  widths = [x.shape[2] for x in arrays]
-  number = 2 if kernel is forward_kernel else 5  # of products
-  dtype = arrays[0].dtype
-
-  def block(width):
-    return pl.BlockSpec((N, views, width), lambda i: (0, i, 0))
-
-  def scratch(width):
-    rows = rows_of(N) * (views + 1)
-    return pltpu.VMEM((pl.cdiv(width, LANES), rows, LANES), jnp.float32)
-
+  (N, B, D), dtype = arrays[0].shape, arrays[0].dtype
+  views = min(VIEWS, B)
+  outputs = 1 if kernel is forward_kernel else 3
+  products = 2 if kernel is forward_kernel else 5
+  block = pl.BlockSpec((N, views, D), lambda i: (0, i, 0))
+  rows = rows_of(N) * (views + 1)
+  scratch = pltpu.VMEM((pl.cdiv(D, LANES), rows, LANES), jnp.float32)
   return pl.pallas_call(
     functools.partial(kernel, tiles_of(N, heads, D), scale),
-    out_shape=jax.ShapeDtypeStruct((N, B, out), dtype),
-    # What the estimate of its time needs: how often its loops run.
-    name=f"matrix_{N}_{kernel.__name__}_{grid}x1",
-    grid=(grid,),
-    in_specs=[block(width) for width in widths],
-    out_specs=block(out),
-    scratch_shapes=[scratch(width) for width in (*widths, out)],
+    out_shape=[jax.ShapeDtypeStruct((N, B, D), dtype)] * outputs,
+    name=f"tpu_matrix_{kernel.__name__}",
+    grid=(pl.cdiv(B, views),),
+    in_specs=[block] * len(arrays),
+    out_specs=[block] * outputs,
+    scratch_shapes=[scratch] * (len(arrays) + outputs),
     compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM),
     cost_estimate=pl.CostEstimate(
-      flops=2 * number * B * N * N * D,
+      flops=2 * products * B * N * N * D,
       transcendentals=B * heads * N * N,
-      bytes_accessed=B * N * (sum(widths) + out) * dtype.itemsize,
+      bytes_accessed=(len(arrays) + outputs) * B * N * D * dtype.itemsize,
     ),
   )(*arrays)
 
 
-def forward_kernel(tiles, scale, qkv, out, given, found):
+def forward_kernel(tiles, scale, q, k, v, out, *scratch):
   """o = softmax(scale q kᵀ) v, a step for all views before the next step."""
   N, views, _ = out.shape
-  read_block(qkv, given)
-  arrays = cut(given, views, tiles, 3)
+  *inputs, result = scratch
+  for block, ref in zip((q, k, v), inputs, strict=True):
+    read_block(block, ref)
+  arrays = cut(inputs, views, tiles)
   scores = [products(heads_apart(q, t), k) for t, q, k, _ in arrays]
   softmaxes = [softmax(x, scale, N) for x in scores]
   o = [
     [combine(weights, v, t, factors)]
     for (t, _, _, v), (weights, factors) in zip(arrays, softmaxes, strict=True)
   ]
-  join(found, views, o, N)
-  write_block(out, found)
+  join([result], views, o, N)
+  write_block(out, result)
 
 
-def backward_kernel(tiles, scale, qkv, g, out, given, grads, found):
+def backward_kernel(tiles, scale, q, k, v, g, dq, dk, dv, *scratch):
   """The gradients of q, k and v."""
   N, views, _ = g.shape
-  read_block(qkv, given)
-  read_block(g, grads)
+  inputs, results = scratch[:4], scratch[4:]
+  for block, ref in zip((q, k, v, g), inputs, strict=True):
+    read_block(block, ref)
   begun, ended = [], []
-  for (t, q, k, v), (_, do) in zip(
-    cut(given, views, tiles, 3), cut(grads, views, tiles, 1), strict=True
-  ):
+  for t, q, k, v, do in cut(inputs, views, tiles):
     of_q, of_do = heads_apart(q, t), heads_apart(do, t)
     begun.append(
       (t, q, k, do, of_q, of_do, products(of_q, k), products(of_do, v))
@@ -178,33 +176,37 @@ def backward_kernel(tiles, scale, qkv, g, out, given, grads, found):
       x * (y - jnp.sum(x * y, 0, keepdims=True))
       for x, y in zip(p, dp, strict=True)
     ]
-    dq = combine(ds, k, t) * scale
-    dk = spread(ds, of_q, q, t) * scale
-    ended.append([dq, dk, spread(p, of_do, do, t)])
-  join(found, views, ended, N)
-  write_block(out, found)
+    grad_q = combine(ds, k, t) * scale
+    grad_k = spread(ds, of_q, q, t) * scale
+    ended.append([grad_q, grad_k, spread(p, of_do, do, t)])
+  join(results, views, ended, N)
+  for block, ref in zip((dq, dk, dv), results, strict=True):
+    write_block(block, ref)
 
 
-def cut(ref, views, tiles, thirds):
-  """[(tile, array (R, W) of each third)] of each view, tile by tile."""
-  D, parts = tiles[-1].channels.stop, []
+def cut(refs, views, tiles):
+  """[(tile, array (R, W) of each ref)] of each view, tile by tile."""
+  parts = []
   for view in range(views):
-    rows = pl.ds(view, ref.shape[1] // (views + 1), views + 1)
-    x = jnp.concatenate([ref.at[i][rows, :] for i in range(len(ref))], 1)
+    rows = pl.ds(view, refs[0].shape[1] // (views + 1), views + 1)
+    arrays = [
+      jnp.concatenate([ref.at[i][rows, :] for i in range(len(ref))], 1)
+      for ref in refs
+    ]
     for t in tiles:
-      each = [x[:, i * D : (i + 1) * D][:, t.channels] for i in range(thirds)]
-      parts.append((t, *each))
+      parts.append((t, *(x[:, t.channels] for x in arrays)))
   return parts
 
 
-def join(ref, views, parts, N):
-  """Stores what `cut` would give: [array (N or more, W) of each third]."""
+def join(refs, views, parts, N):
+  """Stores, for each view and tile, an array (N or more, W) of each ref."""
   tiles = len(parts) // views
   for view in range(views):
-    thirds = zip(*parts[view * tiles : (view + 1) * tiles], strict=True)
-    x = jnp.concatenate([x[:N] for third in thirds for x in third], 1)
-    for i, lanes, w in lane_tiles(x.shape[1]):
-      ref.at[i][pl.ds(view, N, views + 1), :w] = x[:, lanes]
+    per_ref = zip(*parts[view * tiles : (view + 1) * tiles], strict=True)
+    for ref, arrays in zip(refs, per_ref, strict=True):
+      x = jnp.concatenate([y[:N] for y in arrays], 1)
+      for i, lanes, w in lane_tiles(x.shape[1]):
+        ref.at[i][pl.ds(view, N, views + 1), :w] = x[:, lanes]
 
 
 def heads_apart(x, tile):
@@ -219,11 +221,11 @@ def heads_apart(x, tile):
   head = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, (W, W), 1), tile.d)
   row = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, (W, W), 0), tile.d)
   queries = x[: tile.slot]
-  found = [
+  groups = [
     jnp.concatenate([jnp.where(head[:1] == h, queries, 0.0) for h in group])
     for group in tile.groups
   ]
-  return found + [jnp.where(head == row, x[n : n + 1], 0.0) for n in tile.rest]
+  return groups + [jnp.where(head == row, x[n : n + 1], 0.0) for n in tile.rest]
 
 
 def products(queries, k):
@@ -246,7 +248,7 @@ def softmax(scores, scale, N):
 def combine(weights, x, tile, factors=None):
   """factors[query] Σ_m weights[m, query] x[m]: (queries, W) of x (R, W)."""
   d, slot, count = tile.d, tile.slot, len(tile.groups)
-  transposed, found = x.T, []
+  transposed, sums = x.T, []
   for group, w in zip(tile.groups, weights[:count], strict=True):
     rows = [transposed[h * d : (h + 1) * d] for h in group]
     every = dot(jnp.concatenate(rows), w, ((1,), (0,)))
@@ -255,13 +257,13 @@ def combine(weights, x, tile, factors=None):
     y = every[:d]
     for i in range(1, len(group)):
       y = jnp.where(lane < i * slot, y, every[i * d : (i + 1) * d])
-    found.append(y)
-  found += [jnp.sum(w * x, 0, keepdims=True) for w in weights[count:]]
+    sums.append(y)
+  sums += [jnp.sum(w * x, 0, keepdims=True) for w in weights[count:]]
   if factors is not None:
-    found = [y * r for y, r in zip(found, factors, strict=True)]
-  y = jnp.concatenate(found[:count]).T
+    sums = [y * r for y, r in zip(sums, factors, strict=True)]
+  y = jnp.concatenate(sums[:count]).T
   slots = [y[i : i + slot] for i in range(0, len(y), slot)]
-  return jnp.concatenate([jnp.concatenate(slots, 1), *found[count:]])
+  return jnp.concatenate([jnp.concatenate(slots, 1), *sums[count:]])
 
 
 def spread(weights, queries, x, tile):

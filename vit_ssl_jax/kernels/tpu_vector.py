@@ -11,7 +11,6 @@ the kernel (N, H, d, L) is "by token" and (H, d, N, L) is "by channel", L = 128.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -25,46 +24,26 @@ HIDDEN = -1e30  # the score of a token that is padding
 VMEM = 60 * 2**20  # bytes
 
 
-def attention(q, k, v, bias=None, mixing=None, scale=1.0):
-  """As `kernels.attention` and `kernels.talking_heads`.
+def supports(arrays, shared, scale):
+  """Enough views for the lanes, and sequences that fit into the chip's memory.
 
-  Args:
-    q: (B, ..., N, H, d); at most one axis in the middle.
-    k, v: (B, ..., M, H, d).
-    bias: (1, ..., 1 or H, N, M) with as many axes as q, or None.
-    mixing: (before (H, H), after (H, H), shift (H,)), or None.
-    scale: a number.
-
-  Returns:
-    (B, ..., N, H, d) in v's type.
+  A batch that leaves most of the 128 lanes empty is faster in XLA's form.
   """
-  given = tuple(by_lanes(x, x.ndim - 3) for x in (q, k, v))
-  out = attend(scale, given, prepare(bias), stack(mixing))[..., : len(q)]
+  q, k, _ = arrays
+  heads = 1 if shared[1] is None else q.shape[-2]
+  small = fits(q.shape[-3], k.shape[-3], heads, q.shape[-1])
+  return small and q.ndim <= 5 and len(q) >= LANES // 4
+
+
+def attention(q, k, v, bias, mixing, *, scale):
+  """`kernels.attention`; q has at most one axis between batch and tokens."""
+  views = tuple(by_lanes(x, x.ndim - 3) for x in (q, k, v))
+  out = attend(scale, views, prepare(bias), stack(mixing))[..., : len(q)]
   return jnp.moveaxis(out, -1, 0).reshape(q.shape)
 
 
-def self_attention(qkv, bias=None, mixing=None, scale=1.0):
-  """`attention` of queries, keys and values that are one array.
-
-  Args:
-    qkv: (B, ..., N, 3, H, d); at most one axis in the middle.
-    bias, mixing, scale: of `attention`.
-
-  Returns:
-    (B, ..., N, H, d).
-  """
-  given = (by_lanes(qkv, qkv.ndim - 4),)
-  out = attend(scale, given, prepare(bias), stack(mixing))[..., : len(qkv)]
-  return jnp.moveaxis(out, -1, 0).reshape(*qkv.shape[:-3], *qkv.shape[-2:])
-
-
 def by_lanes(x, tokens):
-  """(B, [W,] N, ...) -> (W, N, ..., B), padded to whole lanes with zeros.
-
-  Args:
-    x: an array.
-    tokens: which axis N is, 1 or 2.
-  """
+  """(B, [W,] N, H, d) -> (W, N, H, d, B), padded to whole lanes with zeros."""
   x = jnp.moveaxis(x, 0, -1)
   x = x[None] if tokens == 1 else x
   pad = [(0, 0)] * (x.ndim - 1)
@@ -83,33 +62,30 @@ def prepare(bias):
 
 
 def stack(mixing):
-  """The three parts of mixing, one below the other, float32."""
+  """Both kernels (H, H) and the second bias (H,), one below the other.
+
+  The softmax does not change with the first bias.
+  """
   if mixing is None:
     return None
-  before, after, shift = (x.astype(jnp.float32) for x in mixing)
-  return jnp.concatenate([before, after, shift[None]])
+  (before, _), (after, shift) = mixing
+  parts = before, after, shift[None]
+  return jnp.concatenate([x.astype(jnp.float32) for x in parts])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(scale, given, bias, mixing):
-  """The forward pass, (W, N, H, d, B).
-
-  Args:
-    scale: a number.
-    given: (q, k, v), each (W, N or M, H, d, B), or (qkv (W, N, 3, H, d, B),).
-    bias, mixing: of `prepare` and `stack`.
-  """
-  return call(forward_kernel, scale, given, bias, mixing)[0]
+def attend(scale, qkv, bias, mixing):
+  """q, k and v (W, N or M, H, d, B) -> (W, N, H, d, B)."""
+  return call(forward_kernel, scale, qkv, bias, mixing)[0]
 
 
 def attend_forward(scale, *arrays):
   return attend(scale, *arrays), arrays
 
 
-def attend_backward(scale, kept, g):
-  given, bias, mixing = kept
-  found = call(backward_kernel, scale, given, bias, mixing, g)
-  grads, rest = tuple(found[: len(given)]), list(found[len(given) :])
+def attend_backward(scale, residuals, g):
+  qkv, bias, mixing = residuals
+  dq, dk, dv, *rest = call(backward_kernel, scale, qkv, bias, mixing, g)
   dbias = dmixing = None
   if bias is not None:
     # The caller's broadcast over lanes sums them up.
@@ -118,21 +94,20 @@ def attend_backward(scale, kept, g):
     dbias = jnp.sum(dbias, summed, keepdims=True)
   if mixing is not None:
     dmixing = jnp.sum(rest.pop(0), (-2, -1))
-  return grads, dbias, dmixing
+  return (dq, dk, dv), dbias, dmixing
 
 
 attend.defvjp(attend_forward, attend_backward)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def call(kernel, scale, given, bias, mixing, g=None):
+def call(kernel, scale, qkv, bias, mixing, g=None):
   """Runs a kernel over windows, heads and blocks of 128 views.
 
   Where heads are mixed, one block has all of them. A model's blocks have equal
   shapes: JAX traces and lowers the kernel once for all of them.
   """
-  W, N, *_, H, d, B = given[0].shape
-  M = given[-1].shape[1]
+  (W, N, H, d, B), M = qkv[0].shape, qkv[1].shape[1]
   Mp = M + -M % SUBLANES
   heads = 1 if mixing is None else H
   f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -142,10 +117,9 @@ def call(kernel, scale, given, bias, mixing, g=None):
   buffers = pl.Buffered(1 if heads > 1 and g is not None else 2)
 
   def tokens(x):
-    parts = x.shape[2:-3]  # (3,) where q, k and v are one array
     return pl.BlockSpec(
-      (1, x.shape[1], *parts, heads, d, LANES),
-      lambda w, h, b: (w, 0, *[0] * len(parts), h, 0, b),
+      (1, x.shape[1], heads, d, LANES),
+      lambda w, h, b: (w, 0, h, 0, b),
       pipeline_mode=buffers,
     )
 
@@ -155,7 +129,7 @@ def call(kernel, scale, given, bias, mixing, g=None):
       lambda w, h, b: (w % windows, h % of_heads, 0, 0, 0),
     )
 
-  inputs = [(x, tokens(x)) for x in given]
+  inputs = [(x, tokens(x)) for x in qkv]
   if bias is not None:
     inputs.append((bias, scores(*bias.shape[:2])))
   if mixing is not None:
@@ -165,14 +139,12 @@ def call(kernel, scale, given, bias, mixing, g=None):
   all_rows = buffer((M, heads, d, LANES))
   by_channel = buffer((heads, d, Mp, LANES))
   some = buffer((heads, together, Mp, LANES))
-  out = jax.ShapeDtypeStruct((W, N, H, d, B), given[-1].dtype)
+  out = jax.ShapeDtypeStruct((W, N, H, d, B), qkv[2].dtype)
   outputs = [(out, tokens(out))]
   scratch = [some_rows, by_channel, all_rows, some]
   if g is not None:
     inputs.append((g, tokens(g)))
-    outputs = [
-      (jax.ShapeDtypeStruct(x.shape, x.dtype), tokens(x)) for x in given
-    ]
+    outputs = [(jax.ShapeDtypeStruct(x.shape, x.dtype), tokens(x)) for x in qkv]
     if bias is not None:
       outputs.append((f32((W, H, N, Mp, LANES)), scores(W, H)))
     if mixing is not None:
@@ -182,15 +154,11 @@ def call(kernel, scale, given, bias, mixing, g=None):
   arrays, in_specs = zip(*inputs, strict=True)
   shapes, out_specs = zip(*outputs, strict=True)
   products = 2 if g is None else 5
-  grid = (W, H // heads, B // LANES)
   return pl.pallas_call(
-    functools.partial(
-      kernel, scale, len(given), bias is not None, mixing is not None
-    ),
+    functools.partial(kernel, scale, bias is not None, mixing is not None),
     out_shape=shapes,
-    # What the estimate of its time needs: how often its two loops run.
-    name=f"{kernel.__name__}_{math.prod(grid)}x{N // together}",
-    grid=grid,
+    name=f"tpu_vector_{kernel.__name__}",
+    grid=(W, H // heads, B // LANES),
     in_specs=in_specs,
     out_specs=out_specs,
     scratch_shapes=scratch,
@@ -323,21 +291,9 @@ def softmax(scores, first, bias, M):
   return result
 
 
-def queries_keys_values(refs):
-  """q, k and v, taken from the first of the refs, or from the first three.
-
-  Args:
-    refs: a list of either one block or three.
-  """
-  if len(refs) == 3:
-    return refs
-  return [refs[0].at[:, :, i] for i in range(3)]
-
-
-def forward_kernel(scale, given, has_bias, has_mixing, *refs):
+def forward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
   """o = softmax(q kᵀ + bias) v, with heads mixed before and after."""
-  q, k, v = queries_keys_values(refs[:given])
-  refs = list(refs[given:])
+  refs = list(refs)
   bias = refs.pop(0) if has_bias else None
   mixing = refs.pop(0) if has_mixing else None
   out, rows, columns, values, weights = refs
@@ -350,27 +306,25 @@ def forward_kernel(scale, given, has_bias, has_mixing, *refs):
     scores = products(rows, columns, count)
     if has_mixing:
       scores = mix(scores, mixing, 0)
-    found = softmax(scores, first, bias, M)
+    softmaxes = softmax(scores, first, bias, M)
     if has_mixing:
-      found = mix([e * r for e, r in found], mixing, heads, 2 * heads)
-      found = [(p, 1.0) for p in found]
-    for h, (e, _) in enumerate(found):
+      p = mix([e * r for e, r in softmaxes], mixing, heads, 2 * heads)
+      softmaxes = [(x, 1.0) for x in p]
+    for h, (e, _) in enumerate(softmaxes):
       weights[h, :count] = e
     for h, x in enumerate(combine(weights, values, count)):
-      out[0, pl.ds(first, count), h] = (x * found[h][1]).astype(out.dtype)
+      out[0, pl.ds(first, count), h] = (x * softmaxes[h][1]).astype(out.dtype)
 
   blocks(N, len(rows), body)
 
 
-def backward_kernel(scale, given, has_bias, has_mixing, *refs):
+def backward_kernel(scale, has_bias, has_mixing, q, k, v, *refs):
   """The gradients of q, k, v, bias and mixing."""
-  q, k, v = queries_keys_values(refs[:given])
-  refs = list(refs[given:])
+  refs = list(refs)
   bias = refs.pop(0) if has_bias else None
   mixing = refs.pop(0) if has_mixing else None
   g = refs.pop(0)
-  dq, dk, dv = queries_keys_values(refs[:given])
-  refs = refs[given:]
+  dq, dk, dv, *refs = refs
   dbias = refs.pop(0) if has_bias else None
   dmixing = refs.pop(0) if has_mixing else None
   rows, grads, keys, k_columns, v_columns, dk_sums, dv_sums, *refs = refs

@@ -17,7 +17,7 @@ MOST = 64**2
 
 
 def histogram(levels):
-  """How often each channel has each level.
+  """Counts the levels of each channel.
 
   Args:
     levels: (N, C) int32, from 0 to 255.
@@ -35,16 +35,16 @@ def plain_histogram(levels):
   # than products of one-hot digits, and in hundreds than comparisons.
   channels = levels.shape[-1]
   bins = levels + LEVELS * jnp.arange(channels)[None, :]
-  found = jnp.zeros(LEVELS * channels, jnp.int32).at[bins.reshape(-1)].add(1)
-  return found.reshape(channels, LEVELS)
+  counts = jnp.zeros(LEVELS * channels, jnp.int32).at[bins.reshape(-1)].add(1)
+  return counts.reshape(channels, LEVELS)
 
 
 def compared_histogram(levels):
   high, low = digits(levels)
-  found = jnp.einsum(
+  counts = jnp.einsum(
     "ncs,nct->cst", high, low, preferred_element_type=jnp.float32
   )
-  return found.reshape(-1, LEVELS).astype(jnp.int32)
+  return counts.reshape(-1, LEVELS).astype(jnp.int32)
 
 
 def digits(levels):
@@ -55,8 +55,8 @@ def digits(levels):
   ]
 
 
-def of_levels(table, levels):
-  """What a table says of each level.
+def table_lookup(table, levels):
+  """Looks each level up in its channel's table.
 
   Args:
     table: (C, 256) int32, from 0 to 255.
@@ -66,15 +66,15 @@ def of_levels(table, levels):
     (N, C) int32.
   """
   return jax.lax.platform_dependent(
-    table, levels, tpu=compared_of_levels, default=plain_of_levels
+    table, levels, tpu=compared_table_lookup, default=plain_table_lookup
   )
 
 
-def plain_of_levels(table, levels):
+def plain_table_lookup(table, levels):
   return table[jnp.arange(len(table))[None, :], levels]
 
 
-def compared_of_levels(table, levels):
+def compared_table_lookup(table, levels):
   high, low = digits(levels)
   table = table.reshape(-1, BASE, BASE).astype(jnp.bfloat16)
   lines = jnp.einsum("ncs,cst->nct", high, table)
@@ -82,7 +82,7 @@ def compared_of_levels(table, levels):
 
 
 def pixels(levels, rows, columns):
-  """The pixels at some places of an image.
+  """Gathers pixels of an image by row and column.
 
   Args:
     levels: (H, W, C) float32, whole numbers from 0 to 255.
@@ -105,15 +105,15 @@ def plain_pixels(levels, rows, columns):
 def compared_pixels(levels, rows, columns):
   height, width, channels = levels.shape
   place = rows * width + columns
-  there = jnp.arange(height * width)[:, None] == place.reshape(1, -1)
+  match = jnp.arange(height * width)[:, None] == place.reshape(1, -1)
   # Levels are exact in bfloat16, and each sum has one term.
-  found = jnp.einsum(
+  gathered = jnp.einsum(
     "qp,cq->cp",
-    there.astype(jnp.bfloat16),
+    match.astype(jnp.bfloat16),
     levels.reshape(-1, channels).T.astype(jnp.bfloat16),
     preferred_element_type=jnp.float32,
   )
-  return found.T.reshape(*rows.shape, channels)
+  return gathered.T.reshape(*rows.shape, channels)
 
 
 def rolled(image, shifts):

@@ -11,76 +11,82 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from vit_ssl_jax.models import kernels
+from vit_ssl_jax.kernels.dispatch import Kernel, dispatch
 
 VIEWS = 512  # in a block
+FEWEST = 32  # views for which the lanes are full enough
 
 
-def to_windows(x, window, shift, fast=False):
-  """Tokens (B, H, W, C) -> (B, windows, window², C).
+def to_windows(x, window, shift):
+  """Cuts tokens (B, H, W, C) into windows (B, windows, window², C).
 
   They are padded with zeros at the right and the bottom, and rolled up and left
-  by `shift`.
-
-  Args:
-    x: tokens.
-    window: tokens a side of a window.
-    shift: by how many tokens windows are shifted.
-    fast: whether the device's kernel is used where it applies.
+  by `shift` tokens.
   """
-  B, H, W, C = x.shape
-  if fast and kernel_applies(B, H, W, window):
-    cut = functools.partial(move, True, window, shift)
-    x = kernels.on_each_device(cut, (x,))
-    return x.reshape(B, -1, window**2, C)
-  Hp, Wp = in_windows(H, W, window)
+  H, W = x.shape[1:3]
+  size = {"H": H, "W": W, "window": window, "shift": shift}
+  return dispatch(TO_WINDOWS, cut, (x,), **size)
+
+
+def from_windows(x, H, W, window, shift):
+  """Joins windows (B, windows, window², C) into tokens (B, H, W, C)."""
+  size = {"H": H, "W": W, "window": window, "shift": shift}
+  return dispatch(FROM_WINDOWS, join, (x,), **size)
+
+
+def cut(x, *, H, W, window, shift):
+  """XLA's form of `to_windows`."""
+  B, C = len(x), x.shape[-1]
+  Hp, Wp = padded_size(H, W, window)
   x = jnp.pad(x, ((0, 0), (0, Hp - H), (0, Wp - W), (0, 0)))
   x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
   x = x.reshape(B, Hp // window, window, Wp // window, window, C)
   return x.swapaxes(2, 3).reshape(B, -1, window**2, C)
 
 
-def from_windows(x, H, W, window, shift, fast=False):
-  """(B, windows, window², C) -> tokens (B, H, W, C); undoes `to_windows`."""
-  B, _, _, C = x.shape
-  Hp, Wp = in_windows(H, W, window)
+def join(x, *, H, W, window, shift):
+  """XLA's form of `from_windows`."""
+  B, C = len(x), x.shape[-1]
+  Hp, Wp = padded_size(H, W, window)
   x = x.reshape(B, Hp // window, Wp // window, window, window, C)
-  if fast and kernel_applies(B, H, W, window):
-    join = functools.partial(move, False, window, shift)
-    return kernels.on_each_device(join, (x,))
   x = x.swapaxes(2, 3).reshape(B, Hp, Wp, C)
   x = jnp.roll(x, (shift, shift), (1, 2)) if shift else x
   return x[:, :H, :W]
 
 
-def in_windows(H, W, window):
+def padded_size(H, W, window):
   """The height and width of an image in whole windows."""
   return -(-H // window) * window, -(-W // window) * window
 
 
-def kernel_applies(B, H, W, window):
-  """Whether there is more than a window, no padding, and many views."""
+def supports(arrays, shared, *, H, W, window, shift):
+  """More than one window, no padding, and enough views."""
   several = H % window == W % window == 0 and window**2 < H * W
-  return several and kernels.many_on_tpu(B)
+  return several and len(arrays[0]) >= FEWEST
+
+
+def cut_by_kernel(x, *, H, W, window, shift):
+  y = move(True, window, shift, x)
+  return y.reshape(len(x), -1, window**2, x.shape[-1])
+
+
+def join_by_kernel(x, *, H, W, window, shift):
+  shape = len(x), H // window, W // window, window, window, x.shape[-1]
+  return move(False, window, shift, x.reshape(shape))
+
+
+TO_WINDOWS = {"tpu": [Kernel("to_windows", supports, cut_by_kernel)]}
+FROM_WINDOWS = {"tpu": [Kernel("from_windows", supports, join_by_kernel)]}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def move(cut, window, shift, x):
-  """`to_windows` or, with cut=False, `from_windows`, by the kernel.
-
-  Args:
-    cut: which of the two.
-    window, shift: of those.
-    x: (B, H, W, C), or (B, rows, columns, window, window, C).
-
-  Returns:
-    The other of the two shapes.
-  """
+  """Tokens (B, H, W, C) to (B, rows, columns, window, window, C), or back."""
   return call(cut, window, shift, x)
 
 
 move.defvjp(
-  lambda *given: (move(*given), None),
+  lambda *args: (move(*args), None),
   lambda cut, window, shift, _, g: (move(not cut, window, shift, g),),
 )
 
@@ -104,15 +110,13 @@ def call(cut, window, shift, x):
     lambda i, j, b: (i // per, j // per, i % per, j % per, 0, b),
   )
   shape = (H // window, W // window, window, window) if cut else (H, W)
-  grid = (rows, columns, pl.cdiv(B, views))
   y = pl.pallas_call(
     move_kernel,
     out_shape=jax.ShapeDtypeStruct((*shape, C, B), x.dtype),
-    grid=grid,
+    grid=(rows, columns, pl.cdiv(B, views)),
     in_specs=[tokens if cut else windows],
     out_specs=windows if cut else tokens,
-    # What the estimate of its time needs: how often its loop runs.
-    name=f"move_kernel_{math.prod(grid)}x0",
+    name="windows_move_kernel",
     cost_estimate=pl.CostEstimate(
       flops=0, transcendentals=0, bytes_accessed=2 * x.size * x.dtype.itemsize
     ),
