@@ -56,7 +56,7 @@ def attention(
   """
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   kernels = {} if implementation == "xla" else ATTENTION
-  return dispatch(
+  return dispatch.dispatch(
     kernels, xla.attention, (q, k, v), (bias, mixing), scale=scale
   )
 
