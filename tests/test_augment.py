@@ -12,8 +12,7 @@ from vit_ssl_jax.augment import (
   autoaugment as policies,
   color,
   geometry,
-  multi_crop as views,
-  supervised,
+  pipelines as views,
 )
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -53,7 +52,7 @@ def _crop(key, images):
 
 @jax.jit
 def _finetune(key, images):
-  return supervised.supervised_views(key, images, FINETUNE, MEAN, STD)
+  return views.supervised(key, images, FINETUNE, MEAN, STD)
 
 
 def _in_range(normalised):
@@ -174,9 +173,9 @@ def test_supervised_views_erase_with_the_raw_means():
   always = types.SimpleNamespace(**vars(FINETUNE))
   always.autoaugment, always.crop_padding = "", 0
   out = np.asarray(
-    jax.jit(
-      lambda key: supervised.supervised_views(key, images, always, MEAN, STD)
-    )(jax.random.key(0))
+    jax.jit(lambda key: views.supervised(key, images, always, MEAN, STD))(
+      jax.random.key(0)
+    )
   )
   plain = (200 / 255 - np.array(MEAN)) / np.array(STD)
   kept = np.all(np.abs(out - plain) < 1e-5, axis=-1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax import recipes
-from vit_ssl_jax.augment import supervised
+from vit_ssl_jax.augment import pipelines
 from vit_ssl_jax.kernels import lookup
 
 
@@ -68,7 +68,7 @@ def test_fine_tuning_on_a_tpu(monkeypatch):
   def augmented(images):
     key = jax.random.key(0)
     mean, std = (0.5,) * 3, (0.25,) * 3
-    return supervised.supervised_views(key, images, config, mean, std)
+    return pipelines.supervised(key, images, config, mean, std)
 
   traced = jax.jit(augmented).trace(images)
   expected = traced.lower().compile()(images)

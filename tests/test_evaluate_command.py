@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_ssl_jax.augment import multi_crop
+from vit_ssl_jax.augment import pipelines
 from vit_ssl_jax.data import load as loading
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import command, corruptions, model, pictures, suites
@@ -48,7 +48,7 @@ def predict(workdir, images):
   """Classes (N,) of images (N, 8, 8, 3) uint8, all at once."""
   state, _ = checkpoints.read(workdir)
   network = model.read(workdir).model
-  images = multi_crop.evaluation_view(images, (0.5,) * 3, (0.25,) * 3)
+  images = pipelines.evaluation_view(images, (0.5,) * 3, (0.25,) * 3)
   logits = network.apply({"params": state["params"]}, images)
   return np.asarray(jnp.argmax(logits, -1))
 

@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from vit_ssl_jax import models
-from vit_ssl_jax.augment import multi_crop as views
+from vit_ssl_jax.augment import pipelines as views
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import programs
 

@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from vit_ssl_jax import cli, interop, models
-from vit_ssl_jax.augment import multi_crop as views
+from vit_ssl_jax.augment import pipelines as views
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import model as networks, suites
 from vit_ssl_jax.export import export

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from vit_ssl_jax.augment import multi_crop
+from vit_ssl_jax.augment import pipelines
 from vit_ssl_jax.parallel import hosts
 
 
@@ -17,7 +17,7 @@ def make_predict(model, mean, std, method=None):
   """
 
   def predict(params, images):
-    images = multi_crop.evaluation_view(images, mean, std)
+    images = pipelines.evaluation_view(images, mean, std)
     return model.apply({"params": params}, images, method=method)
 
   return predict

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_ssl_jax import models
-from vit_ssl_jax.augment import multi_crop
+from vit_ssl_jax.augment import pipelines
 from vit_ssl_jax.evaluate import pictures
 from vit_ssl_jax.report import page, seeds
 from vit_ssl_jax.run import metrics
@@ -136,7 +136,7 @@ def draw_views(fig, config, image):
   key = jax.random.key(config.seed)
   # Mean 0 and standard deviation 1 leave the views in [0, 1].
   make_views = functools.partial(
-    multi_crop.multi_crop, views=config.views, mean=(0.0,) * 3, std=(1.0,) * 3
+    pipelines.multi_crop, views=config.views, mean=(0.0,) * 3, std=(1.0,) * 3
   )
   groups = jax.jit(make_views)(key, image[None])
   panels = [("the image", image / 255)]

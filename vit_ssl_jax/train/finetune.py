@@ -12,7 +12,7 @@ import ml_collections
 import optax
 
 from vit_ssl_jax import cli, evaluate, models
-from vit_ssl_jax.augment import mix, supervised
+from vit_ssl_jax.augment import mix, pipelines
 from vit_ssl_jax.interop import pretrained
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
@@ -171,7 +171,7 @@ def make_step(parts):
       jax.random.fold_in(root, state.step), 3
     )
     with jax.named_scope("augmentation"):
-      images = supervised.supervised_views(
+      images = pipelines.supervised(
         view_key, batch["image"], config.augment, config.mean, config.std
       )
       targets = jax.nn.one_hot(batch["label"], parts.model.num_classes)

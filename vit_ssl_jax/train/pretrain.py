@@ -17,7 +17,7 @@ import ml_collections
 import optax
 
 from vit_ssl_jax import evaluate, models
-from vit_ssl_jax.augment import multi_crop
+from vit_ssl_jax.augment import pipelines
 from vit_ssl_jax.models import locality
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.run import metrics, workdir as workdirs
@@ -335,7 +335,7 @@ def make_step(parts):
   def step(state, batch):
     view_key, drop_key = jax.random.split(jax.random.fold_in(root, state.step))
     with jax.named_scope("augmentation"):
-      global_views, local_views = multi_crop.multi_crop(
+      global_views, local_views = pipelines.multi_crop(
         view_key, batch["image"], config.views, config.mean, config.std
       )
     if config.objective == "patches":
@@ -356,7 +356,7 @@ def make_evaluate(parts, dataset):
 
   @jax.jit
   def features(params, images):
-    images = multi_crop.evaluation_view(images, config.mean, config.std)
+    images = pipelines.evaluation_view(images, config.mean, config.std)
     return parts.model.apply({"params": params}, images, method="features")
 
   def knn(extract):

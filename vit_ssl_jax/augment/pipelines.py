@@ -1,34 +1,39 @@
-"""The views of the pretraining stage, and plain normalisation."""
+"""Augmentation of a batch: views for pretraining and images for fine-tuning."""
 
 import jax
 import jax.numpy as jnp
 
+from vit_ssl_jax.augment.autoaugment import autoaugment
 from vit_ssl_jax.augment.color import (
   color_jitter,
   random_blur,
   random_grayscale,
   random_solarize,
 )
-from vit_ssl_jax.augment.geometry import random_flip, random_resized_crop
+from vit_ssl_jax.augment.geometry import (
+  pad_crop,
+  random_erasing,
+  random_flip,
+  random_resized_crop,
+)
 
 
 def multi_crop(key, images, views, mean, std):
-  """The global and local views of a batch (Caron et al., 2021), normalised.
+  """Global and local views of a batch (Caron et al., 2021), normalised.
 
   The views of image i depend on (key, i, image i) alone.
 
   Args:
     key: PRNG key.
     images: (B, H, W, 3) uint8.
-    views: the config's `views`; S is its global_size, s its local_size and V
-      its local_views.
+    views: the config's `views`: V local views of side s = `local_size`, and
+      global views of side S = `global_size`.
     mean, std: (3,), of the channels.
 
   Returns:
     Float32 global views (2, B, S, S, 3) and local views (V, B, s, s, 3).
   """
-  blur_first, blur_second, blur_local = views.blur_probability
-  blur_global = jnp.array([blur_first, blur_second])
+  *blur_global, blur_local = views.blur_probability
   solarize_global = jnp.array([0.0, views.solarize_probability])
 
   def global_view(key, image, blur, solarize):
@@ -42,7 +47,7 @@ def multi_crop(key, images, views, mean, std):
   def views_of(key, image):
     keys = jax.random.split(key, 2 + views.local_views)
     both = jax.vmap(global_view, (0, None, 0, 0))(
-      keys[:2], image, blur_global, solarize_global
+      keys[:2], image, jnp.array(blur_global), solarize_global
     )
     local = jax.vmap(local_view, (0, None))(keys[2:], image)
     return normalize(both, mean, std), normalize(local, mean, std)
@@ -53,10 +58,10 @@ def multi_crop(key, images, views, mean, std):
 
 
 def view(key, image, views, size, scale, blur, solarize):
-  """One view (size, size, 3) of one image (H, W, 3), not yet normalised.
+  """One view (size, size, 3) of one image (H, W, 3) in [0, 1].
 
-  The order of the paper's code (`DataAugmentation`). Each step has a key of
-  its own, so that one more at the end leaves the others' numbers alone.
+  The order is that of the paper's code (`DataAugmentation`). Each step has its
+  own key, so that appending a step leaves the others' random numbers alone.
 
   Args:
     key: PRNG key.
@@ -77,13 +82,49 @@ def view(key, image, views, size, scale, blur, solarize):
   return random_solarize(keys[5], image, solarize)
 
 
+def supervised(key, images, augment, mean, std):
+  """Augmented and normalised images of a batch, for fine-tuning.
+
+  Image i's result depends on (key, i, image i) alone. As in the paper's code,
+  erasing comes last and writes the raw channel means: an erased pixel holds
+  `mean` in normalised units, which is not the mean colour.
+
+  Args:
+    key: PRNG key.
+    images: (B, H, W, 3) uint8.
+    augment: the config's `augment`.
+    mean, std: (3,), of the channels.
+
+  Returns:
+    (B, H, W, 3) float32.
+  """
+
+  def augmented(key, image):
+    keys = jax.random.split(key, 4)
+    image = random_flip(keys[0], image, augment.flip_probability)
+    image = pad_crop(keys[1], image, augment.crop_padding)
+    if augment.autoaugment:  # a name in POLICIES, or "" for none
+      image = autoaugment(keys[2], image, augment.autoaugment)
+    return random_erasing(
+      keys[3],
+      normalize(image, mean, std),
+      augment.erasing_probability,
+      augment.erasing_area,
+      augment.erasing_aspect,
+      fill=mean,
+    )
+
+  keys = jax.random.split(key, images.shape[0])
+  return jax.vmap(augmented)(keys, images.astype(jnp.float32) / 255)
+
+
 def evaluation_view(images, mean, std):
   """uint8 images (…, H, W, 3) to float32, normalised; nothing is random."""
   return normalize(images.astype(jnp.float32) / 255, mean, std)
 
 
 def normalize(images, mean, std):
-  """Images (…, H, W, 3) in [0, 1] minus mean (3), over std (3)."""
+  """(images - mean) / std, for images (…, H, W, 3) in [0, 1]."""
   shape = (1,) * (images.ndim - 1) + (3,)
   mean = jnp.asarray(mean, jnp.float32).reshape(shape)
   std = jnp.asarray(std, jnp.float32).reshape(shape)
