@@ -1,4 +1,4 @@
-"""Both stages from Python."""
+"""Both stages as scikit-learn estimators."""
 
 import dataclasses
 import os
@@ -36,8 +36,8 @@ def images(tiny_npz):
 
 @pytest.fixture(scope="module")
 def teacher(images):
-  """A `ViewPrediction` of a few steps."""
-  return vit_ssl_jax.ViewPrediction(budget="3", config=TINY).fit(images[0])
+  """A `Pretrainer` of a few steps."""
+  return vit_ssl_jax.Pretrainer(budget="3", config=TINY).fit(images[0])
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,11 @@ def test_the_numbers_are_those_of_the_command(teacher, tiny_npz, tmp_path):
   result = pretrain.run(config, tmp_path)
   assert teacher.result_["state_sha256"] == result["state_sha256"]
   assert len(teacher.history_) == result["step"]
+
+
+def test_the_former_name_warns():
+  with pytest.warns(DeprecationWarning, match="now called Pretrainer"):
+    assert vit_ssl_jax.ViewPrediction is vit_ssl_jax.Pretrainer
 
 
 def test_features(teacher, images):
@@ -87,7 +92,7 @@ def test_saved_and_loaded(classifier, images, tmp_path):
   with pytest.raises(UserError, match="is not empty"):
     classifier.save(tmp_path / "w")
   with pytest.raises(UserError, match="is a run of finetune"):
-    vit_ssl_jax.ViewPrediction.load(tmp_path / "w")
+    vit_ssl_jax.Pretrainer.load(tmp_path / "w")
 
 
 def test_labels_keep_their_type(images, tmp_path):
@@ -112,7 +117,7 @@ def test_pickled(teacher, images):
   )
 
 
-def test_interrupted_and_gone_on(teacher, images, monkeypatch):
+def test_an_interrupted_fit_is_resumed(teacher, images, monkeypatch):
   real = load.open_data
 
   def open_data(*args):
@@ -130,7 +135,7 @@ def test_interrupted_and_gone_on(teacher, images, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     made.fit(images[0])
   monkeypatch.undo()
-  (_, place) = made._unfinished
+  (_, place) = made._interrupted
   assert os.path.isdir(place)
   other = pickle.loads(pickle.dumps(made)).fit(255 - images[0])  # starts anew
   assert other.result_["state_sha256"] != teacher.result_["state_sha256"]
@@ -141,11 +146,11 @@ def test_interrupted_and_gone_on(teacher, images, monkeypatch):
 
 def test_another_teacher_needs_another_workdir(teacher, tmp_path):
   model = vit_ssl_jax.Classifier(init=teacher, workdir=tmp_path / "W")
-  beside = tmp_path / "W_init"
-  assert model.weights(beside) == model.weights(beside) == str(beside)
-  files.write(beside / "result.json", "{}")
+  folder = tmp_path / "W_init"
+  assert model.save_init(folder) == model.save_init(folder) == str(folder)
+  files.write(folder / "result.json", "{}")
   with pytest.raises(UserError, match="another teacher"):
-    model.weights(beside)
+    model.save_init(folder)
 
 
 def test_conventions_of_scikit_learn(teacher):
@@ -159,7 +164,7 @@ def test_conventions_of_scikit_learn(teacher):
 
 
 @pytest.mark.parametrize(
-  "estimator", [vit_ssl_jax.ViewPrediction(), vit_ssl_jax.Classifier()]
+  "estimator", [vit_ssl_jax.Pretrainer(), vit_ssl_jax.Classifier()]
 )
 @pytest.mark.parametrize(
   "check",
@@ -174,8 +179,8 @@ def test_conventions_of_scikit_learn(teacher):
     "check_valid_tag_types",
   ],
 )
-def test_checks_of_scikit_learn_that_need_no_tables(check, estimator):
-  """`check_estimator` itself leaves estimators of images out."""
+def test_checks_of_scikit_learn_pass(check, estimator):
+  """`check_estimator` itself skips estimators of images."""
   name = type(estimator).__name__
   getattr(sklearn.utils.estimator_checks, check)(name, estimator)
 
@@ -191,11 +196,11 @@ def test_checks_of_scikit_learn_that_need_no_tables(check, estimator):
     ({"y": [1, 1, 1, 1]}, "all labels are 1"),
     ({"arch": "vti"}, "did you mean 'vit'"),
     ({"config": {"model.dept": 3}}, "did you mean 'model.depth'"),
-    ({"budget": "soon"}, "has to be a time such as"),
+    ({"budget": "soon"}, "a time such as"),
     ({"workdir": "/proc/x"}, "cannot write"),
   ],
 )
-def test_what_makes_no_sense(given, words):
+def test_bad_arguments_cost_one_sentence(given, words):
   X = given.pop("X", np.zeros((4, 8, 8, 3), np.uint8))
   y = given.pop("y", [0, 1, 0, 1])
   with pytest.raises(UserError, match=words):

@@ -1,11 +1,11 @@
 """Vision transformers trained well on small data sets, in JAX."""
 
-__all__ = ["Classifier", "ViewPrediction"]
+__all__ = ["Classifier", "Pretrainer"]
 
 
 def __getattr__(name):
-  """The estimators, imported when they are asked for: commands need none."""
-  if name not in __all__:
+  """Imports the estimators on demand: commands do not need scikit-learn."""
+  if name not in (*__all__, "ViewPrediction"):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   from vit_ssl_jax import estimators
 
