@@ -30,13 +30,12 @@ import pytest
 import tiny
 from launching import Tools
 
-from vit_ssl_jax import models
+from vit_ssl_jax import models, train
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.recipes import (
   schema,
 )
 from vit_ssl_jax.run import checkpoints
-from vit_ssl_jax.train import finetune
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
@@ -135,7 +134,7 @@ def memory():
 def trained(make_tiny, tmp_path_factory):
   """A finished fine-tuning from scratch: its workdir and its result."""
   workdir = tmp_path_factory.mktemp("trained")
-  return workdir, finetune.run(make_tiny("finetune", "vit"), workdir)
+  return workdir, train.run(make_tiny("finetune", "vit"), workdir)
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@
 
 prints a line of JSON for each mesh (and number of parts that a batch is worked
 off in): how far the losses are from those on one device, relatively, and how
-far the parameters are. STAGE is pretrain, patches (pretraining that predicts
-hidden patches) or finetune.
+far the parameters are. STAGE is pretrain, mae (a pretraining with
+objective=mae) or finetune.
 """
 
 import os
@@ -19,16 +19,15 @@ import jax
 import numpy as np
 import tiny
 
-from vit_ssl_jax.benchmark import steps
 from vit_ssl_jax.parallel import mesh as meshes
-from vit_ssl_jax.train import timing
+from vit_ssl_jax.train import stages, timing
 
 STEPS = 10
 
 
 def train(config, mesh):
   """Makes the steps on a mesh; their losses, and the state they end with."""
-  make_stage = steps.STAGES[config.stage].make_stage
+  make_stage = stages.get(config).make_stage
   init, step = timing.stage(config, make_stage, 10, mesh)
   shardings = meshes.state_sharding(mesh, jax.eval_shape(init))
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
@@ -49,10 +48,10 @@ def train(config, mesh):
 
 def main(stage, arch, *cases):
   meshes.SMALLEST = 1  # so that the tiny model is split too
-  patches = stage == "patches"
-  config = tiny.config("pretrain" if patches else stage, arch, "none")
-  if patches:
-    config.objective = "patches"
+  mae = stage == "mae"
+  config = tiny.config("pretrain" if mae else stage, arch, "none")
+  if mae:
+    config.objective = "mae"
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   config.optim.warmup_epochs = 0  # so that the first step counts
   expected, one = None, None

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_ssl_jax import recipes
+from vit_ssl_jax import recipes, train
 from vit_ssl_jax.data import facts
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.recipes import custom, schema
-from vit_ssl_jax.train import budget, finetune, pretrain, timing
+from vit_ssl_jax.train import finetune, resolve, timing
 
 FEW = facts.Facts(images=1920, classes=8, side=32)
 
@@ -49,13 +49,13 @@ def test_what_is_given_stays_and_the_others_follow():
 
 
 def test_views_follow_from_the_objective():
-  patches, _ = filled()
-  assert (patches.objective, patches.views.local_views) == ("patches", 0)
-  assert not any(patches.views.blur_probability)
+  mae, _ = filled()
+  assert (mae.objective, mae.views.local_views) == ("mae", 0)
+  assert not any(mae.views.blur_probability)
   for config in (filled(objective="views")[0], filled(arch="swin")[0]):
     assert (config.objective, config.views.local_views) == ("views", 4)
     assert config.views.color_jitter_probability == 0.8
-    assert config.optim.learning_rate < patches.optim.learning_rate
+    assert config.optim.learning_rate < mae.optim.learning_rate
 
 
 def test_the_rate_of_fine_tuning_follows_the_batch():
@@ -96,13 +96,13 @@ def test_shortened_runs_of_the_paper_shrink_their_warm_ups(stage):
   [("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("45s", 45), ("5000", None)],
 )
 def test_budgets(text, seconds):
-  assert budget.seconds_of(text) == seconds
+  assert resolve.seconds_of(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "0m", "soon", "30 m", "-5", "1.5h"])
 def test_budgets_that_make_no_sense(text):
   with pytest.raises(UserError, match="has to be a time such as 30m"):
-    budget.seconds_of(text)
+    resolve.seconds_of(text)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def small_recipe(stage, dataset):
 def test_a_run_says_and_keeps_its_recipe(tiny_npz, tmp_path, capsys):
   config = small_recipe("pretrain", tiny_npz)
   config.budget = "3"
-  result = pretrain.run(config, tmp_path / "A")
+  result = train.run(config, tmp_path / "A")
   said = capsys.readouterr().err
   assert "a recipe for 48 training images in 2 classes" in said
   assert "model.image_size" in said
@@ -158,12 +158,12 @@ def test_a_run_says_and_keeps_its_recipe(tiny_npz, tmp_path, capsys):
   assert saved["epochs"] == 2  # 3 steps of 32 images
   assert {"knn_raw_pixels", "knn_untrained", "knn"} <= result.keys()
   # The same command finds its recipe in the workdir.
-  assert pretrain.run(config, tmp_path / "A") == result
+  assert train.run(config, tmp_path / "A") == result
 
   tuning = recipes.get("finetune", f"vit,{tiny_npz}")
   tuning.update(init_from=str(tmp_path / "A"), budget="2")
   tuning.evaluate_batch_size = 16
-  finetune.run(tuning, tmp_path / "B")
+  train.run(tuning, tmp_path / "B")
   saved = json.loads((tmp_path / "B" / "config.json").read_text())
   assert saved["model"]["embed_dim"] == 8  # the teacher's
 
@@ -172,12 +172,12 @@ def test_a_budget_of_time_is_measured(tiny_npz, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(timing, "rate", lambda *_: 10.0)
   config = small_recipe("pretrain", tiny_npz)
   config.budget = "60s"
-  found = budget.complete(config, tmp_path, pretrain.make_stage)
-  assert found.epochs == round(60 * budget.SHARE * 10 / 48)
+  found = resolve.resolve(config, tmp_path)
+  assert found.epochs == round(60 * resolve.SHARE * 10 / 48)
   assert "10 images a second" in capsys.readouterr().err
   config.budget = "5s"
   with pytest.raises(UserError, match="an epoch of 48 images 5 seconds"):
-    budget.complete(config, tmp_path, pretrain.make_stage)
+    resolve.resolve(config, tmp_path)
   assert not (tmp_path / "config.json").exists()
 
 
@@ -199,4 +199,4 @@ def test_another_stage_in_the_workdir_is_another_run(tiny_npz, tmp_path):
     schema.dump(recipes.get("finetune", "vit,cifar10"))
   )
   with pytest.raises(UserError, match="holds another run"):
-    pretrain.run(config, tmp_path)
+    train.run(config, tmp_path)

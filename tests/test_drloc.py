@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from vit_ssl_jax import models
+from vit_ssl_jax import models, train
 from vit_ssl_jax.run import checkpoints, metrics
-from vit_ssl_jax.train import finetune, losses
+from vit_ssl_jax.train import losses
 
 
 def test_loss_against_one_pair_at_a_time():
@@ -59,7 +59,7 @@ def test_training_with_it(finetune_tiny, tmp_path):
   finetune_tiny.mix.probability = 0.0
   finetune_tiny.update(epochs=20, evaluate_every_epochs=20)
   finetune_tiny.checkpoint_every_steps = 60
-  result = finetune.run(finetune_tiny, tmp_path)
+  result = train.run(finetune_tiny, tmp_path)
   lines = metrics.read(tmp_path)
   assert len(lines) == 60
   last = np.mean([line["drloc"] for line in lines[-10:]])

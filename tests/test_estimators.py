@@ -11,10 +11,9 @@ import sklearn.base
 import sklearn.utils.estimator_checks
 
 import vit_ssl_jax
-from vit_ssl_jax import files, recipes
+from vit_ssl_jax import files, recipes, train
 from vit_ssl_jax.data import load
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.train import pretrain
 
 TINY = {
   "model.embed_dim": 8,
@@ -52,7 +51,7 @@ def test_the_numbers_are_those_of_the_command(teacher, tiny_npz, tmp_path):
   config = recipes.get("pretrain", f"vit,{tiny_npz}")
   config.budget = "3"
   config.update_from_flattened_dict(TINY)
-  result = pretrain.run(config, tmp_path)
+  result = train.run(config, tmp_path)
   assert teacher.result_["state_sha256"] == result["state_sha256"]
   assert len(teacher.history_) == result["step"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_ssl_jax import evaluate, export as command, interop, models
+from vit_ssl_jax import evaluate, export as command, interop, models, train
 from vit_ssl_jax.data import load, pixels
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import model as networks
@@ -22,7 +22,6 @@ from vit_ssl_jax.export import export
 from vit_ssl_jax.interop import metadata as provenance, pretrained, programs
 from vit_ssl_jax.recipes import finetune as finetune_recipe
 from vit_ssl_jax.run import checkpoints
-from vit_ssl_jax.train import finetune
 
 CLASSES = ["cat", "dog", "eel"]
 NAMES = {
@@ -409,7 +408,7 @@ def test_trained_at_the_papers_sizes(arch, torch, tmp_path):
   config.update(batch_size=32, max_steps=5, test_split="test[:64]")
   config.update(tensorboard=False)
   config.optim.warmup_epochs = 0
-  finetune.run(config, tmp_path / "B")
+  train.run(config, tmp_path / "B")
   images = load.load("cifar10", 32, test_split="test[:64]").test_images
   model, _, predict = ours(tmp_path / "B")
   want, about = predict(images), pretrained.read(tmp_path / "B").about

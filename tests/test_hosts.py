@@ -13,10 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax import files
+from vit_ssl_jax import files, train
 from vit_ssl_jax.data import cache
 from vit_ssl_jax.run import checkpoints, metrics
-from vit_ssl_jax.train import finetune, pretrain
 
 ROOT = pathlib.Path(__file__).parent.parent
 MAIN = ["-m", "main"]
@@ -123,10 +122,9 @@ def train_two(how, flags):
 
 def alone(config, workdir, max_steps=0):
   """Trains in this process, on two devices; the result."""
-  stage = {"pretrain": pretrain, "finetune": finetune}[config.stage]
   config = config.copy_and_resolve_references()
   config.max_steps = max_steps
-  return stage.run(config, workdir)
+  return train.run(config, workdir)
 
 
 def assert_same_run(workdir, expected):

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 
+from vit_ssl_jax import train
 from vit_ssl_jax.data import load
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.run import checkpoints, metrics
-from vit_ssl_jax.train import alarms, finetune, loop, pretrain
+from vit_ssl_jax.train import alarms, finetune, loop
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -26,7 +27,7 @@ def pretrained(memory, pretrain_tiny, tmp_path_factory):
   """A finished pretraining: its workdir and its result."""
   if "pretrain" not in memory:
     workdir = tmp_path_factory.mktemp("pretrained")
-    memory["pretrain"] = workdir, pretrain.run(pretrain_tiny, workdir)
+    memory["pretrain"] = workdir, train.run(pretrain_tiny, workdir)
   return memory["pretrain"]
 
 
@@ -64,11 +65,10 @@ def test_resuming_ends_with_the_same_bits(stage, request, tmp_path):
   config = request.getfixturevalue(f"{stage}_tiny")
   fixture = "pretrained" if stage == "pretrain" else "trained"
   whole_dir, whole = request.getfixturevalue(fixture)
-  run = {"pretrain": pretrain.run, "finetune": finetune.run}[stage]
   for stop in (3, 4, 0):
     with config.unlocked():
       config.max_steps = stop
-    result = run(config, tmp_path)
+    result = train.run(config, tmp_path)
   assert result["state_sha256"] == whole["state_sha256"]
   ours = without_time(metrics.read(tmp_path))
   expected = without_time(metrics.read(whole_dir))
@@ -81,12 +81,12 @@ def test_both_stages_of_other_architectures(arch, make_tiny, tmp_path):
   """Stopped and resumed as in one go; the second starts from the first."""
   pretraining, tuning = (make_tiny(s, arch) for s in ("pretrain", "finetune"))
   tuning.init_from = str(tmp_path / "whole_pretrain")
-  for run, config in ((pretrain.run, pretraining), (finetune.run, tuning)):
-    whole = run(config, tmp_path / f"whole_{config.stage}")
+  for config in (pretraining, tuning):
+    whole = train.run(config, tmp_path / f"whole_{config.stage}")
     for stop in (4, 0):
       with config.unlocked():
         config.max_steps = stop
-      parts = run(config, tmp_path / config.stage)
+      parts = train.run(config, tmp_path / config.stage)
     assert parts["state_sha256"] == whole["state_sha256"]
     with config.unlocked():
       config.max_steps = 0
@@ -106,14 +106,14 @@ def test_training_with_locality(arch, make_tiny, tmp_path):
   config.model.locality = "spt+lsa"
   config.mix.probability = 0.0
   config.update(epochs=10, evaluate_every_epochs=10, checkpoint_every_steps=30)
-  finetune.run(config, tmp_path)
+  train.run(config, tmp_path)
   losses = [line["loss"] for line in metrics.read(tmp_path)]
   assert np.mean(losses[-3:]) < np.mean(losses[:3])
 
 
 def test_checkpoints_that_are_kept(finetune_tiny, tmp_path):
   finetune_tiny.update(keep_last=1, keep_every_epochs=2)
-  finetune.run(finetune_tiny, tmp_path)
+  train.run(finetune_tiny, tmp_path)
   kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
   assert {name for name in kept if name.isdigit()} == {"6", "9"}
 
@@ -121,13 +121,13 @@ def test_checkpoints_that_are_kept(finetune_tiny, tmp_path):
 @pytest.mark.long
 def test_other_seed_other_bits(pretrained, pretrain_tiny, tmp_path):
   pretrain_tiny.seed = 1
-  result = pretrain.run(pretrain_tiny, tmp_path)
+  result = train.run(pretrain_tiny, tmp_path)
   assert result["state_sha256"] != pretrained[1]["state_sha256"]
 
 
 def test_streaming_makes_no_difference(trained, finetune_tiny, tmp_path):
   finetune_tiny.placement = "host"
-  result = finetune.run(finetune_tiny, tmp_path)
+  result = train.run(finetune_tiny, tmp_path)
   assert result["state_sha256"] == trained[1]["state_sha256"]
 
 
@@ -139,14 +139,13 @@ def test_several_steps_per_dispatch(stage, request, tmp_path):
   config = request.getfixturevalue(f"{stage}_tiny")
   fixture = "pretrained" if stage == "pretrain" else "trained"
   one_by_one, _ = request.getfixturevalue(fixture)
-  run = {"pretrain": pretrain.run, "finetune": finetune.run}[stage]
   config.update(steps_per_dispatch=4, log_every_steps=7)
   config.checkpoint_every_steps = 8
-  whole = run(config, tmp_path / "whole")
+  whole = train.run(config, tmp_path / "whole")
   for stop in (2, 0):
     with config.unlocked():
       config.max_steps = stop
-    parts = run(config, tmp_path / "parts")
+    parts = train.run(config, tmp_path / "parts")
   assert parts["state_sha256"] == whole["state_sha256"]
   lines = without_time(metrics.read(tmp_path / "whole"))
   assert lines == without_time(metrics.read(tmp_path / "parts"))
@@ -168,7 +167,7 @@ def test_steps_that_go_together(finetune_tiny):
 def test_finished_run_stays_as_it_is(trained, finetune_tiny):
   workdir, result = trained
   before = metrics.read(workdir)
-  again = finetune.run(finetune_tiny, workdir)
+  again = train.run(finetune_tiny, workdir)
   assert again == result
   assert metrics.read(workdir) == before
 
@@ -208,7 +207,7 @@ def test_terminated_run_saves_and_says_so(finetune_tiny, tmp_path, monkeypatch):
 
   monkeypatch.setattr(load, "open_data", open_data)
   with pytest.raises(KeyboardInterrupt, match="stopped at step 1 of 9"):
-    finetune.run(finetune_tiny, tmp_path)
+    train.run(finetune_tiny, tmp_path)
   assert (tmp_path / "checkpoints" / "1").exists()
   assert not (tmp_path / "result.json").exists()
 
@@ -230,7 +229,7 @@ def test_not_finite_stops_with_step_and_checkpoint(
 
   monkeypatch.setattr(finetune, "make_step", broken)
   with pytest.raises(UserError, match=r"loss is not finite at step 5; .*/4;"):
-    finetune.run(finetune_tiny, tmp_path)
+    train.run(finetune_tiny, tmp_path)
   assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2, 3, 4]
   assert not (tmp_path / "checkpoints" / "6").exists()
 
@@ -253,7 +252,7 @@ def test_steps_that_are_not_finite_are_skipped(
 ):
   spoil_images(monkeypatch, 5, 6)
   finetune_tiny.on_nonfinite = "skip"
-  finetune.run(finetune_tiny, tmp_path)
+  train.run(finetune_tiny, tmp_path)
   lines = metrics.read(tmp_path)
   assert [x["step"] for x in lines if "skipped" in x] == [5, 6]
   assert [x["step"] for x in lines if "loss" not in x] == [5, 6]
@@ -275,7 +274,7 @@ def test_ten_steps_in_a_row_are_not_skipped(
   finetune_tiny.update(on_nonfinite="skip", epochs=6)
   words = r"the gradient of 0/.* is not finite at step 12; .* is .*/10;"
   with pytest.raises(UserError, match=words):
-    finetune.run(finetune_tiny, tmp_path)
+    train.run(finetune_tiny, tmp_path)
 
 
 def test_what_has_changed_is_said(
@@ -284,7 +283,7 @@ def test_what_has_changed_is_said(
   """Other packages, and lines of metrics that the run has not written."""
   with finetune_tiny.unlocked():
     finetune_tiny.max_steps = 4
-  finetune.run(finetune_tiny, tmp_path)
+  train.run(finetune_tiny, tmp_path)
   file = tmp_path / "metrics.jsonl"
   file.write_text(file.read_text().replace('"loss": 0.', '"loss": 1.'))
   real = checkpoints.environment()
@@ -292,7 +291,7 @@ def test_what_has_changed_is_said(
   monkeypatch.setattr(checkpoints, "environment", lambda: other)
   with finetune_tiny.unlocked():
     finetune_tiny.max_steps = 0
-  result = finetune.run(finetune_tiny, tmp_path)
+  result = train.run(finetune_tiny, tmp_path)
   said = capsys.readouterr().err
   assert "resuming with jax 0.0.1" in said
   assert "is not what the run has written" in said
@@ -306,7 +305,7 @@ def test_workdir_of_another_run(trained, finetune_tiny):
   with pytest.raises(
     UserError, match=r"optim.learning_rate \(0.001 there, 0.5"
   ):
-    finetune.run(finetune_tiny, workdir)
+    train.run(finetune_tiny, workdir)
 
 
 @pytest.mark.parametrize("text", ['{"epochs": 3}', '{"format": 1}', "[]"])
@@ -315,10 +314,10 @@ def test_workdir_of_another_version(text, make_workdir, finetune_tiny):
   (workdir / "config.json").write_text(text)
   words = "is a run of another version of vit-ssl-jax"
   with pytest.raises(UserError, match=words):
-    pretrain.run(finetune_tiny, workdir)
+    train.run(finetune_tiny, workdir)
   finetune_tiny.init_from = str(workdir)
   with pytest.raises(UserError, match=words):
-    finetune.run(finetune_tiny, workdir.parent / "new")
+    train.run(finetune_tiny, workdir.parent / "new")
   assert not (workdir.parent / "new").exists()
 
 
@@ -328,7 +327,7 @@ def test_finetuning_starts_from_the_teacher(
   workdir, _ = pretrained
   finetune_tiny.update(init_from=str(workdir), max_steps=1)
   finetune_tiny.optim.min_learning_rate = 0.0  # so that step 1 changes nothing
-  finetune.run(finetune_tiny, tmp_path)
+  train.run(finetune_tiny, tmp_path)
   teacher = checkpoints.read(workdir)[0]["teacher"]["backbone"]
   params = checkpoints.read(tmp_path / "checkpoints" / "1")[0]["params"]
   params.pop("head")
@@ -353,17 +352,17 @@ def test_init_from_another_model(
   finetune_tiny.init_from = str(pretrained[0])
   finetune_tiny.model.update(changes)
   with pytest.raises(UserError, match=words):
-    finetune.run(finetune_tiny, tmp_path / "new")
+    train.run(finetune_tiny, tmp_path / "new")
 
 
 def test_init_from_nowhere(finetune_tiny, tmp_path):
   finetune_tiny.init_from = str(tmp_path / "nothing")
   with pytest.raises(UserError, match="no file or folder"):
-    finetune.run(finetune_tiny, tmp_path / "new")
+    train.run(finetune_tiny, tmp_path / "new")
   (tmp_path / "empty").mkdir()
   finetune_tiny.init_from = str(tmp_path / "empty")
   with pytest.raises(UserError, match="neither a workdir nor"):
-    finetune.run(finetune_tiny, tmp_path / "new")
+    train.run(finetune_tiny, tmp_path / "new")
 
 
 @pytest.mark.parametrize(
@@ -381,7 +380,7 @@ def test_init_from_nowhere(finetune_tiny, tmp_path):
 def test_values_that_make_no_sense(finetune_tiny, tmp_path, changes, words):
   finetune_tiny.update(changes)
   with pytest.raises(UserError, match=words):
-    finetune.run(finetune_tiny, tmp_path)
+    train.run(finetune_tiny, tmp_path)
   assert not list(tmp_path.iterdir())
 
 
@@ -408,9 +407,8 @@ def test_models_that_make_no_sense(
   monkeypatch.setattr(load, "open_data", None)
   config = make_tiny(stage, arch)
   config.model.update(changes)
-  run = {"pretrain": pretrain.run, "finetune": finetune.run}[stage]
   with pytest.raises(UserError, match=words):
-    run(config, tmp_path)
+    train.run(config, tmp_path)
   assert not list(tmp_path.iterdir())
 
 
@@ -418,7 +416,7 @@ def test_dense_relative_localization_is_not_for_cait(make_tiny, tmp_path):
   config = make_tiny("finetune", "cait")
   config.drloc.enabled = True
   with pytest.raises(UserError, match="is for vit and swin, not for cait"):
-    finetune.run(config, tmp_path)
+    train.run(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -432,16 +430,16 @@ def test_dense_relative_localization_is_not_for_cait(make_tiny, tmp_path):
 def test_views_that_make_no_sense(pretrain_tiny, tmp_path, key, value, words):
   pretrain_tiny.views[key] = value
   with pytest.raises(UserError, match=words):
-    pretrain.run(pretrain_tiny, tmp_path)
+    train.run(pretrain_tiny, tmp_path)
 
 
 def test_a_hopeless_run_is_stopped(pretrain_tiny, tmp_path, monkeypatch):
   monkeypatch.setattr(alarms, "of_collapse", lambda *_: "no signal")
   pretrain_tiny.on_collapse = "stop"
   with pytest.raises(UserError, match="stopped at step 1: no signal"):
-    pretrain.run(pretrain_tiny, tmp_path)
+    train.run(pretrain_tiny, tmp_path)
   monkeypatch.undo()
-  assert pretrain.run(pretrain_tiny, tmp_path)["step"] == 9
+  assert train.run(pretrain_tiny, tmp_path)["step"] == 9
 
 
 def test_events_can_be_read(tmp_path):
@@ -463,8 +461,8 @@ def test_npz_run_imports_no_tensorflow(finetune_tiny, tmp_path):
   finetune_tiny.update(tensorboard=True, max_steps=1)
   code = """
 import json, sys, ml_collections
-from vit_ssl_jax.train import finetune
-finetune.run(ml_collections.ConfigDict(json.loads(sys.argv[1])), sys.argv[2])
+from vit_ssl_jax import train
+train.run(ml_collections.ConfigDict(json.loads(sys.argv[1])), sys.argv[2])
 assert "tensorflow" not in sys.modules
 """
   command = [sys.executable, "-c", code, finetune_tiny.to_json()]

@@ -90,7 +90,7 @@ def test_the_loss_is_of_hidden_patches_alone():
 def test_what_is_smooth_is_learnt(pretrain_tiny):
   """Images that brighten along some direction."""
   config = pretrain_tiny
-  config.update(objective="patches", mean=(0.5,) * 3, std=(0.25,) * 3)
+  config.update(objective="mae", mean=(0.5,) * 3, std=(0.25,) * 3)
   config.model.update(patch_size=2, embed_dim=16)
   config.optim.update(learning_rate=0.05, warmup_epochs=0)
   init, step = timing.stage(config, pretrain.make_stage, 2)
@@ -109,6 +109,6 @@ def test_what_is_smooth_is_learnt(pretrain_tiny):
 
 def test_it_is_for_vit_alone():
   config = recipes.get("pretrain", "swin,cifar10")
-  config.objective = "patches"
+  config.objective = "mae"
   with pytest.raises(UserError, match="is for vit, not for swin"):
     schema.check(config)

@@ -9,11 +9,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from vit_ssl_jax import evaluate, models
+from vit_ssl_jax import evaluate, models, train
 from vit_ssl_jax.export import export
 from vit_ssl_jax.interop import pretrained
 from vit_ssl_jax.recipes import schema
-from vit_ssl_jax.train import finetune, pretrain
 
 EXPORTS = {
   "vit": (
@@ -112,5 +111,4 @@ def test_a_finished_run_stays_finished(name, old):
 def resume(workdir):
   config = ml_collections.ConfigDict(schema.read_config(workdir))
   config.max_steps = 0
-  stage = {"pretrain": pretrain, "finetune": finetune}[config.stage]
-  return stage.run(config, workdir)
+  return train.run(config, workdir)

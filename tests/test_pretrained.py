@@ -9,7 +9,7 @@ import paper
 import pytest
 from flax import traverse_util
 
-from vit_ssl_jax import cli, interop, models
+from vit_ssl_jax import cli, interop, models, train
 from vit_ssl_jax.augment import pipelines as views
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import model as networks, suites
@@ -21,7 +21,7 @@ from vit_ssl_jax.interop import (
   writing,
 )
 from vit_ssl_jax.run import checkpoints
-from vit_ssl_jax.train import finetune
+from vit_ssl_jax.train import initial
 
 CLASSES = ["cat", "dog", "eel"]
 ARCHITECTURES = ["vit", "swin", "cait"]
@@ -301,7 +301,7 @@ def test_a_run_from_a_file_is_a_run_from_the_workdir(
   results = []
   for name, path in (("A", source), ("B", tmp_path / "x.safetensors")):
     finetune_tiny.init_from = str(path)
-    results.append(finetune.run(finetune_tiny, tmp_path / name))
+    results.append(train.run(finetune_tiny, tmp_path / name))
     assert (
       f"init_from={path}: a new head of 2 classes, as the old one has 3" in said
     )
@@ -314,7 +314,7 @@ def test_fine_tuning_goes_on_with_its_head(
   source = make_workdir("finetune", "vit", ["0", "1"])
   finetune_tiny.update(init_from=str(source), max_steps=1)
   finetune_tiny.optim.update(learning_rate=0.0, min_learning_rate=0.0)
-  finetune.run(finetune_tiny, tmp_path / "B")
+  train.run(finetune_tiny, tmp_path / "B")
   assert f"init_from={source}: its head of 2 classes is kept" in said
   after = pretrained.read(tmp_path / "B").arrays
   before = pretrained.read(source).arrays
@@ -383,7 +383,7 @@ def test_seen_images_are_warned_of(make_workdir, finetune_tiny, tmp_path, said):
   for path in (source, tmp_path / "x.npz"):
     said.clear()
     finetune_tiny.init_from = str(path)
-    finetune.read_init(finetune_tiny, models.from_config(finetune_tiny, 0))
+    initial.read(finetune_tiny, models.from_config(finetune_tiny, 0))
     assert any("has seen images that this run tests on" in x for x in said)
 
 

@@ -10,20 +10,19 @@ import pytest
 import tiny
 from PIL import Image
 
-from vit_ssl_jax import files
+from vit_ssl_jax import files, train
 from vit_ssl_jax.report import build, figures, seeds
-from vit_ssl_jax.train import finetune, pretrain
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_npz):
   """The folder of a pretraining A and two fine-tunings, B<& and SCRATCH."""
   folder = tmp_path_factory.mktemp("runs")
-  pretrain.run(tiny.config("pretrain", "vit", tiny_npz), folder / "A")
+  train.run(tiny.config("pretrain", "vit", tiny_npz), folder / "A")
   config = tiny.config("finetune", "vit", tiny_npz)
-  finetune.run(config, folder / "SCRATCH")
+  train.run(config, folder / "SCRATCH")
   config.init_from = str(folder / "A")
-  finetune.run(config, folder / "B<&")
+  train.run(config, folder / "B<&")
   return folder
 
 

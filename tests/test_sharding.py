@@ -22,7 +22,7 @@ ALL = (*ALL, "1x1x4", "2x2x2", "8x1x2")
   ("stage", "arch", "cases"),
   [
     ("pretrain", "vit", SOME),
-    ("patches", "vit", SOME[1:]),
+    ("mae", "vit", SOME[1:]),
     ("finetune", "vit", SOME),
     *[
       pytest.param(stage, arch, ALL, marks=pytest.mark.long)

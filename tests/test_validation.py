@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from vit_ssl_jax import train
 from vit_ssl_jax.data import load
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import accuracy as accuracies
 from vit_ssl_jax.run import checkpoints, metrics
-from vit_ssl_jax.train import finetune, pretrain
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def test_best_epoch_is_chosen_without_the_test_images(
   monkeypatch.setattr(accuracies, "percent_correct", accuracy)
   if stop:
     held_out.max_steps = stop
-    assert finetune.run(held_out, tmp_path)["top1"] == 99.0
+    assert train.run(held_out, tmp_path)["top1"] == 99.0
     held_out.max_steps = 0
-  result = finetune.run(held_out, tmp_path)
+  result = train.run(held_out, tmp_path)
   assert (result["top1"], result["best_top1_on_test"]) == (60.0, 90.0)
   assert result["best_val_top1"] == 70.0
   assert result["top1_at_best_val"] == 40.0
@@ -68,7 +68,7 @@ def test_validation_without_a_best_epoch_says_nothing():
 
 def test_neighbours_of_validation_images(pretrain_tiny, tmp_path):
   pretrain_tiny.update(val_fraction=0.25, epochs=2, batch_size=12)
-  result = pretrain.run(pretrain_tiny, tmp_path)
+  result = train.run(pretrain_tiny, tmp_path)
   lines = [line for line in metrics.read(tmp_path) if "val_knn" in line]
   assert [line["epoch"] for line in lines] == [1, 2]
   assert result["best_val_knn"] == max(line["val_knn"] for line in lines)
@@ -92,7 +92,7 @@ def test_a_share_keeps_epochs_or_steps(
 
 def test_a_set_that_changed_since(finetune_tiny, tmp_path):
   finetune_tiny.max_steps = 1
-  finetune.run(finetune_tiny, tmp_path)
+  train.run(finetune_tiny, tmp_path)
   about = tmp_path / "dataset.json"
   found = json.loads(about.read_text())
   about.write_text(json.dumps(found | {"sha256": {}}))
@@ -100,7 +100,7 @@ def test_a_set_that_changed_since(finetune_tiny, tmp_path):
   with pytest.raises(
     UserError, match=r"something else: the images or labels of .* changed"
   ):
-    finetune.run(finetune_tiny, tmp_path)
+    train.run(finetune_tiny, tmp_path)
 
 
 def test_what_is_said_of_a_set(finetune_tiny, one_device_mesh, capfd):

@@ -25,13 +25,13 @@ import scipy.special
 import sklearn.base
 import sklearn.utils.validation
 
-from vit_ssl_jax import cli, export, files, models, recipes
+from vit_ssl_jax import cli, export, files, models, recipes, train
 from vit_ssl_jax.data import facts
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import model as networks
 from vit_ssl_jax.recipes import common, custom, schema
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
-from vit_ssl_jax.train import budget, finetune, pretrain
+from vit_ssl_jax.train import resolve
 
 NAME = "npz:in memory"  # config.dataset of images in memory
 BATCH = 512  # images a batch of inference
@@ -66,7 +66,7 @@ class Estimator(sklearn.base.BaseEstimator):
   seed: int = 0
   config: dict | None = None
 
-  def train(self, stage, images, labels, classes):
+  def run(self, images, labels, classes):
     """Trains in `workdir`, or in a temporary folder without one."""
     cli.configure()
     config = self.make_config()
@@ -81,12 +81,12 @@ class Estimator(sklearn.base.BaseEstimator):
     try:
       if self.init is not None:
         config.init_from = self.save_init(init_folder)
-        budget.load_model_config(config)
+        resolve.load_model_config(config)
       if config.model.image_size is None:
         config.model.image_size = custom.image_size(facts.side_of(images))
       size = config.model.image_size
       dataset = facts.dataset(NAME, images, labels, classes, size)
-      stage.run(config, place, dataset)
+      train.run(config, place, dataset)
       self.read_run(place)
     except KeyboardInterrupt:
       keep, self._interrupted = True, (call, place)
@@ -237,7 +237,7 @@ class Pretrainer(sklearn.base.TransformerMixin, Estimator):
     """
     images, _ = facts.listed(X)
     labels = np.zeros(len(images), np.int32)
-    return self.train(pretrain, images, labels, ("image",))
+    return self.run(images, labels, ("image",))
 
   def transform(self, X):
     """Features of images, (N, D) float32."""
@@ -284,7 +284,7 @@ class Classifier(sklearn.base.ClassifierMixin, Estimator):
     if len(classes) < 2:
       raise UserError(f"all labels are {classes[0]}: there must be two classes")
     names = tuple(map(str, classes))
-    self.train(finetune, images, labels.astype(np.int32), names)
+    self.run(images, labels.astype(np.int32), names)
     self._dataset["labels"] = classes.tolist()
     self.classes_ = classes
     return self

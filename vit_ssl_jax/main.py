@@ -39,6 +39,7 @@ from ml_collections import config_flags
 
 from vit_ssl_jax.cli import configure, exit_with_error, reporting_errors
 from vit_ssl_jax.errors import UserError, did_you_mean
+from vit_ssl_jax.recipes import schema
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "RECIPE:ARCH,DATASET")
@@ -120,6 +121,7 @@ def check_keys(argv, recipe):
         "pretraining always begins from scratch: init_from is for"
         " configs/finetune.py"
       )
+    schema.refuse_old_names(key)
     part_of = recipe
     for part in key.split("."):
       known = list(part_of) if hasattr(part_of, "keys") else []
@@ -133,7 +135,6 @@ def print_help(recipe):
   print(__doc__)
   if recipe is not None:
     from vit_ssl_jax import cli
-    from vit_ssl_jax.recipes import schema
 
     header = ("key", "value", "possible", "meaning")
     print(cli.table(header, schema.rows(recipe), left=True))
@@ -146,13 +147,11 @@ def main(argv):
     )
   with reporting_errors():
     configure(FLAGS.distributed)
-    from vit_ssl_jax import cli
+    from vit_ssl_jax import cli, train
     from vit_ssl_jax.parallel import hosts
-    from vit_ssl_jax.train import finetune, pretrain
 
-    stages = {"pretrain": pretrain, "finetune": finetune}
     with hosts.exit_on_error():
-      result = stages[FLAGS.config.stage].run(FLAGS.config, FLAGS.workdir)
+      result = train.run(FLAGS.config, FLAGS.workdir)
   if not hosts.is_primary():
     return
   shown = {k: v for k, v in result.items() if isinstance(v, int | float)}

@@ -20,13 +20,13 @@ import time
 
 import numpy as np
 
-from vit_ssl_jax import cli, files, recipes
+from vit_ssl_jax import cli, files, recipes, train
 from vit_ssl_jax.data import load, registry
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import model as networks, pictures
 from vit_ssl_jax.recipes import common
 from vit_ssl_jax.report import build, figures
-from vit_ssl_jax.train import budget as budgets, finetune, pretrain
+from vit_ssl_jax.train import resolve
 
 FRACTIONS = (1.0, 0.1)  # of the labels
 # Shares of the budget by stage and fraction; the rest is for the report.
@@ -59,13 +59,13 @@ def quickstart(args):
     cli.log(f"about {cli.duration(budget)}, from --budget={args.budget}")
   with timed(parts, "prepare"):
     config = make_config("pretrain", args, budget)
-    config = budgets.complete(config, out / "pretrain", pretrain.make_stage)
+    config = resolve.resolve(config, out / "pretrain")
     draw_contact_sheet(config, out / "contact_sheet.png")
     # Before any training, so that a budget that is too small shows at once.
     tunings = {x: tuning_config(config, args, budget, x) for x in FRACTIONS}
   with timed(parts, "pretrain"):
     cli.log(f"[1/{1 + 2 * len(FRACTIONS)}] pretraining without labels")
-    pretrained = pretrain.run(config, out / "pretrain")
+    pretrained = train.run(config, out / "pretrain")
   with timed(parts, "finetune"):
     runs, workdirs, seconds = finetune_all(tunings, out)
   with timed(parts, "report"):
@@ -110,7 +110,7 @@ def parse_budget(args):
       f"--dataset={args.dataset!r} must be digits, folder:/path or"
       " npz:/path/file.npz; python -m main trains on the other sets"
     )
-  seconds = budgets.seconds_of(args.budget)
+  seconds = resolve.seconds_of(args.budget)
   if seconds is None:
     raise UserError(f"--budget={args.budget!r} must be a time, such as 60m")
   return seconds
@@ -140,7 +140,7 @@ def tuning_config(config, args, budget, fraction):
   tuning.model.update(config.model)
   workdir = args.out / folder("scratch", fraction)
   try:
-    return budgets.complete(tuning, workdir, finetune.make_stage)
+    return resolve.resolve(tuning, workdir)
   except UserError as e:
     run = f"fine-tuning on {fraction:.0%} of the labels"
     raise UserError(f"{run}, within --budget={args.budget}: {e}") from e
@@ -166,7 +166,7 @@ def finetune_all(tunings, out):
       cli.log(f"{number} fine-tuning, {title}")
       tuning.init_from = str(out / "pretrain") if source != "scratch" else ""
       workdirs[title] = out / folder(source, fraction)
-      result = finetune.run(tuning, workdirs[title])
+      result = train.run(tuning, workdirs[title])
       runs[-1][f"top1_{source}"] = result["top1"]
       seconds += result["seconds"]
   return runs, workdirs, seconds

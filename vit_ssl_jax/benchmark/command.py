@@ -31,7 +31,7 @@ import json
 
 import jax
 
-from vit_ssl_jax import cli
+from vit_ssl_jax import cli, recipes
 from vit_ssl_jax.benchmark import compiled, steps, topologies
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import ARCHITECTURES
@@ -85,7 +85,7 @@ def parse(argv=None):
   )
   option = parser.add_argument
   option("--arch", default="vit", choices=[*ARCHITECTURES])
-  option("--stage", default="pretrain", choices=steps.STAGES)
+  option("--stage", default="pretrain", choices=recipes.STAGES)
   option("--dataset", default="cifar10", help="of the recipe; %(default)s")
   option("--batch_size", type=int, help="global; the recipe's")
   option("--steps", type=int, default=10, help="steps a round; %(default)s")

@@ -10,11 +10,10 @@ from vit_ssl_jax import models, recipes
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.recipes import custom, schema
-from vit_ssl_jax.train import finetune, pretrain, timing
+from vit_ssl_jax.train import stages, timing
 
 CLASSES = 10
 WARM_UP = 2  # steps
-STAGES = {"pretrain": pretrain, "finetune": finetune}
 
 
 def make_config(stage, arch, dataset, batch_size, settings):
@@ -73,7 +72,7 @@ def measure(config, steps, rounds, trace=None):
   Returns:
     The figures of the command's help, a dict for JSON.
   """
-  make_stage = STAGES[config.stage].make_stage
+  make_stage = stages.get(config).make_stage
   step, state, batch, compile_seconds = timing.compiled(
     config, make_stage, CLASSES
   )

@@ -133,7 +133,7 @@ def from_config(config, num_classes):
 
   Args:
     config: a run's config, with `model` (name and sizes), `dtype` and, if it
-      is a younger one, `remat` and `fast_attention`.
+      is a younger one, `remat` and `kernels`.
     num_classes: C, or 0 for features alone.
 
   Raises:
@@ -146,7 +146,7 @@ def from_config(config, num_classes):
     num_classes=num_classes,
     dtype=dtype,
     remat=config.get("remat", False),
-    fast_attention=config.get("fast_attention", True),
+    fast_attention=config.get("kernels", "auto") == "auto",
     **sizes,
   )
 

@@ -77,7 +77,7 @@ def base(arch, dataset):
   config.dtype = "auto"  # of the model's body: auto, float32, bfloat16
   # Both take less memory and more time, and change rounding alone.
   config.accumulate_steps = 1  # gradient accumulation: micro-batches a batch
-  config.fast_attention = True  # the device's kernels, or plain forms
+  config.kernels = "auto"  # the device's, where they are faster; or xla
   config.remat = False  # activation checkpointing, block by block
 
   config.dataset = dataset  # or folder:/path, npz:/path/file.npz

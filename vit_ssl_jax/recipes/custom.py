@@ -167,11 +167,11 @@ def length(set_default, config, facts, small, passes):
 def pretraining(set_default, config, facts):
   """Objective, teacher, head, views."""
   arch = config.model.name
-  why = "better on few images" if arch == "vit" else "patches are for vit"
-  set_default("objective", "patches" if arch == "vit" else "views", why)
-  patches = config.objective == "patches"
+  why = "better on few images" if arch == "vit" else "MAE is for vit alone"
+  set_default("objective", "mae" if arch == "vit" else "views", why)
+  mae = config.objective == "mae"
   why = "for a batch of 256"
-  set_default("optim.learning_rate", 0.012 if patches else 0.006, why)
+  set_default("optim.learning_rate", 0.012 if mae else 0.006, why)
   steps = config.epochs * max(1, facts.images // config.batch_size)
   momentum = round(min(max(1 - 75 / steps, 0.9), 0.996), 4)
   set_default(
@@ -181,13 +181,13 @@ def pretraining(set_default, config, facts):
   set_default("views.global_size", side, "the image's")
   local = max(patch, side // 2 // patch * patch)
   set_default("views.local_size", local, "half of it, in whole patches")
-  why = "patches are hidden instead" if patches else "half of the paper's"
-  set_default("views.local_views", 0 if patches else 4, why)
-  why = "pixels are to be predicted" if patches else "the paper's"
-  set_default("views.color_jitter_probability", 0.0 if patches else 0.8, why)
-  set_default("views.grayscale_probability", 0.0 if patches else 0.2, why)
-  set_default("views.solarize_probability", 0.0 if patches else 0.2, why)
-  blur = (0.0, 0.0, 0.0) if patches else (1.0, 0.1, 0.5)
+  why = "a masked autoencoder has none" if mae else "half of the paper's"
+  set_default("views.local_views", 0 if mae else 4, why)
+  why = "it would change the pixels to predict" if mae else "the paper's"
+  set_default("views.color_jitter_probability", 0.0 if mae else 0.8, why)
+  set_default("views.grayscale_probability", 0.0 if mae else 0.2, why)
+  set_default("views.solarize_probability", 0.0 if mae else 0.2, why)
+  blur = (0.0, 0.0, 0.0) if mae else (1.0, 0.1, 0.5)
   set_default("views.blur_probability", blur, why)
   wide = facts.images >= 20_000
   why = "the paper's" if wide else "small, for few images"

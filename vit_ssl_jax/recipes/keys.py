@@ -161,7 +161,10 @@ KEYS = {
   ),
   "dtype": choice("of the model's body", "auto", "float32", "bfloat16"),
   "accumulate_steps": whole("micro-batches a batch", 1),
-  "fast_attention": flag("the device's kernels, or the plain forms"),
+  "kernels": choice(
+    "the device's own kernels where they are faster, or XLA's forms alone",
+    *("auto", "xla"),
+  ),
   "remat": flag("activation checkpointing, block by block"),
   # The data.
   "dataset": text("a set's name, folder:/path or npz:/path/file.npz"),
@@ -217,8 +220,8 @@ KEYS = {
   "optim.freeze_last_layer_epochs": whole("of the head", 0),
   # Pretraining.
   "objective": choice(
-    "what is predicted: other views, or hidden patches (ViT)",
-    *("views", "patches"),
+    "view prediction, or a masked autoencoder (MAE, ViT only)",
+    *("views", "mae"),
   ),
   "student_temperature": number("of the softmax", 1e-3, 10),
   "teacher.momentum": number("at the start; a cosine to 1", 0, 1, False, True),

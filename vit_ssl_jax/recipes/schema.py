@@ -30,7 +30,7 @@ def dump(config):
 
 
 def read_config(workdir):
-  """A run's config, as a dict.
+  """A run's config, a dict, with the names that keys have today.
 
   Raises:
     UserError: there is none, it is damaged, or of an older version.
@@ -43,7 +43,24 @@ def read_config(workdir):
       f" no format {FORMAT}): export it with the version that trained it and"
       " give init_from the file, or train again"
     )
+  return with_new_names(config)
+
+
+def with_new_names(config):
+  """A config of version 0.2.0 with the names of today."""
+  if "fast_attention" in config:
+    config["kernels"] = "auto" if config.pop("fast_attention") else "xla"
+  if config.get("objective") == "patches":
+    config["objective"] = "mae"
   return config
+
+
+def refuse_old_names(key, value=None):
+  """Raises a UserError that has the new name of a key or a value."""
+  if key == "fast_attention":
+    raise UserError("fast_attention is now kernels='auto' or kernels='xla'")
+  if (key, value) == ("objective", "patches"):
+    raise UserError("objective='patches' is now objective='mae'")
 
 
 def change(config, values):
@@ -58,6 +75,7 @@ def change(config, values):
   """
   known = flat(config)
   for key, value in values.items():
+    refuse_old_names(key, value)
     if key not in known:
       raise UserError(
         f"the config has no key {key!r}{did_you_mean(key, known)}"
@@ -72,6 +90,7 @@ def check(config):
   """Raises a UserError that names the first key whose value makes no sense."""
   values = flat(config)
   for name, value in values.items():
+    refuse_old_names(name, value)
     key = KEYS.get(name)
     if key is None:
       raise UserError(unknown("the config's key", name, list(KEYS)))
@@ -131,10 +150,8 @@ def check_relations(values):
       raise UserError(
         f"{name}={values[name]} is not a multiple of model.patch_size={patch}"
       )
-  if values.get("objective") == "patches" and values["model.name"] != "vit":
-    raise UserError(
-      f"objective=patches is for vit, not for {values['model.name']}"
-    )
+  if values.get("objective") == "mae" and values["model.name"] != "vit":
+    raise UserError(f"objective=mae is for vit, not for {values['model.name']}")
   if values.get("drloc.enabled") and values["model.name"] == "cait":
     raise UserError(
       "drloc.enabled=True: dense relative localisation is for vit and swin,"

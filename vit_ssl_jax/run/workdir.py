@@ -36,7 +36,7 @@ MAY_CHANGE = (
   "mesh.fsdp",
   "accumulate_steps",
   "remat",
-  "fast_attention",
+  "kernels",
   "steps_per_dispatch",
   "on_collapse",
 )

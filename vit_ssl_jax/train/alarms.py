@@ -27,7 +27,7 @@ def collapse_warning(
   """
   if len(lines) < 50 or lines[0]["step"] < steps_per_epoch:
     return None
-  if config.objective == "patches":
+  if config.objective == "mae":
     return None  # pixels cannot collapse
   out_dim, t = config.head.out_dim, config.teacher
   kind = collapse(lines, out_dim)

@@ -11,13 +11,11 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from vit_ssl_jax import cli, evaluate, models
+from vit_ssl_jax import evaluate, models
 from vit_ssl_jax.augment import mix, pipelines
-from vit_ssl_jax.interop import pretrained
 from vit_ssl_jax.parallel import mesh as meshes
-from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
+from vit_ssl_jax.run import metrics
 from vit_ssl_jax.train import (
-  budget,
   gradients,
   loop,
   losses,
@@ -204,20 +202,20 @@ def make_evaluate(parts, dataset):
   return evaluate_state
 
 
-def make_stage(config, dataset, steps_per_epoch, mesh, given=None):
+def make_stage(config, dataset, steps_per_epoch, mesh, initial=None):
   """Stage 2 as the loop runs it.
 
   Args:
     config, dataset, steps_per_epoch, mesh: the run's.
-    given: weights to begin from, of `read_init`; None where there are none.
+    initial: `initial.Weights` to start from; None is from scratch.
   """
   parts = make(config, len(dataset.classes), steps_per_epoch, mesh)
-  kept = given.params_for(dataset.classes) if given else {}
+  weights = initial.params_for(dataset.classes) if initial else {}
   fresh = jax.jit(functools.partial(init_state, parts, loop.init_key(config)))
 
   def init():
     state = fresh()
-    return state.replace(params=state.params | kept)
+    return state.replace(params=state.params | weights)
 
   return loop.Stage(
     init=init,
@@ -229,97 +227,8 @@ def make_stage(config, dataset, steps_per_epoch, mesh, given=None):
   )
 
 
-def run(config, workdir, dataset=None):
-  """Fine-tunes a classifier in `workdir`, or resumes there.
-
-  Args:
-    config: the run's ConfigDict.
-    workdir: its folder.
-    dataset: a `load.Dataset`; None is the one that the config names.
-
-  Returns:
-    The content of result.json: `top1` after the last step and
-    `best_top1_on_test`, over all evaluations, both in percent of all test
-    images, and, with validation images, `metrics.best_on_val`'s, beside the
-    figures of every run.
-
-  Raises:
-    UserError: something given does not fit; the message says what.
-  """
-  config = budget.complete(config, workdir, make_stage, dataset)
-  workdirs.claim(config, workdir)
-  model = models.from_config(config, num_classes=0)
-  # What does not fit is said before the data set is read. A run that resumes
-  # from its own checkpoint no longer needs where it came from.
-  given = None
-  if config.init_from and not checkpoints.steps(workdir):
-    given = read_init(config, model)
-  make = functools.partial(make_stage, given=given)
-  return loop.run(config, workdir, make, dataset)
-
-
 def summarize(lines):
   """The final figures: the last top-1, and the best of all by test or val."""
   top1 = [line["top1"] for line in lines if "top1" in line]
   last = {"top1": top1[-1], "best_top1_on_test": max(top1)} if top1 else {}
   return last | metrics.best_on_val(lines, "top1")
-
-
-@dataclasses.dataclass(frozen=True)
-class Initial:
-  """The weights of config.init_from, which fit the model but for the head.
-
-  Attributes:
-    source: config.init_from.
-    params: parameters, with those of a head where there is one.
-    about: what is known of them, of `metadata.KEYS`.
-  """
-
-  source: str
-  params: dict
-  about: dict
-
-  def params_for(self, classes):
-    """The parameters, without a head that is not for these classes."""
-    keep, line = pretrained.head(self.params, self.about, classes)
-    if line:
-      cli.log(f"init_from={self.source}: {line}")
-    return {k: x for k, x in self.params.items() if keep or k != "head"}
-
-
-def read_init(config, model):
-  """Reads config.init_from.
-
-  Args:
-    config: the run's config.
-    model: a model without classes, which the parameters have to fit.
-
-  Returns:
-    An `Initial`.
-
-  Raises:
-    UserError: init_from is nothing of `pretrained.read`, or does not fit.
-  """
-  found = pretrained.read(config.init_from)
-  params, lines = pretrained.fit(found, model, f"init_from={config.init_from}")
-  warn_of_seen(config, found.about.get("config"))
-  for line in lines:
-    cli.log(line)
-  return Initial(config.init_from, params, found.about)
-
-
-def warn_of_seen(config, source):
-  """Says where the weights may have seen images that this run tests on."""
-  if not (source and config.dataset.startswith("folder:")):
-    return
-  keys = ("test_fraction", "split_seed")
-  differ = [key for key in keys if source.get(key) != config[key]]
-  # An exported file knows the folder's last name alone.
-  names = [x["dataset"].rpartition("/")[2] for x in (source, config)]
-  names = [x.removeprefix("folder:") for x in names]
-  if names[0] == names[1] and differ:
-    cli.log(
-      f"warning: init_from={config.init_from} was trained with another"
-      f" {' and '.join(differ)}: where {config.dataset} has no train and test,"
-      " it has seen images that this run tests on"
-    )

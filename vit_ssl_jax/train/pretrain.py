@@ -2,7 +2,7 @@
 
 A student predicts, from one view of an image, the output of an EMA teacher for
 another view (the paper, section 3.1; DINO, Caron et al., 2021). With
-config.objective = "patches" it predicts hidden patches from the others instead
+config.objective = "mae" it predicts hidden patches from the others instead
 (masked autoencoders, He et al., 2022), which is not in the paper.
 """
 
@@ -20,10 +20,9 @@ from vit_ssl_jax import evaluate, models
 from vit_ssl_jax.augment import pipelines
 from vit_ssl_jax.models import locality
 from vit_ssl_jax.parallel import mesh as meshes
-from vit_ssl_jax.run import metrics, workdir as workdirs
+from vit_ssl_jax.run import metrics
 from vit_ssl_jax.train import (
   alarms,
-  budget,
   gradients,
   loop,
   losses,
@@ -80,7 +79,7 @@ def make(config, steps_per_epoch, mesh=None):
     UserError: as of `models.build`.
   """
   model = models.from_config(config, num_classes=0)
-  if config.objective == "patches":
+  if config.objective == "mae":
     head = models.PixelDecoder(
       patches=(config.views.global_size // model.patch_size) ** 2,
       pixels=3 * model.patch_size**2,
@@ -131,7 +130,7 @@ def init_state(parts, key):
   backbone_key, head_key = jax.random.split(key)
   features = jnp.zeros((1, parts.model.num_features))
   given = (features,)
-  if parts.config.objective == "patches":  # a class token, and no patches
+  if parts.config.objective == "mae":  # a class token, and no patches
     given = features[None], jnp.zeros((1, 0), jnp.int32)
   student = {
     "backbone": models.init(parts.model, backbone_key),
@@ -338,7 +337,7 @@ def make_step(parts):
       global_views, local_views = pipelines.multi_crop(
         view_key, batch["image"], config.views, config.mean, config.std
       )
-    if config.objective == "patches":
+    if config.objective == "mae":
       return update_of_patches(parts, state, global_views, drop_key)
     return update(parts, state, global_views, local_views, drop_key)
 
@@ -412,28 +411,6 @@ def make_stage(config, dataset, steps_per_epoch, mesh):
     trained=lambda state: state.student,
     warn=functools.partial(alarms.collapse_warning, config, steps_per_epoch),
   )
-
-
-def run(config, workdir, dataset=None):
-  """Pretrains in `workdir`, or resumes there.
-
-  Args:
-    config: the run's ConfigDict.
-    workdir: its folder.
-    dataset: a `load.Dataset`; None is the one that the config names.
-
-  Returns:
-    The content of result.json: `knn`, the top-1 of nearest neighbours on the
-    last teacher's features in percent of all test images, and, with
-    validation images, `metrics.best_on_val`'s, beside the figures of every run.
-
-  Raises:
-    UserError: something given does not fit; the message says what.
-  """
-  config = budget.complete(config, workdir, make_stage, dataset)
-  workdirs.claim(config, workdir)
-  models.from_config(config, num_classes=0)  # or an error, before data is read
-  return loop.run(config, workdir, make_stage, dataset)
 
 
 def summarize(lines):

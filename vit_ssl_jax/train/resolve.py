@@ -9,10 +9,9 @@ import jax
 from vit_ssl_jax import cli
 from vit_ssl_jax.data import facts as data_facts
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.interop import pretrained
 from vit_ssl_jax.parallel import hosts
 from vit_ssl_jax.recipes import custom, schema
-from vit_ssl_jax.train import timing
+from vit_ssl_jax.train import stages, timing
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
 POSSIBLE = "a time such as 30m, 2h or 1h30m, or a number of steps such as 5000"
@@ -40,7 +39,7 @@ def seconds_of(text):
   return seconds
 
 
-def complete(config, workdir, make_stage, dataset=None):
+def resolve(config, workdir, dataset=None):
   """A config whose keys all have values.
 
   Those that are open come from the run that a workdir holds, or else from
@@ -49,7 +48,7 @@ def complete(config, workdir, make_stage, dataset=None):
   Args:
     config: the run's; of a set of the paper's it is given back as it is.
     workdir: the run's folder.
-    make_stage, dataset: as for `loop.run`.
+    dataset: as for `train.run`.
 
   Raises:
     UserError: the budget, the images or the weights to begin with cannot be
@@ -73,7 +72,7 @@ def complete(config, workdir, make_stage, dataset=None):
     plain = config.copy_and_resolve_references()
     custom.resolve(plain, facts, small=small)
     if seconds:
-      passes = passes_in(seconds, plain, facts, make_stage)
+      passes = passes_in(seconds, plain, facts)
     else:
       passes = plain.batch_size * int(config.budget)
   rows = custom.resolve(config, facts, small=small, passes=passes)
@@ -97,11 +96,12 @@ def load_unset(config, saved):
 
 def load_model_config(config):
   """Gives the model the sizes of the weights that it begins with."""
-  about = pretrained.read(config.init_from).about
-  load_unset(config.model, about.get("model") or {})
+  from vit_ssl_jax.train import initial
+
+  load_unset(config.model, initial.model_sizes(config))
 
 
-def passes_in(seconds, config, facts, make_stage):
+def passes_in(seconds, config, facts):
   """How many images steps take in so many seconds, by trying.
 
   Raises:
@@ -113,6 +113,7 @@ def passes_in(seconds, config, facts, make_stage):
   with config.ignore_type():
     config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   timed = min(TRIAL_SECONDS, seconds / 20)
+  make_stage = stages.get(config).make_stage
   found = timing.rate(config, make_stage, facts.classes, timed)
   tried = time.perf_counter() - began
   compiling = max(0, tried - timed)  # which the run itself does once more
