@@ -27,7 +27,7 @@ def in_the_clone(monkeypatch):
   [
     (["--workdir=A"], "--config is missing"),
     (["--workdir=A", "--config=configs/pretrian.py"], "no recipe"),
-    (["--workdir=A", "--config=configs/pretrain.py:vit,mnist"], 'set "mnist"'),
+    (["--workdir=A", "--config=configs/pretrain.py:vit,mnist"], "'mnist' is"),
     (["--workdir=A", RECIPE, "--config.epoch=3"], "did you mean 'epochs'"),
     (["--workdir=A", RECIPE, "--config.optim.lr=3"], "learning_rate"),
     (["--workdir=A", RECIPE, "--config.epochs=few"], "'few'"),

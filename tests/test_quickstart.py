@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_ssl_jax import quickstart
-from vit_ssl_jax.recipes import custom
+from vit_ssl_jax import models, quickstart
 from vit_ssl_jax.train import timing
 
 
@@ -28,7 +27,8 @@ def photos(tmp_path):
 def quick(monkeypatch):
   """A tiny network and a known speed."""
   tiny = {"embed_dim": 8, "depth": 1, "num_heads": 2}
-  monkeypatch.setitem(custom.SMALL, "vit", tiny)
+  for key, value in tiny.items():
+    monkeypatch.setitem(models.ARCHITECTURES["vit"].small, key, value)
   monkeypatch.setattr(timing, "rate", lambda *_: 20.0)
   monkeypatch.setattr(quickstart, "FRACTIONS", (1.0,))
 

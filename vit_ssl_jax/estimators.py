@@ -29,7 +29,7 @@ from vit_ssl_jax import cli, export, files, models, recipes, train
 from vit_ssl_jax.data import facts
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import model as networks
-from vit_ssl_jax.recipes import common, custom, schema
+from vit_ssl_jax.recipes import custom, schema
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
 from vit_ssl_jax.train import resolve
 
@@ -109,8 +109,10 @@ class Estimator(sklearn.base.BaseEstimator):
 
   def make_config(self):
     """The stage's recipe with this estimator's parameters."""
-    if self.arch not in common.MODELS:
-      raise UserError(schema.unknown("arch", self.arch, [*common.MODELS]))
+    if self.arch not in models.ARCHITECTURES:
+      raise UserError(
+        schema.unknown("arch", self.arch, [*models.ARCHITECTURES])
+      )
     config = recipes.get(self.STAGE, f"{self.arch},{NAME}")
     config.update(budget=self.budget, seed=self.seed)
     if self.image_size is not None:

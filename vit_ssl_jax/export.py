@@ -302,7 +302,7 @@ def opening(folder, model):
   kind, rest = "AutoModelForImageClassification", ""
   if not model.num_classes:
     kind = "AutoModel"
-    if isinstance(model, models.ARCHITECTURES["vit"]):
+    if models.name_of(model) == "vit":
       rest = ", add_pooling_layer=False"
   return (
     f"from transformers import AutoImageProcessor, {kind}\n"

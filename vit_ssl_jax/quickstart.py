@@ -20,11 +20,10 @@ import time
 
 import numpy as np
 
-from vit_ssl_jax import cli, files, recipes, train
+from vit_ssl_jax import cli, files, models, recipes, train
 from vit_ssl_jax.data import load, registry
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.evaluate import model as networks, pictures
-from vit_ssl_jax.recipes import common
 from vit_ssl_jax.report import build, figures
 from vit_ssl_jax.train import resolve
 
@@ -43,7 +42,7 @@ def main(argv=None):
   option("--dataset", default="digits", help="folder:/path or npz:/path/x.npz")
   option("--budget", default="60m", help="for your own images; %(default)s")
   option("--out", type=pathlib.Path, default="runs/quickstart")
-  option("--arch", default="vit", choices=tuple(common.MODELS))
+  option("--arch", default="vit", choices=tuple(models.ARCHITECTURES))
   option("--seed", type=int, default=0)
   args = parser.parse_args(argv)
   with cli.reporting_errors():

@@ -19,7 +19,6 @@ class Entry:
   Attributes:
     tfds_name: name of the TFDS builder; "" for a custom dataset.
     image_size: side to which images are resized, in pixels.
-    patch_size: ViT's and CaiT's at that size, in pixels; see `patch_size_of`.
     classes, train_images, test_images: counts; 0 if unknown.
     source: origin, in one sentence for docs/data.md.
     autoaugment: AutoAugment policy of the paper's code; "" is none.
@@ -32,7 +31,6 @@ class Entry:
 
   tfds_name: str
   image_size: int
-  patch_size: int
   classes: int
   train_images: int
   test_images: int
@@ -45,16 +43,11 @@ class Entry:
   std: tuple[float, ...] = ()
   host: str = ""
 
-  def patch_size_of(self, arch):
-    """The paper's patch size; Swin's is smaller because it merges patches."""
-    return min(self.patch_size // 2, 4) if arch == "swin" else self.patch_size
-
 
 SETS = {
   "cifar10": Entry(
     "cifar10",
     image_size=32,
-    patch_size=4,
     classes=10,
     train_images=50_000,
     test_images=10_000,
@@ -67,7 +60,6 @@ SETS = {
   "cifar100": Entry(
     "cifar100",
     image_size=32,
-    patch_size=4,
     classes=100,
     train_images=50_000,
     test_images=10_000,
@@ -80,7 +72,6 @@ SETS = {
   "cinic10": Entry(
     "cinic10",
     image_size=32,
-    patch_size=4,
     classes=10,
     train_images=90_000,
     test_images=90_000,
@@ -93,7 +84,6 @@ SETS = {
   "svhn": Entry(
     "svhn_cropped",
     image_size=32,
-    patch_size=4,
     classes=10,
     train_images=73_257,
     test_images=26_032,
@@ -106,7 +96,6 @@ SETS = {
   "tiny_imagenet": Entry(
     "tiny_imagenet",
     image_size=64,
-    patch_size=8,
     classes=200,
     train_images=100_000,
     test_images=10_000,
@@ -119,7 +108,6 @@ SETS = {
   "aircraft": Entry(
     "fgvc_aircraft",
     image_size=224,
-    patch_size=16,
     classes=100,
     train_images=6_667,
     test_images=3_333,
@@ -131,7 +119,6 @@ SETS = {
   "cars": Entry(
     "stanford_cars",
     image_size=224,
-    patch_size=16,
     classes=196,
     train_images=8_144,
     test_images=8_041,
@@ -143,7 +130,6 @@ SETS = {
   "digits": Entry(
     "digits",
     image_size=16,
-    patch_size=4,
     classes=10,
     train_images=1_437,
     test_images=360,
@@ -157,7 +143,6 @@ SETS = {
 OWN = Entry(
   "",
   image_size=64,
-  patch_size=8,
   classes=0,
   train_images=0,
   test_images=0,

@@ -206,7 +206,7 @@ def build(arch, about, dataset):
   entry = entry_of(dataset)
   sizes = {
     "image_size": entry.image_size,
-    "patch_size": entry.patch_size_of(arch),
+    "patch_size": models.ARCHITECTURES[arch].patch_sizes[entry.image_size],
   }
   sizes |= about.get("model", {}) | {"name": arch}
   sizes.pop("num_classes", None)

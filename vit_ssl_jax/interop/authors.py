@@ -9,7 +9,7 @@ import http.client
 import urllib.error
 import urllib.request
 
-from vit_ssl_jax import cli, files
+from vit_ssl_jax import cli, files, models
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import weights, writing
@@ -56,10 +56,15 @@ def parse(name):
   return arch, dataset
 
 
+def patch_size(arch, dataset):
+  patch_sizes = models.ARCHITECTURES[arch].patch_sizes
+  return patch_sizes[registry.SETS[dataset].image_size]
+
+
 def file_name(arch, dataset):
   """What the file is called on the release page."""
   facts = registry.SETS[dataset]
-  patch, side = facts.patch_size_of(arch), facts.image_size
+  patch, side = patch_size(arch, dataset), facts.image_size
   return f"{arch}_{SETS[dataset]}_patch{patch}_input{side}.pth"
 
 
@@ -69,7 +74,7 @@ def about(name):
   facts = registry.SETS[dataset]
   model = {
     "image_size": facts.image_size,
-    "patch_size": facts.patch_size_of(arch),
+    "patch_size": patch_size(arch, dataset),
   }
   return {"architecture": arch, "dataset": dataset, "model": model}
 

@@ -241,7 +241,7 @@ def check_sizes(given, model, what):
   Some sizes change no parameter's shape, and so have to be compared.
   """
   theirs = given.architecture
-  ours = next(k for k, v in models.ARCHITECTURES.items() if type(model) is v)
+  ours = models.name_of(model)
   if theirs != ours:
     raise UserError(
       f"{what} holds no weights of a {ours}"

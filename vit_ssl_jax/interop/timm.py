@@ -55,16 +55,15 @@ def arguments(model):
   }
   if isinstance(model, models.SwinTransformer):
     given |= {"depths": model.depths, "window_size": model.window_size}
-    return "swin_tiny_patch4_window7_224", given
-  given |= {"depth": model.depth}
+  else:
+    given["depth"] = model.depth
   if isinstance(model, models.CaiT):
     given |= {
       "depth_token_only": model.depth_token_only,
       "mlp_ratio_token_only": 4.0,
       "init_values": model.layer_scale_init,
     }
-    return "cait_xxs24_224", given
-  return "vit_tiny_patch16_224", given
+  return models.ARCHITECTURES[models.name_of(model)].timm, given
 
 
 def check(model):

@@ -86,7 +86,8 @@ def transformers_config(model, labels=None):
   """
   check(model)
   swin = isinstance(model, models.SwinTransformer)
-  kind, type_name = ("Swin", "swin") if swin else ("ViT", "vit")
+  type_name = models.name_of(model)
+  kind = models.ARCHITECTURES[type_name].transformers
   config = FIXED | {"model_type": type_name}
   for ours, theirs in SIZES[type_name].items():
     value = getattr(model, ours)
@@ -137,9 +138,10 @@ def about(config):
     UserError: it is none of our models.
   """
   kind = config.get("model_type")
-  if kind not in ("vit", "swin"):
+  if kind not in SIZES:
     raise UserError(
-      f"config.json is of model_type {kind!r}: possible are vit and swin"
+      f"config.json is of model_type {kind!r}: possible are"
+      f" {models.those_with('transformers')}"
     )
   for key, ours in FIXED.items():
     if config.get(key, ours) != ours:
@@ -204,8 +206,12 @@ def statistics(config):
 def check(model):
   """Raises a UserError where transformers cannot express a model."""
   renaming.check(model, "transformers")
-  if isinstance(model, models.CaiT):
-    raise UserError("transformers has no CaiT: possible are vit and swin")
+  name = models.name_of(model)
+  if not models.ARCHITECTURES[name].transformers:
+    raise UserError(
+      f"transformers has no {name}: possible are"
+      f" {models.those_with('transformers')}"
+    )
   if not isinstance(model, models.SwinTransformer):
     return
   for stage, _, side in renaming.stages(model):

@@ -15,17 +15,16 @@ import numpy as np
 
 from vit_ssl_jax.errors import UserError, did_you_mean
 from vit_ssl_jax.models import layers, positions
+from vit_ssl_jax.models.architectures import (
+  ARCHITECTURES,
+  name_of,
+  those_with,
+)
 from vit_ssl_jax.models.cait import CaiT
 from vit_ssl_jax.models.heads import OffsetHead, ProjectionHead
 from vit_ssl_jax.models.masked import PixelDecoder, draw_kept
 from vit_ssl_jax.models.swin import SwinTransformer
 from vit_ssl_jax.models.vit import VisionTransformer
-
-ARCHITECTURES = {
-  "vit": VisionTransformer,
-  "swin": SwinTransformer,
-  "cait": CaiT,
-}
 
 
 def build(name, **sizes):
@@ -46,7 +45,7 @@ def build(name, **sizes):
   if name not in ARCHITECTURES:
     known = ", ".join(ARCHITECTURES)
     raise UserError(f"unknown architecture {name!r}: possible are {known}")
-  architecture = ARCHITECTURES[name]
+  architecture = ARCHITECTURES[name].module
   known = [field.name for field in dataclasses.fields(architecture)]
   known = [field for field in known if field not in ("parent", "name")]
   for size in sizes:
@@ -196,6 +195,8 @@ __all__ = [
   "OffsetHead",
   "PixelDecoder",
   "ProjectionHead",
+  "SwinTransformer",
+  "VisionTransformer",
   "attention_maps",
   "build",
   "check_parameters",
@@ -204,6 +205,8 @@ __all__ = [
   "drop_path",
   "from_config",
   "init",
+  "name_of",
   "resize_parameters",
   "shapes",
+  "those_with",
 ]

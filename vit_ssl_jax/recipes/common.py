@@ -9,32 +9,9 @@ images of one's own.
 
 import ml_collections
 
+from vit_ssl_jax import models
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
-
-# The paper's sizes (its code's build_model.py).
-MODELS = {
-  "vit": {"embed_dim": 192, "depth": 9, "num_heads": 12},
-  "swin": {
-    "embed_dim": 96,  # of the first stage; doubled by each other
-    "depths": (2, 6, 4),
-    "num_heads": (3, 6, 12),
-    "window_size": 4,
-  },
-  "cait": {
-    "embed_dim": 192,
-    "depth": 24,
-    "depth_token_only": 2,
-    "num_heads": 4,
-    "layer_scale_init": 1e-5,
-  },
-}
-# Sizes for digits at 16 pixels, where they differ.
-DIGITS = {
-  "vit": {"embed_dim": 64, "depth": 3, "num_heads": 4},
-  "swin": {"embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4)},
-  "cait": {"embed_dim": 64, "depth": 3, "layer_scale_init": 0.1},
-}
 
 
 def parse(arg):
@@ -45,10 +22,10 @@ def parse(arg):
   """
   arch, _, dataset = (arg or "").partition(",")
   arch, dataset = arch or "vit", dataset or "cifar10"
-  if arch not in MODELS:
+  if arch not in models.ARCHITECTURES:
     raise UserError(
-      f"the recipe's argument is {arg!r}: it has to be ARCH,DATASET with ARCH"
-      f" of {', '.join(MODELS)}"
+      f"the recipe's argument {arg!r} must be ARCH,DATASET with ARCH one of"
+      f" {', '.join(models.ARCHITECTURES)}"
     )
   registry.get(dataset)
   return arch, dataset
@@ -56,16 +33,16 @@ def parse(arg):
 
 def model(arch, dataset):
   """The paper's sizes for an architecture and the image size of a set."""
-  facts = registry.get(dataset)
-  sizes = ml_collections.ConfigDict({"name": arch})
-  sizes.image_size = facts.image_size
-  sizes.patch_size = facts.patch_size_of(arch)
-  sizes.update(MODELS[arch])
+  architecture = models.ARCHITECTURES[arch]
+  image_size = registry.get(dataset).image_size
+  sizes = ml_collections.ConfigDict({"name": arch, "image_size": image_size})
+  sizes.patch_size = architecture.patch_sizes[image_size]
+  sizes.update(architecture.sizes)
   sizes.mlp_ratio = 2.0
   sizes.drop_path_rate = 0.1
   sizes.locality = ""  # or spt, lsa, spt+lsa
   if dataset == "digits":
-    sizes.update(DIGITS.get(arch, {}))
+    sizes.update(architecture.digits)
   return sizes
 
 

@@ -11,15 +11,9 @@ import math
 
 from ml_collections import config_dict
 
-from vit_ssl_jax.recipes import common
+from vit_ssl_jax import models
 
-# Sizes that a few cores train in minutes.
-SMALL = {
-  "vit": {"embed_dim": 96, "depth": 4, "num_heads": 4},
-  "swin": {"embed_dim": 48, "depths": (2, 2), "num_heads": (2, 4)},
-  "cait": {"embed_dim": 96, "depth": 4, "num_heads": 4},
-}
-# Keys without a value, and their types; beside them those of SMALL.
+# Keys without a value, and their types; with an architecture's `small`.
 SHARED = {
   "model.image_size": int,
   "model.patch_size": int,
@@ -60,7 +54,7 @@ def mark_unset(config):
   config.budget = ""  # of time, such as 30m or 2h, or of steps
   config.optim.name = "muon"
   keys = SHARED | (PRETRAIN if config.stage == "pretrain" else FINETUNE)
-  given = SMALL[config.model.name]
+  given = models.ARCHITECTURES[config.model.name].small
   keys |= {f"model.{key}": type(value) for key, value in given.items()}
   for key, kind in keys.items():
     part, name = place(config, key)
@@ -104,7 +98,7 @@ def resolve(config, facts, *, small, passes=None):
     else:
       rows.append((key, part[name], "given"))
 
-  sizes(set_default, config, facts, small)
+  model(set_default, config, facts, small)
   length(set_default, config, facts, small, passes)
   if config.stage == "pretrain":
     pretraining(set_default, config, facts)
@@ -113,23 +107,21 @@ def resolve(config, facts, *, small, passes=None):
   return rows
 
 
-def sizes(set_default, config, facts, small):
+def model(set_default, config, facts, small):
   """Image, patch and network."""
-  arch = config.model.name
+  architecture = models.ARCHITECTURES[config.model.name]
   set_default(
     "model.image_size",
     image_size(facts.side),
     f"most images have a shorter side of {facts.side}",
   )
-  across = {"vit": 8, "cait": 8, "swin": 16}[arch]
-  if small and arch != "vit":  # only ViT's were measured
-    across //= 2
+  across = architecture.small_patches if small else architecture.patches
   patch = max(1, config.model.image_size // across)
   set_default("model.patch_size", patch, f"{across} x {across} patches")
-  given = (SMALL if small else common.MODELS)[arch]
+  sizes = architecture.small if small else architecture.sizes
   why = "small, for a CPU" if small else "the paper's"
-  for key in SMALL[arch]:
-    set_default(f"model.{key}", given[key], why)
+  for key in architecture.small:
+    set_default(f"model.{key}", sizes[key], why)
 
 
 def image_size(side):
@@ -166,9 +158,10 @@ def length(set_default, config, facts, small, passes):
 
 def pretraining(set_default, config, facts):
   """Objective, teacher, head, views."""
-  arch = config.model.name
-  why = "better on few images" if arch == "vit" else "MAE is for vit alone"
-  set_default("objective", "mae" if arch == "vit" else "views", why)
+  mae = models.ARCHITECTURES[config.model.name].mae
+  why = f"MAE is for {models.those_with('mae')}"
+  why = "better on few images" if mae else why
+  set_default("objective", "mae" if mae else "views", why)
   mae = config.objective == "mae"
   why = "for a batch of 256"
   set_default("optim.learning_rate", 0.012 if mae else 0.006, why)

@@ -21,6 +21,7 @@ by a rule, see `own`.
 
 import ml_collections
 
+from vit_ssl_jax import models
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.recipes import common, custom
 
@@ -48,9 +49,7 @@ def get_config(arg=""):
   config.drloc = ml_collections.ConfigDict(
     {
       "enabled": False,
-      # As its authors chose for Swin; for T2T and CvT they chose 0.1, and for
-      # ViT they give none.
-      "weight": 0.5 if arch == "swin" else 0.1,
+      "weight": models.ARCHITECTURES[arch].drloc_weight or 0.1,
       "pairs": 64,  # of tokens, in each image
     }
   )

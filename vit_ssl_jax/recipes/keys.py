@@ -5,6 +5,8 @@ import math
 import numbers
 from collections.abc import Callable
 
+from vit_ssl_jax import models
+
 MOST = 2**31 - 1  # that a step's number, or a size, can be
 LARGEST_SIDE = 4096  # pixels
 
@@ -135,7 +137,7 @@ KEYS = {
   "budget": text("of time (30m, 2h) or of steps; '' is what suits the set"),
   "evaluate_every_epochs": whole("how often the test images are used", 1),
   # The model.
-  "model.name": choice("architecture", "vit", "swin", "cait"),
+  "model.name": choice("architecture", *models.ARCHITECTURES),
   "model.image_size": whole("pixels a side of an image", 1, LARGEST_SIDE),
   "model.patch_size": whole("pixels a side of a patch", 1, LARGEST_SIDE),
   "model.embed_dim": whole("width D; of Swin's first stage", 1, 16384),

@@ -9,7 +9,7 @@ import pathlib
 
 from flax import traverse_util
 
-from vit_ssl_jax import files
+from vit_ssl_jax import files, models
 from vit_ssl_jax.errors import UserError, did_you_mean
 from vit_ssl_jax.recipes.keys import KEYS
 
@@ -114,6 +114,13 @@ def nearest(value, possible):
   return did_you_mean(value, choices)
 
 
+def check_supported(setting, feature, enabled, name):
+  """Raises a UserError where an architecture lacks an enabled feature."""
+  if enabled and not getattr(models.ARCHITECTURES[name], feature):
+    known = models.those_with(feature)
+    raise UserError(f"{setting} is for {known}, not for {name}")
+
+
 def check_relations(values):
   """Raises a UserError where values do not fit to each other."""
 
@@ -150,13 +157,10 @@ def check_relations(values):
       raise UserError(
         f"{name}={values[name]} is not a multiple of model.patch_size={patch}"
       )
-  if values.get("objective") == "mae" and values["model.name"] != "vit":
-    raise UserError(f"objective=mae is for vit, not for {values['model.name']}")
-  if values.get("drloc.enabled") and values["model.name"] == "cait":
-    raise UserError(
-      "drloc.enabled=True: dense relative localisation is for vit and swin,"
-      " not for cait"
-    )
+  name = values["model.name"]
+  mae, drloc = values.get("objective") == "mae", values.get("drloc.enabled")
+  check_supported("objective=mae", "mae", mae, name)
+  check_supported("drloc.enabled=True", "drloc_weight", drloc, name)
 
 
 def unknown(key, value, choices):
