@@ -22,13 +22,13 @@ def levels():
 
 def test_counts_and_tables(levels):
   levels = levels.reshape(5, -1, 3)
-  expected = jax.vmap(lookup.plain_histogram)(levels)
+  expected = jax.vmap(lookup.histogram)(levels)
   assert (expected.sum(-1) == 48).all()
   found = jax.jit(jax.vmap(lookup.compared_histogram))(levels)
   np.testing.assert_array_equal(found, expected)
   table = np.random.default_rng(1).permutation(256 * 15).reshape(5, 3, 256)
   table = table.astype(np.int32) % 256
-  expected = jax.vmap(lookup.plain_table_lookup)(table, levels)
+  expected = jax.vmap(lookup.table_lookup)(table, levels)
   found = jax.jit(jax.vmap(lookup.compared_table_lookup))(table, levels)
   np.testing.assert_array_equal(found, expected)
 
@@ -38,7 +38,7 @@ def test_pixels(levels):
   levels = levels.astype(np.float32)
   rows = rng.integers(0, 8, (5, 8, 6), np.int32)
   columns = rng.integers(0, 6, (5, 8, 6), np.int32)
-  expected = jax.vmap(lookup.plain_pixels)(levels, rows, columns)
+  expected = jax.vmap(lookup.gathered)(levels, rows, columns)
   found = jax.jit(jax.vmap(lookup.compared_pixels))(levels, rows, columns)
   np.testing.assert_array_equal(found, expected)
 
@@ -55,7 +55,7 @@ def test_rolled(levels, rows):
       for image, s in zip(levels, shifts, strict=True)
     ]
   )
-  for form in (lookup.plain_rolled, lookup.selected_rolled):
+  for form in (lookup.rolled, lookup.selected_rolled):
     found = jax.jit(jax.vmap(form))(levels, shifts)
     np.testing.assert_array_equal(found, expected)
 
@@ -93,7 +93,7 @@ def test_fine_tuning_on_a_tpu(monkeypatch):
 
 
 def test_large_images_are_looked_up(monkeypatch):
-  monkeypatch.delattr(lookup, "compared_pixels")
+  monkeypatch.delattr(lookup, "few_pixels")
   monkeypatch.setattr(lookup, "MOST", 47)
   levels, zeros = np.ones((8, 6, 1), np.float32), np.zeros((8, 6), np.int32)
   assert lookup.pixels(levels, zeros, zeros).shape == (8, 6, 1)

@@ -11,8 +11,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 from vit_ssl_jax import kernels
 from vit_ssl_jax.kernels import (
-  cpu,
-  cudnn,
   dispatch,
   gpu_attention,
   tpu_matrix,
@@ -159,7 +157,7 @@ def test_tpu_matrix(shape, dtype, tolerance, monkeypatch):
   ],
 )
 def test_gpu_attention(shape, dtype, tolerance):
-  kernel = functools.partial(gpu_attention.attention, interpret=True)
+  kernel = functools.partial(gpu_attention.triton_attention, interpret=True)
   compare(
     *(kernel, shape, shape[1], tolerance, dtype),
     interpreted=contextlib.nullcontext(),
@@ -169,7 +167,9 @@ def test_gpu_attention(shape, dtype, tolerance):
 @pytest.mark.parametrize("name", ["tokens", "one query"])
 def test_cudnn_pads_sequences(name):
   """By XLA in cuDNN's place, which no CPU has."""
-  kernel = functools.partial(cudnn.attention, implementation="xla")
+  kernel = functools.partial(
+    gpu_attention.cudnn_attention, implementation="xla"
+  )
   compare(kernel, *SHAPES[name], 1e-5)
 
 
@@ -177,7 +177,7 @@ def test_cudnn_pads_sequences(name):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_cpu_attention(bias, dtype):
   tolerance = 1e-5 if dtype == jnp.float32 else 2**-5
-  compare(cpu.attention, *SHAPES["tokens"], tolerance, dtype, bias)
+  compare(xla.cpu_attention, *SHAPES["tokens"], tolerance, dtype, bias)
 
 
 def test_kernels_split_a_batch_over_devices(monkeypatch):
@@ -205,7 +205,7 @@ def test_gpu_attention_is_lowered_by_triton():
   x = jnp.zeros((4, 17, 2, 16), jnp.bfloat16)
 
   def loss(x):
-    y = gpu_attention.attention(x, x, x, None, None, scale=1.0)
+    y = gpu_attention.triton_attention(x, x, x, None, None, scale=1.0)
     return jnp.sum(jnp.square(y.astype(jnp.float32)))
 
   traced = jax.jit(jax.grad(loss)).trace(x)

@@ -68,7 +68,7 @@ def uses_kernel(step):
   """Whether a program traced now holds a call that was checked."""
   with dispatch.recording() as calls:
     jax.eval_shape(step, 0.0, X)
-  return calls.keys() <= dispatch.policy.checked
+  return calls.keys() <= dispatch.policy.accepted
 
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)

@@ -9,28 +9,30 @@ import jax
 import jax.numpy as jnp
 
 from vit_ssl_jax.kernels import (
-  cpu,
-  cudnn,
   dispatch,
   gpu_attention,
   tpu_matrix,
   tpu_vector,
   xla,
 )
-from vit_ssl_jax.kernels.dispatch import Kernel, platform, recording, use
+from vit_ssl_jax.kernels.dispatch import Kernel, platform, use
 from vit_ssl_jax.kernels.lookup import histogram, pixels, rolled, table_lookup
 from vit_ssl_jax.kernels.windows import from_windows, to_windows
 
 ATTENTION = {
-  platform: [
-    Kernel(x.__name__.rpartition(".")[2], x.supports, x.attention)
-    for x in modules
-  ]
-  for platform, modules in {
-    "cpu": [cpu],
-    "gpu": [gpu_attention, cudnn],
-    "tpu": [tpu_matrix, tpu_vector],
-  }.items()
+  "cpu": [Kernel("cpu", xla.no_mixing, xla.cpu_attention)],
+  "gpu": [
+    Kernel(
+      "triton", gpu_attention.triton_supports, gpu_attention.triton_attention
+    ),
+    Kernel(
+      "cudnn", gpu_attention.cudnn_supports, gpu_attention.cudnn_attention
+    ),
+  ],
+  "tpu": [
+    Kernel("tpu_matrix", tpu_matrix.supports, tpu_matrix.attention),
+    Kernel("tpu_vector", tpu_vector.supports, tpu_vector.attention),
+  ],
 }
 
 
@@ -125,7 +127,6 @@ __all__ = [
   "histogram",
   "pixels",
   "platform",
-  "recording",
   "rolled",
   "table_lookup",
   "to_windows",

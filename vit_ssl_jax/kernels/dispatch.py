@@ -1,8 +1,7 @@
-"""Choice between a platform's kernels and XLA's form of an operation.
+"""Choice between a platform's kernels and XLA's form, as a program is traced.
 
-Kernels are chosen while a program is traced. On accelerators a kernel is used
-only for calls that `verify` has checked, see `use`; the forms for CPUs are
-plain XLA and need no check.
+On accelerators a kernel is used only for calls that `verify` has accepted; the
+forms for CPUs are plain XLA and need no check.
 """
 
 import contextlib
@@ -19,8 +18,7 @@ class Kernel(NamedTuple):
 
   Attributes:
     name: as it stands in logs and files.
-    supports: (arrays, shared, **options) -> whether it takes these shapes, of
-      one device's share of a batch.
+    supports: (arrays, shared, **options) -> whether it takes these shapes.
     function: (*arrays, *shared, **options) -> an array, differentiable.
   """
 
@@ -30,7 +28,7 @@ class Kernel(NamedTuple):
 
 
 class Call(NamedTuple):
-  """A use of a kernel, by one device's shapes."""
+  """A use of a kernel on one device's shapes."""
 
   kernel: Kernel
   reference: Callable
@@ -40,34 +38,32 @@ class Call(NamedTuple):
 
   @property
   def key(self):
-    shapes = [
-      f"{x.dtype}{list(x.shape)}"
-      for x in jax.tree.leaves((self.arrays, self.shared))
-    ]
+    leaves = jax.tree.leaves((self.arrays, self.shared))
+    shapes = [f"{x.dtype}{list(x.shape)}" for x in leaves]
     options = [f"{k}={x:g}" for k, x in self.options.items()]
     return " ".join([self.kernel.name, *shapes, *options])
 
 
 class Policy(NamedTuple):
   implementation: str = "auto"
-  checked: frozenset = frozenset()
+  accepted: frozenset = frozenset()
 
 
 policy = Policy()
 recorded = None
 
 
-def use(implementation, checked=()):
-  """Sets which forms programs use that are traced from now on.
+def use(implementation, accepted=()):
+  """Sets the forms of all programs that are traced from now on.
 
   Args:
-    implementation: "auto" for kernels, on accelerators only for checked calls;
+    implementation: "auto" for kernels, on accelerators only for accepted calls;
       "xla" for XLA's forms alone; "unchecked" for every kernel that supports
       the shapes, for programs that are compiled and not run.
-    checked: keys of calls that `verify` has accepted.
+    accepted: keys of calls.
   """
   global policy
-  policy = Policy(implementation, frozenset(checked))
+  policy = Policy(implementation, frozenset(accepted))
 
 
 @contextlib.contextmanager
@@ -85,61 +81,59 @@ def dispatch(kernels, reference, arrays, shared=(), **options):
   """Computes an operation by the first usable kernel, or by XLA's form.
 
   Args:
-    kernels: dict of each platform's `Kernel`s in order of preference.
+    kernels: each platform's `Kernel`s in order of preference, a dict.
     reference: XLA's form.
     arrays: arrays whose first axis is the batch.
     shared: pytrees without a batch axis, or None.
-    **options: numbers, static.
+    **options: static numbers.
   """
-  share = per_device(arrays)
-  on_cpu = platform() == "cpu"
-  if policy.implementation != "xla" and share is not None:
-    for kernel in kernels.get(platform(), ()):
-      if not kernel.supports(share, shared, **options):
-        continue
-      call = Call(kernel, reference, share, shapes(shared), options)
-      if recorded is not None and not on_cpu:
+  candidates = kernels.get(platform(), ())
+  if policy.implementation == "xla" or not (candidates and divides(arrays)):
+    return reference(*arrays, *shared, **options)
+  if platform() == "cpu":
+    usable = [x for x in candidates if x.supports(arrays, shared, **options)]
+    function = usable[0].function if usable else reference
+    return function(*arrays, *shared, **options)
+  share = [shape_of(x, len(x) // mesh_size()) for x in arrays]
+  for kernel in candidates:
+    if kernel.supports(share, shared, **options):
+      shapes = jax.tree.map(lambda x: shape_of(x, len(x)), shared)
+      call = Call(kernel, reference, tuple(share), shapes, options)
+      if recorded is not None:
         recorded[call.key] = call
-      unchecked = on_cpu or policy.implementation == "unchecked"
-      if unchecked or call.key in policy.checked:
+      if policy.implementation == "unchecked" or call.key in policy.accepted:
         function = functools.partial(kernel.function, **options)
         return over_mesh(function, arrays, shared)
   return reference(*arrays, *shared, **options)
 
 
 def platform():
-  """The platform programs are traced for: "cpu", "gpu" or "tpu"."""
+  """The platform that programs are traced for: "cpu", "gpu" or "tpu"."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()
 
 
-def shapes(tree):
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+def mesh_size():
+  return max(1, jax.sharding.get_abstract_mesh().size)
 
 
-def per_device(arrays):
-  """Shapes of one device's share of a batch; None if it cannot be split.
+def divides(arrays):
+  """Whether each device gets an equal share of the batch.
 
-  With several devices and no mesh in use (`jax.set_mesh`) a kernel could not
-  tell how the batch is sharded.
+  Of several devices without a mesh in use (`jax.set_mesh`) that is not known.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty and jax.device_count() > 1 and platform() != "cpu":
-    return None
-  n = max(1, mesh.size)
-  if platform() == "cpu":
-    n = 1
-  if len(arrays[0]) % n or not len(arrays[0]):
-    return None
-  return tuple(
-    jax.ShapeDtypeStruct((len(x) // n, *x.shape[1:]), x.dtype) for x in arrays
-  )
+  known = mesh_size() > 1 or jax.device_count() == 1 or platform() == "cpu"
+  return known and len(arrays[0]) % mesh_size() == 0
+
+
+def shape_of(x, length):
+  return jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype)
 
 
 def over_mesh(function, arrays, shared):
   """Calls a kernel on each device's share of the batch."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.size <= 1 or platform() == "cpu":
+  if mesh_size() == 1:
     return function(*arrays, *shared)
   batch = P(mesh.axis_names)
   return jax.shard_map(

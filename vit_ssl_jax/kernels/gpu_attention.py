@@ -1,7 +1,7 @@
-"""Attention of short sequences on GPUs, as a Pallas kernel for Triton.
+"""Attention on GPUs in half precision: Triton for short sequences, or cuDNN.
 
 cuDNN's kernels are made for long sequences: on an H200 they took 28 of the 53
-ms of ViT's pretraining step, for 65 and 17 tokens and heads of 16. This one,
+ms of ViT's pretraining step, for 65 and 17 tokens and heads of 16. Triton's,
 with queries, keys and values in one array, took 7 of 27 (jax 0.11.2,
 2026-11-27). One program has all scores of a head of an image in its registers;
 the backward pass keeps queries, keys and values alone.
@@ -19,22 +19,46 @@ WIDTHS = (16, 32)  # of a head; others were not tried
 HIDDEN = -1e30  # the score of a token that is padding
 
 
-def supports(arrays, shared, scale):
-  """Half precision, short sequences of equal length, no bias."""
+def triton_supports(arrays, shared, scale):
+  """Short sequences of equal length, no bias."""
   q, k, _ = arrays
-  half = q.dtype in (jnp.bfloat16, jnp.float16)
   short = q.ndim == 4 and q.shape[1] <= LONGEST and q.shape[-1] in WIDTHS
-  return half and short and q.shape == k.shape and shared == (None, None)
+  return is_half(q) and short and q.shape == k.shape and shared == (None, None)
 
 
-def attention(q, k, v, bias, mixing, *, scale, interpret=False):
+def cudnn_supports(arrays, shared, scale):
+  """Heads of 8 channels, no bias, and more than one query, which is padded."""
+  q = arrays[0]
+  fits = q.ndim == 4 and q.shape[-1] % 8 == 0 and q.shape[1] > 1
+  return is_half(q) and fits and shared == (None, None)
+
+
+def is_half(x):
+  return x.dtype in (jnp.bfloat16, jnp.float16)
+
+
+def cudnn_attention(q, k, v, bias, mixing, *, scale, implementation="cudnn"):
+  """`kernels.attention`; cuDNN's gradients need sequences of even length."""
+
+  def even(x):
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+  def lengths(x):
+    return jnp.full(len(x), x.shape[1], jnp.int32)
+
+  out = jax.nn.dot_product_attention(
+    *(even(q), even(k), even(v)),
+    scale=scale,
+    query_seq_lengths=lengths(q),
+    key_value_seq_lengths=lengths(k),
+    implementation=implementation,
+  )
+  return out[:, : q.shape[1]]
+
+
+def triton_attention(q, k, v, bias, mixing, *, scale, interpret=False):
   """`kernels.attention`; `interpret` runs the kernel on any device."""
   return attend(q, k, v, scale, interpret)
-
-
-def padded(N):
-  """The size of a block of N tokens: a power of 2, as Triton needs it."""
-  return max(16, pl.next_power_of_2(N))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -70,6 +94,11 @@ def call(kernel, scale, interpret, *arrays):
       bytes_accessed=(len(arrays) + outputs) * B * N * H * d * dtype.itemsize,
     ),
   )(*arrays)
+
+
+def padded(N):
+  """The size of a block of N tokens: a power of 2, as Triton needs it."""
+  return max(16, pl.next_power_of_2(N))
 
 
 def head_of(ref):
