@@ -15,6 +15,7 @@ os.environ["TEST_DEVICES"] = "8"
 import json
 import sys
 
+import conftest  # noqa: F401  (XLA's flags, before JAX starts)
 import jax
 import numpy as np
 import tiny

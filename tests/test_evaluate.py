@@ -104,7 +104,7 @@ def test_attention_maps_by_head_are_shares(arch, tiny_npz):
   model = models.from_config(tiny.config("pretrain", arch, tiny_npz), 0)
   params = models.init(model, jax.random.key(0))
   images = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
-  weights = model.apply({"params": params}, images, method="attention")
+  weights = models.attention(model, params, images)
   maps = models.attention_maps(weights)
   assert maps.shape == (3, weights.shape[1], 2, 2)
   assert (maps > 0).all()

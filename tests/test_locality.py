@@ -23,12 +23,11 @@ def randomized(params, seed=0):
   )
 
 
-def run(module, x, **options):
-  """A module on random parameters: the parameters and what it returns."""
-  shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+def run(module, *inputs):
+  """A module on random parameters: the parameters and its output."""
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
   params = randomized(shapes)
-  apply = jax.jit(functools.partial(module.apply, **options))
-  return params, apply({"params": params}, x)
+  return params, jax.jit(module.apply)({"params": params}, *inputs)
 
 
 def dense(x, p):
@@ -178,7 +177,8 @@ def test_talking_heads_of_cait():
   module = cait.TalkingHeadsAttention(heads, local=True)
   x = np.random.default_rng(3).standard_normal((1, N, D)).astype(np.float32)
   params, ours = run(module, x)
-  weights = module.apply({"params": params}, x, weights_only=True)
+  _, state = module.apply({"params": params}, x, mutable="intermediates")
+  (weights,) = state["intermediates"]["attention"]
   query, key, value = np.split(dense(x[0], params["qkv"]), 3, axis=1)
   d = D // heads
   before, after = params["proj_l"], params["proj_w"]
@@ -208,7 +208,7 @@ def test_class_attention_learns_its_temperature_and_masks_nothing():
   module = cait.ClassAttention(heads, local=True)
   rng = np.random.default_rng(4)
   both = rng.standard_normal((1, 1 + N, D)).astype(np.float32)
-  params, ours = run(module, both)
+  params, ours = run(module, both, both[:, :1])
   query = dense(both[0, 0], params["q"])
   key, value = dense(both[0], params["k"]), dense(both[0], params["v"])
   out = np.zeros(D)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from vit_ssl_jax import models
 from vit_ssl_jax.augment import pipelines
 from vit_ssl_jax.parallel import hosts
 
@@ -13,11 +14,14 @@ def make_predict(model, mean, std, method=None):
   Args:
     model: of `models.build`.
     mean, std: of the channels in [0, 1].
-    method: of the model, such as "features".
+    method: of the model, such as "features"; "attention" is
+      `models.attention`.
   """
 
   def predict(params, images):
     images = pipelines.evaluation_view(images, mean, std)
+    if method == "attention":
+      return models.attention(model, params, images)
     return model.apply({"params": params}, images, method=method)
 
   return predict

@@ -1,34 +1,37 @@
-"""The architectures, all with one interface.
+"""The architectures, behind one interface.
 
-`build` gives a flax module; parameters are made by
-`model.init(key, images, train=False)["params"]`, and `model.apply` takes
-`method="features"` or `method="attention"` beside the default, the logits.
+`build` gives a Flax module, `init` its parameters. `model.apply` returns
+logits, and features with `method="features"`.
 """
 
 import dataclasses
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from vit_ssl_jax.errors import UserError, did_you_mean
-from vit_ssl_jax.models import layers, positions
+from vit_ssl_jax.models import positions
 from vit_ssl_jax.models.architectures import (
   ARCHITECTURES,
   name_of,
   those_with,
 )
+from vit_ssl_jax.models.backbone import drop_path
 from vit_ssl_jax.models.cait import CaiT
 from vit_ssl_jax.models.heads import OffsetHead, ProjectionHead
-from vit_ssl_jax.models.masked import PixelDecoder, draw_kept
+from vit_ssl_jax.models.layers import take
+from vit_ssl_jax.models.mae import PixelDecoder, random_masking
 from vit_ssl_jax.models.swin import SwinTransformer
 from vit_ssl_jax.models.vit import VisionTransformer
 
 
 def build(name, **sizes):
-  """Builds an architecture by its name.
+  """Builds an architecture.
 
   Args:
     name: "vit", "swin" or "cait".
@@ -36,8 +39,8 @@ def build(name, **sizes):
       embed_dim, depth, num_heads, mlp_ratio, num_classes, drop_path_rate.
 
   Returns:
-    A flax module: images (B, H, W, 3) float32, normalised, to logits
-    (B, num_classes), or to features (B, D) where num_classes is 0.
+    A Flax module: images (B, H, W, 3) float32, normalised, to logits
+    (B, num_classes), or to features (B, D) if num_classes is 0.
 
   Raises:
     UserError: unknown name or size, or sizes that do not fit together.
@@ -46,8 +49,8 @@ def build(name, **sizes):
     known = ", ".join(ARCHITECTURES)
     raise UserError(f"unknown architecture {name!r}: possible are {known}")
   architecture = ARCHITECTURES[name].module
-  known = [field.name for field in dataclasses.fields(architecture)]
-  known = [field for field in known if field not in ("parent", "name")]
+  known = {field.name for field in dataclasses.fields(architecture)}
+  known = sorted(known - {"parent", "name"})
   for size in sizes:
     if size not in known:
       hint = did_you_mean(size, known) or f": possible are {', '.join(known)}"
@@ -59,117 +62,117 @@ def build(name, **sizes):
   return model
 
 
+def from_config(config, num_classes):
+  """Builds the model of a run's config; num_classes 0 returns features."""
+  sizes = {k: v for k, v in config.model.items() if k != "name"}
+  return build(
+    config.model.name,
+    num_classes=num_classes,
+    dtype=compute_dtype(config),
+    remat=config.get("remat", False),
+    **sizes,
+  )
+
+
+def compute_dtype(config):
+  """config.dtype; "auto" is float32 on a CPU, bfloat16 on an accelerator."""
+  on_cpu = jax.default_backend() == "cpu"
+  automatic = jnp.float32 if on_cpu else jnp.bfloat16
+  return jnp.dtype(automatic if config.dtype == "auto" else config.dtype)
+
+
 def init(model, key):
-  """Fresh parameters of a model of `build`, compiled as one program."""
+  """Initialises the parameters of a model, compiled as one program."""
   images = jnp.zeros((1, model.image_size, model.image_size, 3))
   return jax.jit(lambda key: model.init(key, images, train=False)["params"])(
     key
   )
 
 
-def drop_path(model, key, shape):
-  """Masks of drop path for the models' `masks`, or None where nothing drops.
-
-  Drawn once for a whole batch, they are the same however it is split up.
-
-  Args:
-    model: of `build`.
-    key: PRNG key.
-    shape: of the views that are dropped independently, such as (B,) or (B, V).
-
-  Returns:
-    (*shape, depth, 2) float32: 0 where dropped, 1 / (1 - rate) elsewhere.
-  """
-  if not model.drop_path_rate:
-    return None
-  return layers.drop_path_masks(key, model.drop_path_rates, shape)
-
-
-def resize_parameters(params, model):
-  """`positions.resize_parameters` to the sizes of a model of `build`."""
-  return positions.resize_parameters(params, shapes(model))
-
-
 @functools.cache
 def shapes(model):
-  """The parameters of a model of `build`, without computing any."""
+  """The shapes of a model's parameters."""
   return jax.eval_shape(lambda: init(model, jax.random.key(0)))
 
 
 def count(model):
-  """How many parameters a model of `build` has."""
+  """The number of a model's parameters."""
   return sum(leaf.size for leaf in jax.tree.leaves(shapes(model)))
 
 
-def attention_maps(attention):
-  """The attention to each patch, head by head.
-
-  It is the class token's; where there is none, what patches get from all others
-  on average.
+def attention(model, params, images, block=-1):
+  """Computes the attention weights of one block.
 
   Args:
-    attention: (B, heads, N, M), of a model's `attention`.
+    model: of `build`.
+    params: its parameters.
+    images: (B, H, W, 3) float32, normalised.
+    block: number of the block, from the end if negative.
+
+  Returns:
+    (B, heads, N, M) float32, the softmax of queries n over keys m. The order
+    of tokens is the architecture's.
+
+  Raises:
+    UserError: the model has no such block.
+  """
+  _, variables = model.apply(
+    {"params": params},
+    images,
+    method="logits_and_grid",
+    mutable="intermediates",
+  )
+  sown = traverse_util.flatten_dict(variables["intermediates"])
+  weights = []
+  for path in sorted(sown, key=lambda path: numbers_in(path[0])):
+    (x,) = sown[path]
+    weights += list(x) if x.ndim == 5 else [x]  # a scan stacks its blocks
+  if not -len(weights) <= block < len(weights):
+    raise UserError(f"no block {block}: the model has {len(weights)} blocks")
+  return weights[block]
+
+
+def numbers_in(name):
+  return [int(digits) for digits in re.findall(r"\d+", name)]
+
+
+def attention_maps(attention):
+  """Attention weights of each patch, by head.
+
+  They are the class token's, or without one the mean over all patches.
+
+  Args:
+    attention: (B, heads, N, M), of `attention`.
 
   Returns:
     (B, heads, rows, columns).
   """
   attention = np.asarray(attention)
   rows, tokens = attention.shape[2:]
-  side = math.isqrt(tokens)
-  if rows == tokens == side**2:  # patches alone
-    found = attention.mean(2)
+  if rows == tokens == math.isqrt(tokens) ** 2:  # patches alone
+    maps = attention.mean(2)
   else:
-    found = attention[:, :, 0, 1:]
-    side = math.isqrt(tokens - 1)
-  return found.reshape(*found.shape[:2], side, side)
+    maps = attention[:, :, 0, 1:]
+  side = math.isqrt(maps.shape[-1])
+  return maps.reshape(*maps.shape[:2], side, side)
 
 
-def from_config(config, num_classes):
-  """Builds the model that a run's config describes.
-
-  Its body computes in config.dtype, where "auto" is bfloat16 on an accelerator
-  and float32 on a CPU.
-
-  Args:
-    config: a run's config, with `model` (name and sizes), `dtype` and, if it
-      is a younger one, `remat` and `kernels`.
-    num_classes: C, or 0 for features alone.
-
-  Raises:
-    UserError: as of `build`.
-  """
-  sizes = {k: v for k, v in config.model.items() if k != "name"}
-  dtype = compute_dtype(config)
-  return build(
-    config.model.name,
-    num_classes=num_classes,
-    dtype=dtype,
-    remat=config.get("remat", False),
-    fast_attention=config.get("kernels", "auto") == "auto",
-    **sizes,
-  )
+def resize_parameters(params, model):
+  """`positions.resize_parameters` to the sizes of a model."""
+  return positions.resize_parameters(params, shapes(model))
 
 
-def compute_dtype(config):
-  """The type that config.dtype stands for on this machine."""
-  if config.dtype != "auto":
-    return jnp.dtype(config.dtype)
-  return jnp.dtype(
-    jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-  )
-
-
-def check_parameters(expected, given, source):
-  """Checks that parameters have the names and shapes that a model wants.
+def check_parameters(expected, params, source):
+  """Checks names and shapes of parameters.
 
   Args:
-    expected, given: nested dicts of arrays.
-    source: where `given` comes from, for the message.
+    expected, params: nested dicts of arrays.
+    source: where `params` comes from, for the message.
 
   Raises:
-    UserError: something differs; the message lists all of it.
+    UserError: lists all differences.
   """
-  want, have = named_shapes(expected), named_shapes(given)
+  want, have = named_shapes(expected), named_shapes(params)
   problems = [f"missing {name}" for name in want.keys() - have.keys()]
   problems += [f"left over {name}" for name in have.keys() - want.keys()]
   problems += [
@@ -183,10 +186,8 @@ def check_parameters(expected, given, source):
 
 
 def named_shapes(params):
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return {
-    ".".join(str(key.key) for key in path): leaf.shape for path, leaf in leaves
-  }
+  flat = traverse_util.flatten_dict(params, sep=".")
+  return {name: leaf.shape for name, leaf in flat.items()}
 
 
 __all__ = [
@@ -197,16 +198,18 @@ __all__ = [
   "ProjectionHead",
   "SwinTransformer",
   "VisionTransformer",
+  "attention",
   "attention_maps",
   "build",
   "check_parameters",
   "count",
-  "draw_kept",
   "drop_path",
   "from_config",
   "init",
   "name_of",
+  "random_masking",
   "resize_parameters",
   "shapes",
+  "take",
   "those_with",
 ]

@@ -1,4 +1,4 @@
-"""The heads that training alone needs: projections, and offsets of tokens."""
+"""Heads that only training needs: the projection head and the offset head."""
 
 import functools
 
@@ -6,15 +6,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_ssl_jax.models import layers, old as kernels
+from vit_ssl_jax import kernels
+from vit_ssl_jax.models import layers
 
 
 class ProjectionHead(nn.Module):
   """MLP, L2 normalisation and a weight-normed linear layer to K outputs.
 
-  As in DINO (Caron et al., 2021, section 3.1 and appendix C); each prototype
-  (column of the last layer) counts by its direction alone, for its gain is
-  fixed at 1. The normalisation and the last layer run in float32.
+  As in DINO (Caron et al., 2021, section 3.1 and appendix C), with the gain of
+  the last layer fixed at 1. The normalisation and the last layer run in
+  float32.
   """
 
   out_dim: int = 1024
@@ -30,43 +31,33 @@ class ProjectionHead(nn.Module):
     x = kernels.gelu(dense(self.hidden_dim, name="fc2")(x))
     x = dense(self.bottleneck_dim, name="fc3")(x)
     x = normalize(x.astype(jnp.float32), axis=-1)
-    prototypes = LastLayer(self.out_dim, name="last_layer")(x)
-    # Accelerators would multiply float32 in fewer bits if not told.
-    return jnp.matmul(
-      x, normalize(prototypes, axis=0), precision=jax.lax.Precision.HIGHEST
-    )
-
-
-class LastLayer(nn.Module):
-  """Holds the prototypes, so that they have a name of their own."""
-
-  out_dim: int
-
-  @nn.compact
-  def __call__(self, x):
-    """(..., D) -> the kernel (D, out_dim)."""
-    shape = (x.shape[-1], self.out_dim)
-    return self.param("kernel", layers.uniform_fan_in(shape[0]), shape)
+    prototypes, _ = layers.Dense(
+      self.out_dim,
+      use_bias=False,
+      kernel_init=layers.uniform_fan_in(self.bottleneck_dim),
+      name="last_layer",
+    ).parameters(self.bottleneck_dim)
+    return jnp.matmul(x, normalize(prototypes, axis=0), precision=layers.EXACT)
 
 
 class OffsetHead(nn.Module):
-  """How far two tokens lie apart, of dense relative localisation.
+  """Predicts the distance of two tokens, for dense relative localisation.
 
-  An MLP with two hidden layers (Liu et al., 2021, arXiv 2106.03746; their
-  width is that of the authors' code).
+  An MLP with two hidden layers (Liu et al., 2021, arXiv 2106.03746); their
+  width is that of the authors' code.
   """
 
   hidden_dim: int = 512
 
   @nn.compact
   def __call__(self, pairs):
-    """Two tokens, one behind the other, (..., 2 · D) -> (..., 2)."""
+    """Two concatenated tokens (..., 2 · D) -> (..., 2), rows and columns."""
     x = nn.relu(layers.Dense(self.hidden_dim, name="fc1")(pairs))
     x = nn.relu(layers.Dense(self.hidden_dim, name="fc2")(x))
     return layers.Dense(2, name="fc3")(x)
 
 
 def normalize(x, axis):
-  """x over its L2 norm along one axis (a norm under 1e-12 counts as 1e-12)."""
+  """x over its L2 norm along one axis; norms under 1e-12 count as 1e-12."""
   squares = jnp.sum(x * x, axis, keepdims=True)
   return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))

@@ -1,7 +1,7 @@
-"""What the architectures share: patch embedding, transformer block, interface.
+"""Layers that the architectures share.
 
 Parameters are float32. `dtype` is the type of the arithmetic; the statistics of
-normalisation and the softmax stay float32 whatever it is.
+normalisation and the softmax are always float32.
 """
 
 import functools
@@ -12,15 +12,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_ssl_jax import kernels
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.models import locality, old as kernels, sizes
+from vit_ssl_jax.models import locality
 
-EPSILON = 1e-6  # of layer norms
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=EPSILON)
+# Accelerators multiply float32 in fewer bits by default.
+EXACT = jax.lax.Precision.HIGHEST
+
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6)
 
 
 def uniform_fan_in(fan_in):
-  """PyTorch's default: uniform in ±1/√fan_in, for kernels and for biases."""
+  """PyTorch's default initialiser: uniform in ±1/√fan_in."""
   bound = 1 / math.sqrt(fan_in)
 
   def init(key, shape, dtype=jnp.float32):
@@ -30,66 +33,46 @@ def uniform_fan_in(fan_in):
 
 
 class Dense(nn.Module):
-  """`nn.Dense` with a normal initialiser, by `kernels.dense`.
-
-  Attributes:
-    features: width F.
-    use_bias: whether there is a bias.
-    dtype: type of the arithmetic.
-  """
+  """`nn.Dense` with a normal initialiser, computed by `kernels.dense`."""
 
   features: int
   use_bias: bool = True
   dtype: jnp.dtype = jnp.float32
+  kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
 
   @nn.compact
-  def __call__(self, x, part=None, split_bias=False):
-    """(..., D) -> (..., F).
+  def parameters(self, width):
+    """The kernel (width, features) and the bias (features,) or None."""
+    shape = width, self.features
+    kernel = self.param("kernel", self.kernel_init, shape)
+    if not self.use_bias:
+      return kernel, None
+    return kernel, self.param("bias", nn.initializers.zeros, shape[1:])
 
-    Args:
-      x: (..., D).
-      part: a slice of the features, where these alone are computed.
-      split_bias: whether to return the product and the bias, not their sum.
-    """
-    shape = x.shape[-1], self.features
-    kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
-    zeros = nn.initializers.zeros
-    bias = self.param("bias", zeros, shape[1:]) if self.use_bias else None
-    if part is not None:
-      kernel, bias = kernel[:, part], None if bias is None else bias[part]
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    if split_bias:
-      return kernels.dense(x, kernel), bias
-    return kernels.dense(x, kernel, bias)
+  def __call__(self, x):
+    """(..., D) -> (..., features)."""
+    return dense(x, *self.parameters(x.shape[-1]), self.dtype)
+
+
+def dense(x, kernel, bias, dtype):
+  """`kernels.dense` in the given type."""
+  return kernels.dense(*nn.dtypes.promote_dtype(x, kernel, bias, dtype=dtype))
 
 
 class PatchEmbed(nn.Module):
-  """Projects each patch of an image to a token.
-
-  Attributes:
-    patch_size: pixels a side of a patch.
-    features: width D.
-    shifted: shifted patch tokenisation (Lee et al., 2021).
-    norm: whether tokens are normalised.
-    init: initialiser of the kernel, with biases of 0; None is PyTorch's default
-      of a convolution, uniform by the fan-in, for both.
-    dtype: type of the arithmetic.
-  """
+  """Projects each patch of an image to a token."""
 
   patch_size: int
   features: int
-  shifted: bool = False
-  norm: bool = False
+  shifted: bool = False  # shifted patch tokenisation (Lee et al., 2021)
+  norm: bool = False  # a layer norm of the tokens
+  # Of the kernel, with zero biases; None is PyTorch's convolution's for both.
   init: nn.initializers.Initializer | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, images):
-    """Images (B, H, W, C) -> tokens (B, H/p, W/p, D).
-
-    Raises:
-      UserError: the patch does not divide the images.
-    """
+    """Images (B, H, W, C) -> tokens (B, H/p, W/p, D)."""
     (H, W), p = images.shape[1:3], self.patch_size
     if H % p or W % p or not H or not W:
       raise UserError(
@@ -115,6 +98,70 @@ class PatchEmbed(nn.Module):
     return LayerNorm(dtype=self.dtype, name="norm")(x) if self.norm else x
 
 
+class Attention(nn.Module):
+  """Multi-head attention (Vaswani et al., 2017, section 3.2)."""
+
+  num_heads: int
+  local: bool = False  # locality self-attention (Lee et al., 2021)
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, queries=None):
+    """Tokens (B, N, D) -> (B, N, D).
+
+    With queries (B, M, D), which are the first M of the tokens, -> (B, M, D).
+    """
+    q, k, v = self.project(x if queries is None else queries, x)
+    bias, scale, mixing = None, None, self.mixing()
+    if self.local:
+      bias = self.mask(q.shape[1], k.shape[1])
+      q, scale = locality.scale_queries(self, q), 1.0
+    if self.is_mutable_collection("intermediates"):
+      weights = kernels.attention_weights(
+        q, k, bias, scale=scale, mixing=mixing
+      )
+      self.sow("intermediates", "attention", weights)
+    x = kernels.attention(q, k, v, bias, scale=scale, mixing=mixing)
+    return merge_heads(self, x)
+
+  def project(self, queries, x):
+    """(B, M, D), (B, N, D) -> q (B, M, H, d), k and v (B, N, H, d)."""
+    return project_qkv(self, queries, x)
+
+  def mixing(self):
+    """Talking heads' parameters, for `kernels.attention`."""
+    return None
+
+  def mask(self, M, N):
+    """(1, 1, M, N) added to the scores of locality self-attention."""
+    return locality.diagonal_mask(N)[None, None, :M]
+
+
+def project_qkv(module, queries, x):
+  """q, k and v (..., N, H, d) by an attention module's one kernel, "qkv".
+
+  Three products write three arrays; a slice of one product would be copied.
+  """
+  D = x.shape[-1]
+  kernel, bias = Dense(3 * D, name="qkv").parameters(D)
+  parts = zip(jnp.split(kernel, 3, 1), jnp.split(bias, 3), strict=True)
+  return [
+    split_heads(dense(y, *part, module.dtype), module.num_heads)
+    for y, part in zip((queries, x, x), parts, strict=True)
+  ]
+
+
+def split_heads(x, num_heads):
+  """(..., N, D) -> (..., N, H, d)."""
+  return x.reshape(*x.shape[:-1], num_heads, -1)
+
+
+def merge_heads(module, x):
+  """(..., N, H, d) -> (..., N, D) by an attention module's "proj"."""
+  x = x.reshape(*x.shape[:-2], -1)
+  return Dense(x.shape[-1], dtype=module.dtype, name="proj")(x)
+
+
 class Mlp(nn.Module):
   """Two linear layers with the exact GELU in between."""
 
@@ -125,198 +172,61 @@ class Mlp(nn.Module):
   def __call__(self, x):
     """(..., D) -> (..., D)."""
     h = Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x)
-    h = kernels.gelu(h)
-    return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
+    return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(kernels.gelu(h))
 
 
 class Block(nn.Module):
-  """Pre-norm transformer block (Dosovitskiy et al., 2021, figure 1).
+  """Pre-norm transformer block (Dosovitskiy et al., 2021, figure 1)."""
 
-  Attributes:
-    attention: makes the attention module, given its fast, dtype and name.
-    mlp_ratio: hidden width of the MLP over D.
-    dtype: type of the arithmetic.
-    fast: whether the device's kernels compute it.
-  """
-
-  attention: Callable[..., nn.Module]
+  attention: Callable[..., nn.Module]  # called with dtype and name
   mlp_ratio: float
-  dtype: jnp.dtype = jnp.float32
-  fast: bool = True
+  dtype: jnp.dtype = jnp.float32  # of the branches
+  layer_scale: float = 0.0  # initial LayerScale (CaiT, section 2); 0: none
 
   @nn.compact
-  def __call__(self, x, masks=None, weights_only=False, first_only=False):
-    """Tokens (B, ..., D) -> (B, ..., D), or the attention's softmax alone.
+  def __call__(self, x, keep=None, queries=None):
+    """Tokens (B, ..., D) -> (B, ..., D).
 
     Args:
       x: (B, ..., D).
-      masks: (B, 2) drop path of the two branches, or None.
-      weights_only: whether to return the softmax.
-      first_only: whether to return the first token alone, (B, 1, D).
+      keep: (B, 2) drop path's factors of the two branches, or None.
+      queries: (B, M, D), the first M tokens, if only they are wanted.
     """
-    attention = self.attention(fast=self.fast, dtype=self.dtype, name="attn")
-    add_norm = functools.partial(AddNorm, self.dtype, self.fast)
-    x, y = add_norm(name="norm1")(x)
-    if weights_only:
-      return attention(y, weights_only=True)
-    if first_only:
-      x, attention = x[:, :1], functools.partial(attention, first_only=True)
-    x, y = add_norm(name="norm2")(x, attention(y), masks_of(masks, 0))
+    norm = LayerNorm(dtype=self.dtype, name="norm1")
+    attention = self.attention(dtype=self.dtype, name="attn")
+    if queries is None:
+      y = attention(norm(x))
+    else:
+      x, y = queries, attention(norm(x), norm(queries))
+    x = x + self.scale(y, 1, keep)
+    y = LayerNorm(dtype=self.dtype, name="norm2")(x)
     y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")(y)
-    return kernels.add(x, y, masks_of(masks, 1))
+    return x + self.scale(y, 2, keep)
+
+  def scale(self, y, number, keep):
+    """LayerScale and drop path of a branch."""
+    if self.layer_scale:
+      init = nn.initializers.constant(self.layer_scale)
+      gamma = self.param(f"gamma_{number}", init, y.shape[-1:])
+      y = y * gamma.astype(y.dtype).reshape(*[1] * (y.ndim - 1), -1)
+    if keep is not None:
+      keep = keep[:, number - 1].reshape(-1, *[1] * (y.ndim - 1))
+      y = y * keep.astype(y.dtype)
+    return y
 
 
-class AddNorm(nn.Module):
-  """A residual sum and its layer norm, by `kernels.add_norm`.
+def take(tokens, index):
+  """Rows `index` (..., M) of tokens (..., N, D) -> (..., M, D).
 
-  Attributes:
-    dtype: of the norm.
-    fast: whether the device's kernel computes it.
+  A product with one-hot rows: on some devices a gather's gradient adds up in an
+  order that differs from run to run.
   """
-
-  dtype: jnp.dtype = jnp.float32
-  fast: bool = True
-
-  @nn.compact
-  def __call__(self, x, y=None, mask=None):
-    """x and a branch y of it (B, ..., D), mask (B,) -> x + mask y, its norm.
-
-    Without y the sum is x; without a mask y is not scaled.
-    """
-    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-    return kernels.add_norm(
-      x, y, mask, scale, bias, EPSILON, self.dtype, self.fast
-    )
-
-
-def masks_of(masks, i):
-  """The masks of block or of branch i, masks[:, i]; None stays None."""
-  return None if masks is None else masks[:, i]
-
-
-def drop_path_masks(key, rates, shape):
-  """Which residual branches to drop (stochastic depth, Huang et al., 2016).
-
-  Args:
-    key: PRNG key.
-    rates: (depth,) the probability of dropping, by block.
-    shape: of the views that are dropped independently, such as (B,) or (B, V).
-
-  Returns:
-    (*shape, depth, 2) float32, for a block's two branches: 0 where dropped,
-    1 / (1 - rate) elsewhere.
-  """
-  keep = 1 - jnp.asarray(rates, jnp.float32)
-  keep = keep.reshape(*[1] * len(shape), -1, 1)
-  draws = jax.random.uniform(key, (*shape, len(rates), 2))
-  return jnp.where(draws < keep, 1 / keep, 0.0)
-
-
-class Backbone(nn.Module):
-  """The interface of all architectures, and the sizes that they share.
-
-  An architecture defines `setup`, with its classifier as `head`;
-  `encode_with_grid`: (images, masks) -> features (B, num_features) float32, and
-  the tokens (B, h, w, D) of the last block before the last normalisation;
-  `attention`; `num_features`, `num_blocks` and `drop_path_rates`.
-
-  Attributes:
-    image_size: pixels a side that the model is laid out for; it takes images
-      of any size that the patch divides.
-    patch_size: pixels a side of a patch.
-    embed_dim: width D, of the first stage if there are several.
-    mlp_ratio: hidden width of an MLP over its input's.
-    num_classes: size of the classifier; 0 has none and returns features.
-    drop_path_rate: stochastic depth.
-    locality: "spt" for shifted patch tokenisation, "lsa" for locality
-      self-attention, "spt+lsa" for both (Lee et al., 2021); "" for neither.
-    dtype: type of the body's arithmetic.
-    remat: whether what is inside a block is computed again in the backward
-      pass instead of being kept (activation checkpointing, Chen et al., 2016).
-    fast_attention: whether attention, and a GPU's layer norms, are the device's
-      kernels or the plain forms.
-  """
-
-  image_size: int = 32
-  patch_size: int = 4
-  embed_dim: int = 192
-  mlp_ratio: float = 2.0
-  num_classes: int = 0
-  drop_path_rate: float = 0.0
-  locality: str = ""
-  dtype: jnp.dtype = jnp.float32
-  remat: bool = False
-  fast_attention: bool = True
-
-  def __call__(self, images, train=False, masks=None):
-    """Images (B, H, W, 3), normalised -> logits (B, num_classes), float32.
-
-    Without classes the features take their place.
-
-    Args:
-      images: (B, H, W, 3).
-      train: whether drop path is active.
-      masks: (B, depth, 2) of `drop_path_masks`; None draws them from the PRNG
-        stream "drop_path" where drop path is active.
-    """
-    return self.classify(self.features(images, train, masks))
-
-  def features(self, images, train=False, masks=None):
-    """Images (B, H, W, 3) -> features (B, num_features), float32."""
-    return self.encode(images, self.draw(images, train, masks))
-
-  def logits_and_grid(self, images, train=False, masks=None):
-    """As `__call__`, with the last block's tokens (B, h, w, D) as well."""
-    x, grid = self.encode_with_grid(images, self.draw(images, train, masks))
-    return self.classify(x), grid
-
-  def encode(self, images, masks):
-    """The features of `encode_with_grid`, by a cheaper way if there is one."""
-    return self.encode_with_grid(images, masks)[0]
-
-  def classify(self, features):
-    """Features -> logits; without classes the features."""
-    return self.head(features) if self.num_classes else features
-
-  def draw(self, images, train, masks):
-    """The masks given, or fresh ones where drop path is active."""
-    if masks is None and train and self.drop_path_rate:
-      key = self.make_rng("drop_path")
-      masks = drop_path_masks(key, self.drop_path_rates, (len(images),))
-    return masks
-
-  @property
-  def side(self):
-    """Patches a side of an image of image_size."""
-    return self.image_size // self.patch_size
-
-  def has(self, part):
-    """Whether locality has "spt" or "lsa"."""
-    return part in self.locality.split("+")
-
-  def index(self, block):
-    """A block's number from 0, of one that may count from the end.
-
-    Raises:
-      UserError: there is no such block.
-    """
-    if not -self.num_blocks <= block < self.num_blocks:
-      raise UserError(
-        f"there is no block {block}: the model has {self.num_blocks}"
-      )
-    return block % self.num_blocks
-
-  def check(self):
-    """Raises a UserError where sizes do not fit together."""
-    sizes.check(self)
+  rows = jax.nn.one_hot(index, tokens.shape[-2], dtype=tokens.dtype)
+  return jnp.matmul(rows, tokens, precision=EXACT)
 
 
 def classifier(num_classes):
   """The last layer, from features to logits, in float32."""
-  # Accelerators would multiply float32 in fewer bits if not told.
   return nn.Dense(
-    num_classes,
-    kernel_init=nn.initializers.normal(0.02),
-    precision=jax.lax.Precision.HIGHEST,
+    num_classes, kernel_init=nn.initializers.normal(0.02), precision=EXACT
   )

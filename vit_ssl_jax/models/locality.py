@@ -44,28 +44,17 @@ def cut(images, patch_size):
   return x.swapaxes(2, 3).reshape(B, H // p, W // p, p * p * C)
 
 
-def learned_scale(module, width, num_heads):
-  """What queries are multiplied by, (num_heads, 1), in place of 1 / √d.
-
-  To be called from a compact method of `module`, which gets the parameter.
+def scale_queries(module, q):
+  """Multiplies queries by a learned inverse temperature of each head (LSA).
 
   Args:
-    module: an attention module with a dtype.
-    width: D, of all heads together.
-    num_heads: how many.
+    module: an attention module in its compact method, which gets the parameter.
+    q: (..., N, H, d).
   """
-  init = nn.initializers.constant((width // num_heads) ** -0.5)
-  scale = module.param("inverse_temperature", init, (num_heads,))
-  return scale.astype(module.dtype)[:, None]
-
-
-def scale_queries(module, qkv, num_heads):
-  """qkv (..., 3 · D), with the queries multiplied by `learned_scale`."""
-  D = qkv.shape[-1] // 3
-  scale = learned_scale(module, D, num_heads)
-  scale = jnp.repeat(scale[:, 0], D // num_heads)
-  scale = jnp.concatenate([scale, jnp.ones(2 * D, scale.dtype)])
-  return qkv * scale.reshape(*[1] * (qkv.ndim - 1), -1)
+  H, d = q.shape[-2:]
+  init = nn.initializers.constant(d**-0.5)
+  scale = module.param("inverse_temperature", init, (H,))
+  return q * scale.astype(q.dtype).reshape(*[1] * (q.ndim - 2), H, 1)
 
 
 def diagonal_mask(size):

@@ -158,7 +158,7 @@ def mask_patches(key, view, patch_size):
   """Greys the patches of a view (S, S, 3) that a masked autoencoder hides."""
   side = len(view) // patch_size
   visible = np.zeros(side**2)
-  visible[models.draw_kept(key, (), side**2)] = 1
+  visible[models.random_masking(key, (), side**2)] = 1
   patch = np.ones((patch_size, patch_size))
   visible = np.kron(visible.reshape(side, side), patch)[..., None]
   return visible * view + (1 - visible) * 0.5

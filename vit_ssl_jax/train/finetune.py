@@ -114,9 +114,9 @@ def update(parts, state, images, targets, key):
 
   def loss_fn(trained, batch):
     params, offset_head = gathered(trained)
-    images, targets, masks, pair_keys = batch
+    images, targets, keep, pair_keys = batch
     apply = functools.partial(
-      parts.model.apply, {"params": params}, images, masks=masks
+      parts.model.apply, {"params": params}, images, keep=keep
     )
     if offset_head:
       logits, grid = apply(method="logits_and_grid")
@@ -133,11 +133,11 @@ def update(parts, state, images, targets, key):
     )
     return loss + config.drloc.weight * drloc, {"drloc": drloc}
 
-  masks = models.drop_path(parts.model, key, images.shape[:1])
+  keep = models.drop_path(parts.model, key, images.shape[:1])
   pair_keys = jax.random.split(jax.random.fold_in(key, 1), len(images))
   trained = (state.params, state.offset_head)
   (loss, terms), grads = gradients.averaged(loss_fn, config.accumulate_steps)(
-    trained, (images, targets, masks, pair_keys)
+    trained, (images, targets, keep, pair_keys)
   )
   with jax.named_scope("update"):
     updates, opt_state = parts.optimizer.update(grads, state.opt_state, trained)

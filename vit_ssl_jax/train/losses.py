@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_ssl_jax import models
+
 
 def centered_targets(logits, center, temperature):
   """Teacher targets by centring and sharpening (Caron et al., 2021, eq. 1, 4).
@@ -66,14 +68,14 @@ def dino(student_logits, teacher_probabilities, temperature):
   return -jnp.mean(jnp.sum(every - same, -1)) / (G * (V - 1))
 
 
-def reconstruction(predicted, patches, kept):
+def reconstruction(predicted, patches, visible):
   """Mean squared error of hidden patches (He et al., 2022, section 3).
 
   Args:
     predicted: (B, N, P).
     patches: (B, N, P) their pixels, which are normalised here, each patch by
       its own mean and standard deviation.
-    kept: (B, k) the numbers of the patches that are not hidden, k < N.
+    visible: (B, k) indices of the visible patches, k < N.
 
   Returns:
     The loss, a scalar.
@@ -82,7 +84,7 @@ def reconstruction(predicted, patches, kept):
   variance = jnp.var(patches, -1, keepdims=True)
   error = predicted - (patches - mean) * jax.lax.rsqrt(variance + 1e-6)
   N = patches.shape[1]
-  hidden = 1 - jnp.sum(jax.nn.one_hot(kept, N), 1)
+  hidden = 1 - jnp.sum(jax.nn.one_hot(visible, N), 1)
   return jnp.sum(jnp.mean(error**2, -1) * hidden) / jnp.sum(hidden)
 
 
@@ -154,14 +156,11 @@ def dense_relative_localization(predict, grid, keys, pairs):
   )(keys)
   tokens = grid.reshape(B, h * w, D)
 
-  def at(place):
-    # A product, for its gradient adds up in the same order every time.
-    chosen = jax.nn.one_hot(place[..., 0] * w + place[..., 1], h * w)
-    return jnp.einsum(
-      "bmn,bnd->bmd", chosen, tokens, precision=jax.lax.Precision.HIGHEST
-    )
-
-  offsets = predict(jnp.concatenate([at(first), at(second)], -1))
+  ends = [
+    models.take(tokens, place[..., 0] * w + place[..., 1])
+    for place in (first, second)
+  ]
+  offsets = predict(jnp.concatenate(ends, -1))
   return offset_error(offsets, first, second, (h, w))
 
 

@@ -86,7 +86,6 @@ def make(config, steps_per_epoch, mesh=None):
       num_heads=model.num_heads,
       mlp_ratio=model.mlp_ratio,
       dtype=model.dtype,
-      fast=model.fast_attention,
     )
   else:
     head = models.ProjectionHead(**config.head, dtype=model.dtype)
@@ -152,16 +151,16 @@ def project(model, head, params, views):
     model, head: the flax modules.
     params: {"backbone", "head"}.
     views: of `with_drop_path`: for each size images (B, V, S, S, 3) and drop
-      path masks (B, V, depth, 2), or None.
+      path's keep-factors (B, V, depth, 2), or None.
 
   Returns:
     (B, sum of V, K) float32.
   """
   features = []
-  for images, masks in views:
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (images, masks))
+  for images, keep in views:
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (images, keep))
     found = model.apply(
-      {"params": params["backbone"]}, flat[0], masks=flat[1], method="features"
+      {"params": params["backbone"]}, flat[0], keep=flat[1], method="features"
     )
     features.append(found.reshape(*images.shape[:2], -1))
   return head.apply(
@@ -170,7 +169,7 @@ def project(model, head, params, views):
 
 
 def with_drop_path(model, groups, key):
-  """Views with their drop path masks; the batch is the first axis of all.
+  """Views with drop path's keep-factors; the batch is the first axis of all.
 
   Args:
     model: the backbone.
@@ -178,15 +177,15 @@ def with_drop_path(model, groups, key):
     key: PRNG key, or None for no drop path.
 
   Returns:
-    A list of (images (B, V, S, S, 3), masks (B, V, depth, 2) or None).
+    A list of (images (B, V, S, S, 3), factors (B, V, depth, 2) or None).
   """
   views = []
   for i, images in enumerate(groups):
-    images, masks = images.swapaxes(0, 1), None
+    images, keep = images.swapaxes(0, 1), None
     if key is not None:
       group_key = jax.random.fold_in(key, i)
-      masks = models.drop_path(model, group_key, images.shape[:2])
-    views.append((images, masks))
+      keep = models.drop_path(model, group_key, images.shape[:2])
+    views.append((images, keep))
   return views
 
 
@@ -262,23 +261,23 @@ def update_of_patches(parts, state, views, key):
   """
   views = views.swapaxes(0, 1)
   patches = parts.head.patches
-  kept = models.draw_kept(key, views.shape[:2], patches)  # (B, 2, k)
+  visible = models.random_masking(key, views.shape[:2], patches)  # (B, 2, k)
   gathered = meshes.all_gather_params(parts.mesh)
 
   def loss_fn(student, batch):
     student = gathered(student)
-    images, kept = (x.reshape(-1, *x.shape[2:]) for x in batch)
+    images, visible = (x.reshape(-1, *x.shape[2:]) for x in batch)
     tokens = parts.model.apply(
-      {"params": student["backbone"]}, images, kept, method="encode_kept"
+      {"params": student["backbone"]}, images, visible, method="encode_visible"
     )
-    predicted = parts.head.apply({"params": student["head"]}, tokens, kept)
+    predicted = parts.head.apply({"params": student["head"]}, tokens, visible)
     pixels = locality.cut(images, parts.model.patch_size)
     pixels = pixels.reshape(predicted.shape)
-    return losses.reconstruction(predicted, pixels, kept), {}
+    return losses.reconstruction(predicted, pixels, visible), {}
 
   steps = parts.config.accumulate_steps
   (loss, _), grads = gradients.averaged(loss_fn, steps)(
-    state.student, (views, kept)
+    state.student, (views, visible)
   )
   values = {"loss": loss, **scheduled(parts, state.step)}
   return apply(parts, state, grads, values)

@@ -29,7 +29,7 @@ def images(seed=0):
 
 
 def test_a_quarter_of_the_patches_is_kept():
-  kept = np.asarray(models.draw_kept(jax.random.key(0), (50, 2), 16))
+  kept = np.asarray(models.random_masking(jax.random.key(0), (50, 2), 16))
   assert kept.shape == (50, 2, 4)
   assert all(len(set(row)) == 4 for row in kept.reshape(-1, 4))
   assert set(kept.flat) == set(range(16))
@@ -42,19 +42,19 @@ def test_hidden_patches_are_not_seen(vit, params):
   changed[:, :4, :4] = x[:, :4, :4]
   changed[:, 4:8, 4:8] = x[:, 4:8, 4:8]
   one, other = (
-    vit.apply(params, given, kept, method="encode_kept")
+    vit.apply(params, given, kept, method="encode_visible")
     for given in (x, changed)
   )
   assert one.shape == (2, 3, 16)
   np.testing.assert_allclose(one, other, atol=1e-6)
-  seen = vit.apply(params, changed, kept + 1, method="encode_kept")
+  seen = vit.apply(params, changed, kept + 1, method="encode_visible")
   assert np.abs(seen - one).max() > 0.01
 
 
 def test_all_patches_in_any_order_are_the_whole_image(vit, params):
   order = jax.random.permutation(jax.random.key(1), 16)
   kept = jnp.broadcast_to(order, (2, 16))
-  tokens = vit.apply(params, images(), kept, method="encode_kept")
+  tokens = vit.apply(params, images(), kept, method="encode_visible")
   features = vit.apply(params, images(), method="features")
   np.testing.assert_allclose(tokens[:, 0], features, atol=1e-5)
 
