@@ -28,7 +28,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from launching import Tools
 
 from vit_ssl_jax import models, train
 from vit_ssl_jax.parallel import mesh as meshes
@@ -50,12 +49,6 @@ def own_cache(tmp_path_factory, monkeypatch):
   """Keeps what tests decode and prepare out of the user's cache."""
   folder = tmp_path_factory.getbasetemp() / "cache"
   monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-
-
-@pytest.fixture
-def tools(tmp_path):
-  """The executables that a launching script finds."""
-  return Tools(tmp_path / "bin")
 
 
 @pytest.fixture
