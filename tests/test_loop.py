@@ -390,7 +390,7 @@ def test_values_that_make_no_sense(finetune_tiny, tmp_path, changes, words):
   [
     ("vit", {"image_size": 10}, "=10 is not a multiple of model.patch_size=4"),
     ("swin", {"image_size": 6}, "makes 3 patches a side"),
-    ("swin", {"window_size": 5}, "window_size=5 is larger than the first"),
+    ("swin", {"window_size": 5}, "window_size=5 must be at most 4"),
     ("swin", {"depths": (2, 0)}, r"model.depths=\(2, 0\) has to be whole"),
     ("swin", {"num_heads": (1, 0)}, r"num_heads=\(1, 0\) has to be a whole"),
     ("vit", {"patch_size": 0}, "patch_size=0 has to be a whole number"),

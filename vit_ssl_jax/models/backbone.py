@@ -99,7 +99,7 @@ class Backbone(nn.Module):
       )
     if self.image_size < self.patch_size or self.image_size % self.patch_size:
       raise UserError(
-        f"model.image_size={self.image_size} must be a multiple of"
+        f"model.image_size={self.image_size} is not a multiple of"
         f" model.patch_size={self.patch_size}"
       )
 
@@ -136,10 +136,10 @@ def check_integers(model):
   for field in dataclasses.fields(model):
     value, least = getattr(model, field.name), int(field.name != "num_classes")
     if field.type is int:
-      numbers, expected = [value], f"an integer of at least {least}"
+      numbers, expected = [value], f"a whole number of at least {least}"
     elif field.type == tuple[int, ...]:
       numbers = value if isinstance(value, tuple) and value else [None]
-      expected = "one positive integer per stage"
+      expected = "whole numbers of at least 1, one per stage"
     else:
       continue
     if not all(isinstance(x, Integral) and x >= least for x in numbers):
