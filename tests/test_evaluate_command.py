@@ -254,17 +254,17 @@ def test_classes_must_fit(ours, theirs, words):
       suites.check_classes("x", theirs.split(), network)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_frozen_features(stage, make_workdir, capsys):
-  workdir = make_workdir(stage, "vit", ["0", "1"])
-  results = run(workdir, "--suite=knn,linear,attention,features")
+def test_frozen_features(make_workdir, capsys):
+  workdir = make_workdir("finetune", "vit", ["0", "1"])
+  results = run(workdir, "--suite=knn,linear,attention")
   for kind in ("knn", "linear"):
     assert results[kind]["step"] == 7
     for name in ("top1", "raw_pixels", "untrained"):
       assert 0 <= results[kind][name] <= 100
   assert results["linear"]["raw_pixels"] == 100  # dark and bright
-  for kind in ("attention", "features"):
-    assert (workdir / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+  path = workdir / "attention.png"
+  assert results["attention"] == {"step": 7, "picture": str(path)}
+  assert path.read_bytes().startswith(b"\x89PNG")
   assert "untrained" in capsys.readouterr().out
 
 

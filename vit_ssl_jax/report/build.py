@@ -13,6 +13,7 @@ runs.
 import os
 import pathlib
 
+import matplotlib as mpl
 import ml_collections
 import numpy as np
 import scipy.special
@@ -20,10 +21,10 @@ from matplotlib.figure import Figure
 
 from vit_ssl_jax import cli, files
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate import metrics as scores, model, pictures
+from vit_ssl_jax.evaluate import metrics, model, pictures
 from vit_ssl_jax.recipes import schema
 from vit_ssl_jax.report import figures, page, seeds
-from vit_ssl_jax.run import metrics, workdir as workdirs
+from vit_ssl_jax.run import metrics as lines, workdir as workdirs
 
 BATCH = 512
 ATTENTION_IMAGES = 6
@@ -70,35 +71,34 @@ def read_run(path):
     "workdir": workdir,
     "config": config,
     "result": result,
-    "lines": metrics.read(workdir),
+    "lines": lines.read(workdir),
     "command": workdirs.command(workdir),
   }
 
 
 def build(runs, data_dir=""):
   """Builds the page, HTML, of runs of `read_run`."""
-  runs = with_short_titles(runs)
-  stages = [
-    [run for run in runs if run["config"]["stage"] == stage]
-    for stage in ("pretrain", "finetune")
-  ]
-  sections = [summarize(runs)]
-  if stages[1]:
-    sections.append(compare(stages[1]))
-  for title, some in zip(("Pretraining", "Fine-tuning"), stages, strict=True):
-    curves = figures.draw_curves({run["title"]: run["lines"] for run in some})
-    if curves:
-      sections.append(page.Section(title))
-      sections[-1].curves(curves)
-  with cli.progress_bar(len(runs), "run", label="report") as bar:
-    for run in runs:
-      sections.append(inspect(run, data_dir))
-      bar.update()
-  sections.append(commands(runs))
-  datasets = sorted({run["config"]["dataset"] for run in runs})
-  archs = sorted({run["config"]["model"]["name"] for run in runs})
-  subtitle = f"{', '.join(archs)} on {', '.join(datasets)}; by vit-ssl-jax"
-  return page.render("Training from a small data set", subtitle, sections)
+  with mpl.rc_context(page.STYLE):
+    runs = with_short_titles(runs)
+    sections = [summarize(runs)]
+    tuned = [x for x in runs if x["config"]["stage"] == "finetune"]
+    pretrained = [x for x in runs if x["config"]["stage"] == "pretrain"]
+    if tuned:
+      sections.append(compare(tuned))
+    for title, group in (("Pretraining", pretrained), ("Fine-tuning", tuned)):
+      curves = figures.draw_curves({x["title"]: x["lines"] for x in group})
+      if curves:
+        sections.append(page.Section(title))
+        sections[-1].curves(curves)
+    with cli.progress_bar(len(runs), "run", label="report") as bar:
+      for run in runs:
+        sections.append(inspect(run, data_dir))
+        bar.update()
+    sections.append(commands(runs))
+    datasets = ", ".join(sorted({x["config"]["dataset"] for x in runs}))
+    archs = ", ".join(sorted({x["config"]["model"]["name"] for x in runs}))
+    subtitle = f"{archs} on {datasets}; by vit-ssl-jax"
+    return page.render("Training from a small data set", subtitle, sections)
 
 
 def with_short_titles(runs):
@@ -120,26 +120,17 @@ def summarize(runs):
     if config["stage"] == "finetune":
       stage = f"fine-tuning, {seeds.SOURCES[bool(config.get('init_from'))]}"
     size = f"{result.get('parameters', 0):,}"
-    accuracy = result.get("knn"), result.get("top1")
+    keys = ("knn", "knn_raw_pixels", "knn_untrained", "top1")
     minutes = f"{result['seconds'] / 60:.1f}"
     devices = ", ".join(sorted(set(result["devices"])))
-    title = run["title"]
-    rows.append(
-      (title, stage, size, result["epoch"], *accuracy, minutes, devices)
-    )
-  header = ("run", "stage", "parameters", "epochs", "k-NN, %", "top-1, %")
-  section.table((*header, "minutes", "device"), rows)
-  for run in runs:
-    result = run["result"]
-    if {"knn", "knn_raw_pixels"} <= result.keys():
-      section.note(
-        f"{run['title']}: k-NN {result['knn']:.2f} %; baselines: raw pixels"
-        f" {result['knn_raw_pixels']:.2f} %, untrained network"
-        f" {result['knn_untrained']:.2f} %."
-      )
+    row = (run["title"], stage, size, result["epoch"], *map(result.get, keys))
+    rows.append((*row, minutes, devices))
+  header = ("run", "stage", "parameters", "epochs", "k-NN", "raw pixels")
+  section.table((*header, "untrained", "top-1", "minutes", "device"), rows)
   section.note(
-    "top-1: after the last epoch, on every test image once; k-NN: on the"
-    " teacher's features."
+    "Accuracy in percent. k-NN: on the teacher's features; baselines: on raw"
+    " pixels and on features of the untrained network. top-1: after the last"
+    " epoch, on every test image once."
   )
   return section
 
@@ -166,39 +157,34 @@ def inspect(run, data_dir):
   network = model.read(str(run["workdir"]), data_dir=data_dir)
   dataset = network.load_data()
   if run["config"]["stage"] == "pretrain":
+    fig = Figure(figsize=(12, 1.8), layout="constrained")
     config = ml_collections.ConfigDict(run["config"])
-    section.picture("views", lambda: views(config, dataset))
+    figures.draw_views(fig, config, pictures.examples(dataset, 1)[0])
+    section.picture("views", fig)
   section.note("Attention of the last block, averaged and head by head.")
-  networks = {"mean": network}
-  section.picture("attention", lambda: pictures.attention(networks, dataset, 6))
+  section.picture(
+    "attention", pictures.attention({"mean": network}, dataset, 6)
+  )
   if len(dataset.test_labels) >= 10:
     section.note("Features of test images, by class.")
-    count = FEATURE_IMAGES
-    section.picture(
-      "features", lambda: pictures.features(network, dataset, BATCH, count)
-    )
+    fig = pictures.features(network, dataset, BATCH, FEATURE_IMAGES)
+    section.picture("features", fig)
   if run["config"]["stage"] == "finetune":
     add_mistakes(section, network, dataset)
   return section
-
-
-def views(config, dataset):
-  fig = Figure(figsize=(12, 1.8), layout="constrained")
-  figures.draw_views(fig, config, pictures.examples(dataset, 1)[0])
-  return fig
 
 
 def add_mistakes(section, network, dataset):
   """Adds the confusion matrix and the most confident mistakes."""
   logits = network.logits(dataset.test_images, BATCH)
   labels, classes = np.asarray(dataset.test_labels), network.classes
-  found = scores.classification(logits, labels)
+  scores = metrics.classification(logits, labels)
   section.note(
-    f"Top-1 on {len(labels):,} test images: {found['top1']:.2f} %; expected"
-    f" calibration error: {found['calibration_error']:.1f} %."
+    f"Top-1 on {len(labels):,} test images: {scores['top1']:.2f} %; expected"
+    f" calibration error: {scores['calibration_error']:.1f} %."
   )
-  matrix = found["confusion"]
-  section.picture("confusion", lambda: figures.draw_confusion(matrix, classes))
+  fig = figures.draw_confusion(scores["confusion"], classes)
+  section.picture("confusion", fig)
   predictions = logits.argmax(-1)
   confidence = scipy.special.softmax(logits.astype(float), -1).max(-1)
   wrong = np.flatnonzero(predictions != labels)
@@ -207,9 +193,8 @@ def add_mistakes(section, network, dataset):
     images = np.asarray(dataset.test_images[worst])
     about = labels[worst], predictions[worst], confidence[worst]
     section.note("The most confident mistakes.")
-    section.picture(
-      "mistakes", lambda: figures.draw_mistakes(images, *about, classes)
-    )
+    fig = figures.draw_mistakes(images, *about, classes)
+    section.picture("mistakes", fig)
 
 
 def commands(runs):

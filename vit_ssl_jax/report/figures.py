@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -44,19 +43,18 @@ def draw_curves(runs):
 
 def draw_curve(curves, label):
   """Draws title -> (epoch, value) pairs over the epochs."""
-  with mpl.rc_context(page.STYLE):
-    height = 2.8 + 0.12 * len(curves)
-    fig = Figure(figsize=(4.4, height), layout="constrained")
-    axis = fig.subplots()
-    for title, points in curves.items():
-      points = points[:: max(1, len(points) // MAX_POINTS)]
-      if points:
-        style = "o-" if len(points) < 50 else "-"
-        axis.plot(*zip(*points, strict=True), style, ms=3, lw=1, label=title)
-    axis.set(xlabel="epoch", ylabel=label)
-    axis.grid(alpha=0.2)
-    columns = 1 if any(len(title) > 24 for title in curves) else 2
-    fig.legend(loc="outside lower center", ncols=columns, fontsize=8)
+  height = 2.8 + 0.12 * len(curves)
+  fig = Figure(figsize=(4.4, height), layout="constrained")
+  axis = fig.subplots()
+  for title, points in curves.items():
+    points = points[:: max(1, len(points) // MAX_POINTS)]
+    if points:
+      style = "o-" if len(points) < 50 else "-"
+      axis.plot(*zip(*points, strict=True), style, ms=3, lw=1, label=title)
+  axis.set(xlabel="epoch", ylabel=label)
+  axis.grid(alpha=0.2)
+  columns = 1 if any(len(title) > 24 for title in curves) else 2
+  fig.legend(loc="outside lower center", ncols=columns, fontsize=8)
   return fig
 
 
@@ -66,26 +64,25 @@ def draw_bars(accuracies):
   Args:
     accuracies: title -> top-1 of each seed in percent.
   """
-  with mpl.rc_context(page.STYLE):
-    height = 0.7 + 0.65 * len(accuracies)
-    fig = Figure(figsize=(4.4, height), layout="constrained")
-    axis = fig.subplots()
-    ends = [1.0]
-    for y, (title, top1) in enumerate(reversed(accuracies.items())):
-      mean = np.mean(top1)
-      axis.barh(y, mean, 0.4, color="tab:blue", alpha=0.6)
-      low, high = seeds.interval(top1) or (mean, mean)
-      if high > low:
-        error = [[mean - low], [high - mean]]
-        axis.errorbar(mean, y, xerr=error, color=page.TEXT, capsize=4, lw=1)
-      axis.plot(top1, [y] * len(top1), "o", color="tab:orange", ms=4)
-      across = {"transform": axis.get_yaxis_transform(), "fontsize": 9}
-      axis.text(0.01, y + 0.25, title, va="bottom", **across)
-      axis.text(1.01, y, f"{mean:.2f}", va="center", **across)
-      ends += [high, *top1]
-    axis.set(xlabel="top-1 (%)", xlim=(0, min(100, 1.05 * max(ends))))
-    axis.set(yticks=[], ylim=(-0.35, len(accuracies) - 0.3))
-    axis.spines[["top", "right"]].set_visible(False)
+  height = 0.7 + 0.65 * len(accuracies)
+  fig = Figure(figsize=(4.4, height), layout="constrained")
+  axis = fig.subplots()
+  ends = [1.0]
+  for y, (title, top1) in enumerate(reversed(accuracies.items())):
+    mean = np.mean(top1)
+    axis.barh(y, mean, 0.4, color="tab:blue", alpha=0.6)
+    low, high = seeds.interval(top1) or (mean, mean)
+    if high > low:
+      error = [[mean - low], [high - mean]]
+      axis.errorbar(mean, y, xerr=error, color=page.TEXT, capsize=4, lw=1)
+    axis.plot(top1, [y] * len(top1), "o", color="tab:orange", ms=4)
+    across = {"transform": axis.get_yaxis_transform(), "fontsize": 9}
+    axis.text(0.01, y + 0.25, title, va="bottom", **across)
+    axis.text(1.01, y, f"{mean:.2f}", va="center", **across)
+    ends += [high, *top1]
+  axis.set(xlabel="top-1 (%)", xlim=(0, min(100, 1.05 * max(ends))))
+  axis.set(yticks=[], ylim=(-0.35, len(accuracies) - 0.3))
+  axis.spines[["top", "right"]].set_visible(False)
   return fig
 
 
