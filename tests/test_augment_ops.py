@@ -227,8 +227,3 @@ def test_blur_is_pillows_to_the_level():
     ]
     ours = jax.vmap(color.gaussian_blur, (0, None))(images / 255, radius)
     assert np.mean(np.round(ours * 255) != np.stack(expected)) < 1e-3
-
-
-def test_box_matrix_keeps_brightness():
-  matrix = color.box_matrix(12, jnp.float32(1.7))
-  np.testing.assert_allclose(matrix.sum(axis=1), np.ones(12), rtol=1e-5)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_ssl_jax import files
 from vit_ssl_jax.data import folder, load, pixels
 from vit_ssl_jax.errors import UserError
 
@@ -96,9 +95,8 @@ class TestLayouts:
     check(parts["test"], classes, 8)
     assert broken == {}
 
-  @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
-  def test_validation(self, root, name):
-    grow(root, both(3, parts=("train", "test", name)))
+  def test_validation(self, root):
+    grow(root, both(3, parts=("train", "test", "Val")))
     parts, classes, _ = read(root)
     assert set(parts) == {"train", "test", "val"}
     for part in parts.values():
@@ -106,7 +104,7 @@ class TestLayouts:
 
   @pytest.mark.parametrize(
     ("train", "test"),
-    [("Training", "Testing"), ("TRAIN", "TEST"), ("train", "valid")],
+    [("Training", "TEST"), ("train", "valid")],
   )
   def test_other_names_of_parts(self, root, train, test):
     grow(root, both(3, parts=(train, test)))
@@ -142,13 +140,6 @@ class TestLayouts:
       # Sorted by path; the first is a JPEG.
       got = part.images[:, 3, 3].min(-1)
       np.testing.assert_allclose(got, [1, 0, 2, 1, 0, 2], atol=4)
-
-  def test_every_suffix(self, root):
-    for name in PAIR:
-      for suffix in folder.SUFFIXES:
-        paint(root / name / f"a{suffix.upper()}", COLOURS[name])
-    parts, _, _ = read(root)
-    assert len(parts["train"].labels) == 2 * len(folder.SUFFIXES)
 
   def test_symbolic_links_are_followed_but_not_in_circles(self, root, tmp_path):
     grow(tmp_path / "far", {"ant": 2, "bee": 3})
@@ -208,12 +199,6 @@ class TestHeldOut:
     half = read(root, seed=1, test_fraction=0.5)[0]["test"].labels
     assert (half >= 0).sum() == 20
     assert (half[first >= 0] >= 0).all()
-
-  def test_classes_may_be_called_like_parts(self, root):
-    for name in ("valid", "invalid"):
-      for i in range(4):
-        paint(root / name / f"{i}.png", (9, 9, 9))
-    assert read(root)[1] == ("invalid", "valid")
 
   def test_broken_images_are_in_neither_part(self, root):
     grow(root, {"ant": 8, "bee": 8})
@@ -290,14 +275,6 @@ class TestCache:
       with pytest.raises(AssertionError, match="decoded again"):
         read(tmp_path / "elsewhere")
 
-  def test_without_a_cache(self, root, monkeypatch, cache_home):
-    grow(root, both(4))
-    cache_home.write_text("in the way")
-    (root / "test" / "ant" / "000.png").write_bytes(b"")
-    parts, classes, _ = read(root, skip_broken_images=True)
-    check(parts["train"], classes, 8)
-    check(parts["test"], classes, 7)
-
 
 class TestBroken:
   def damage(self, root):
@@ -333,37 +310,12 @@ class TestBroken:
     assert read(root, skip_broken_images=True)[2] == broken
     assert "broken images (3)" in refused(root)
 
-  def test_only_ten_are_named(self, root):
-    grow(root, both(8))
-    for i in range(12):
-      (root / "train" / PAIR[i % 2] / f"{i // 2:03}.png").write_bytes(b"")
-    message = refused(root)
-    assert message.count("(empty)") == 10
-    assert "broken images (12)" in message
-    assert "and 2 more" in message
-
   def test_a_class_of_them_is_refused(self, root):
     grow(root, both(2))
     for file in (root / "train" / "bee").iterdir():
       file.write_bytes(b"")
     message = refused(root, skip_broken_images=True)
     assert "all training images of bee are broken" in message
-
-  def test_a_part_of_them_is_refused(self, root):
-    grow(root, both(1))
-    for name in PAIR:
-      (root / "test" / name / "000.png").write_bytes(b"")
-    message = refused(root, skip_broken_images=True)
-    assert "no images for the test part" in message
-
-  def test_mended_images_are_decoded(self, root):
-    self.damage(root)
-    read(root, skip_broken_images=True)
-    for i in range(3):
-      paint(root / "train" / "ant" / f"00{i}.png", COLOURS["ant"], 99)
-    parts, classes, broken = read(root)
-    check(parts["train"], classes, 12)
-    assert broken == {}
 
 
 class TestErrors:
@@ -384,16 +336,9 @@ class TestErrors:
       ({"ant": 1, "bee": 1}, ["test part", "only one of each class"]),
       (both(2, parts=("train",)), ["no test or val folder", "test_fraction"]),
       (both(2, parts=("test", "val")), ["test, val but no train"]),
-      (both(2, parts=("test",)), ["test but no train"]),
       (both(2, parts=("train", "test", "val", "valid")), ["val, valid"]),
       (both(2) | {"train/cat": 0}, ["train has no images in cat"]),
       (both(2) | {"test/cat": 1}, ["classes in test that train lacks: cat"]),
-      (
-        both(2, parts=("train", "test", "val")) | {"val/cat": 1},
-        ["classes in val that train lacks: cat"],
-      ),
-      (both(2, classes=("ant",)), ["train has only one class, 'ant'"]),
-      ({"train/ant": 2, "train/bee": 2, "test/ant": 0}, ["test has no images"]),
       ({"train/ant": 0, "test/ant": 2, "test/bee": 1}, ["train has no images"]),
     ],
   )
@@ -404,12 +349,6 @@ class TestErrors:
     message = refused(root)
     for word in words:
       assert word in message
-
-  def test_classes_may_lack_test_images(self, root):
-    grow(root, both(2) | {"train/cat": 2})
-    (root / "test" / "cat").mkdir()
-    parts, classes, _ = read(root)
-    check(parts["test"], classes, 4)
 
   def test_images_without_class_folders(self, root):
     paint(root / "a.png", (9, 9, 9))
@@ -467,12 +406,3 @@ def test_names_of_every_kind(root):
   (root / names[-1] / "x.png").write_bytes(b"")
   _, _, broken = read(root, skip_broken_images=True)
   assert list(broken) == [f"{names[-1]}/x.png"]
-
-
-def test_the_cache_is_read_only_and_mapped(root):
-  grow(root, both(4))
-  for _ in range(2):
-    images = read(root)[0]["train"].images
-    assert isinstance(images, np.memmap)
-    assert not images.flags.writeable
-  assert files.cache_directory("decoded").is_dir()

@@ -157,21 +157,17 @@ def test_lossless_formats_keep_their_pixels(tmp_path, form):
   np.testing.assert_array_equal(decode(f"{tmp_path}/a", 8, "crop"), RGB)
 
 
-def test_jpeg_and_gif():
+def test_jpeg_cmyk_and_gif():
   smooth = Image.fromarray(RGB).resize((64, 64), Image.Resampling.BICUBIC)
   data = stored(smooth, "JPEG", quality=90)
   want = np.asarray(Image.open(io.BytesIO(data)))
   np.testing.assert_array_equal(decode(data, 64, "crop"), want)
+  cmyk = Image.new("RGB", (16, 16), (200, 40, 30)).convert("CMYK")
+  got = decode(stored(cmyk, "JPEG", quality=100), 16, "crop")
+  np.testing.assert_allclose(got.astype(int) - (200, 40, 30), 0, atol=6)
   frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
   data = stored(frames[0], "GIF", save_all=True, append_images=frames[1:])
   assert (decode(data, 8, "crop") == [255, 0, 0]).all()
-
-
-@pytest.mark.parametrize("colour", [(200, 40, 30), (20, 30, 220), (9, 9, 9)])
-def test_cmyk_jpeg(colour):
-  image = Image.new("RGB", (16, 16), colour).convert("CMYK")
-  got = decode(stored(image, "JPEG", quality=100), 16, "crop")
-  np.testing.assert_allclose(got.astype(int) - colour, 0, atol=6)
 
 
 def as_stored(upright, orientation):
@@ -245,22 +241,16 @@ def test_crop_keeps_the_middle_and_squash_everything():
 
 
 @pytest.mark.parametrize("resize", pixels.RESIZES)
-@pytest.mark.parametrize("shape", [(1, 1), (1, 90), (500, 3), (7, 8), (40, 40)])
+@pytest.mark.parametrize("shape", [(1, 1), (500, 3), (7, 8)])
 def test_any_size(shape, resize):
   image = np.full((*shape, 3), [9, 130, 250], np.uint8)
   got = decode(stored(image), 8, resize)
   assert (got == [9, 130, 250]).all()
 
 
-def test_resizing_is_antialiased():
-  board = np.indices((64, 64)).sum(0) % 2 * 255
-  got = decode(stored(board.astype(np.uint8)), 8, "crop")
-  np.testing.assert_allclose(got.astype(int), 127, atol=2)
-
-
-def everything(out, files, **options):
-  """What `decode_all` finds broken."""
-  return decode_all(out, files, "crop", label="x", progress=False, **options)[1]
+def everything(out, files):
+  """The broken images of `decode_all`."""
+  return decode_all(out, files, "crop")[1]
 
 
 NOISE = Image.fromarray(RNG.integers(0, 256, (40, 40, 3), np.uint8))
@@ -300,21 +290,6 @@ def test_large_images_are_decoded_and_bombs_are_not(monkeypatch):
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
   with pytest.raises(BrokenImageError, match="64 pixels"):
     decode(data, 8, "crop")
-
-
-def test_damaged_bytes_give_an_image_or_a_reason():
-  rng = np.random.default_rng(1)
-  files = []
-  for data in WHOLE.values():
-    for _ in range(60):
-      damaged = bytearray(data)
-      for place in rng.integers(0, min(len(data), 400), 4):
-        damaged[place] = rng.integers(256)
-      files.append(bytes(damaged))
-  out = np.empty((len(files), 8, 8, 3), np.uint8)
-  broken = everything(out, files)
-  assert 0 < len(broken) < len(files)
-  assert all(broken.values())
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -396,44 +371,14 @@ def test_decode_all_reads_only_a_little_ahead(monkeypatch):
   assert (out == RGB).all()
 
 
-def test_an_error_of_the_files_stops_decoding():
-  def files():
-    yield from [stored(RGB)] * 20
-    raise UserError("the set is damaged")
-
-  with pytest.raises(UserError, match="damaged"):
-    everything(np.empty((90, 8, 8, 3), np.uint8), files())
-
-
-def test_a_bar_is_drawn_where_somebody_looks(capsys, monkeypatch):
-  out = np.empty((20, 8, 8, 3), np.uint8)
-  files = [stored(RGB)] * 20
-  decode_all(out, files, "crop", label="cats", progress=True)
-  assert capsys.readouterr().err == ""
-  bar = pixels.progress_bar
-  monkeypatch.setattr(
-    pixels,
-    "progress_bar",
-    lambda *x: type(bar(*x))(total=x[0], desc=x[1]) if x[2] else bar(*x),
-  )
-  decode_all(out, files, "crop", label="cats", progress=True)
-  assert "cats" in capsys.readouterr().err
-  decode_all(out, files, "crop", label="cats", progress=False)
-  assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize("resize", pixels.RESIZES)
-@pytest.mark.parametrize("shape", [(12, 10, 3), (9, 20, 3), (8, 8, 3)])
+@pytest.mark.parametrize("shape", [(12, 10, 3), (8, 8, 3)])
 def test_arrays_become_what_files_of_them_become(shape, resize):
   images = RNG.integers(0, 256, (20, *shape), np.uint8)
   got = resized(images, 8, resize)
   assert got.shape == (20, 8, 8, 3)
   for image, one in zip(images, got, strict=True):
     np.testing.assert_array_equal(one, decode(stored(image), 8, resize))
-
-
-def test_resizing_is_pillows_bicubic():
-  images = RNG.integers(0, 256, (20, 12, 10, 3), np.uint8)
-  got = resized(images, 16, "squash")
-  want = Image.fromarray(images[3]).resize((16, 16), Image.Resampling.BICUBIC)
-  np.testing.assert_array_equal(got[3], np.asarray(want))
+  want = Image.fromarray(images[3]).resize((8, 8), Image.Resampling.BICUBIC)
+  if resize == "squash":
+    np.testing.assert_array_equal(got[3], np.asarray(want))

@@ -27,13 +27,9 @@ LIMITS = (
 
 
 class Rows:
-  """Lazily read rows of an image array, which may be memory-mapped.
+  """Lazily read rows of an image array; `numpy.asarray` copies them."""
 
-  Supports `len`, `shape`, `dtype`, `nbytes`, indexing by a slice or integers,
-  and `numpy.asarray`, which copies.
-  """
-
-  def __init__(self, array: np.ndarray, index: np.ndarray):
+  def __init__(self, array, index):
     self.array, self.index = array, index
     self.shape = (len(index), *array.shape[1:])
     self.dtype = array.dtype
@@ -50,7 +46,7 @@ class Rows:
     return np.asarray(self.array[self.index], dtype)
 
 
-def select(images: np.ndarray | Rows, index: np.ndarray) -> np.ndarray | Rows:
+def select(images, index):
   """Rows `index`, (M,) sorted, of images; the images if these are all."""
   if len(index) == len(images):
     return images
@@ -68,14 +64,14 @@ class Decoded:
   fingerprints: np.ndarray  # (N,) uint64, of `pixels.decode_all`
   broken: dict  # row or file name -> reason
 
-  def take(self, mask: np.ndarray) -> "Decoded":
+  def take(self, mask):
     """The rows where the mask, (N,) bool, is True."""
     images = select(self.images, np.flatnonzero(mask))
     labels, fingerprints = self.labels[mask], self.fingerprints[mask]
     return Decoded(images, labels, fingerprints, self.broken)
 
 
-def memory() -> int:
+def memory():
   """Bytes of memory of this machine, or of its container."""
   sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
   for path in LIMITS:
@@ -106,12 +102,8 @@ def decoded(name, key, size, options, find) -> Decoded:
     key: everything that the images depend on, but `size` and `options.resize`.
     size: S.
     options: a `load.Options`, of which it reads `resize` and `progress`.
-    find: () -> (N, images to decode, labels), where decoding may append to the
-      labels; called if the images are not cached.
-
-  Raises:
-    UserError: `find` or decoding fails, or the images fit neither in the cache
-      nor in memory.
+    find: () -> (N, images to decode, labels), where reading the images may
+      append to the labels; called if the images are not cached.
   """
   content = repr((FORMAT, key, size, options.resize)).encode()
   stem = f"{name}-{size}-{hashlib.sha256(content).hexdigest()[:16]}"
@@ -145,7 +137,7 @@ def decoded(name, key, size, options, find) -> Decoded:
   return dataclasses.replace(part, images=np.load(path, mmap_mode="r"))
 
 
-def read(path: pathlib.Path) -> Decoded | None:
+def read(path):
   """Cached images and labels, or None."""
   try:
     content = json.loads(path.with_suffix(".json").read_text())
@@ -165,7 +157,7 @@ def read(path: pathlib.Path) -> Decoded | None:
     return None
 
 
-def write_labels(path: pathlib.Path, part: Decoded) -> None:
+def write_labels(path, part):
   """Writes the JSON file beside the images, which makes them count."""
   content = {
     "labels": part.labels.tolist(),
@@ -178,7 +170,7 @@ def write_labels(path: pathlib.Path, part: Decoded) -> None:
     cli.log(f"warning: the decoded images are not cached ({error})")
 
 
-def reserve(folder: pathlib.Path, shape: tuple[int, ...]) -> pathlib.Path:
+def reserve(folder, shape):
   """Allocates a temporary .npy file for images of this shape."""
   folder.mkdir(parents=True, exist_ok=True)
   for old in folder.glob("*.tmp"):  # left by a killed process
@@ -199,7 +191,7 @@ def reserve(folder: pathlib.Path, shape: tuple[int, ...]) -> pathlib.Path:
   return pathlib.Path(name)
 
 
-def check_memory(shape: tuple[int, ...], error: OSError) -> None:
+def check_memory(shape, error):
   """Warns that there is no cache; raises UserError if memory is too small."""
   size = int(np.prod(shape))
   if size > 0.8 * memory():

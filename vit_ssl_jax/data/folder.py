@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,8 +20,6 @@ PARTS = {
 IGNORED = ("__MACOSX", "@eaDir")
 # Random stream that holds out test images.
 TEST = 3
-# An image's path below its part, "CLASS/.../NAME"; its bytes and time in ns.
-File = tuple[str, int, int]
 
 
 def read(path, size, options):
@@ -30,19 +27,6 @@ def read(path, size, options):
 
   Without a test folder, the validation folder is the test part. Images are
   sorted by path; hidden files and files without an image's suffix are ignored.
-
-  Args:
-    path: the folder.
-    size: to which images are resized.
-    options: a `load.Options`.
-
-  Returns:
-    parts: "train", "test" and maybe "val" -> `cache.Decoded`, with label -1
-      in rows of other parts and `broken` by file name.
-    classes: their names, sorted.
-
-  Raises:
-    UserError: the folder has another layout or broken images.
   """
   folders, files, classes = layout(path)
   parts = {
@@ -58,7 +42,7 @@ def read(path, size, options):
 
 
 def layout(root):
-  """Part -> its folder's name; part -> its images; class names."""
+  """Part -> its folder's name; part -> its images by `walk`; class names."""
   if os.path.isfile(root):
     raise UserError(f"{root} must be a folder of images, and is a file")
   if not os.path.isdir(root):
@@ -71,14 +55,12 @@ def layout(root):
     }
     return folders, files, find_classes(root, folders, files)
   except OSError as error:
-    raise unreadable(error) from error
+    raise UserError(
+      f"{error.filename} cannot be read: {error.strerror}"
+    ) from error
 
 
-def unreadable(error: OSError) -> UserError:
-  return UserError(f"{error.filename} cannot be read: {error.strerror}")
-
-
-def find_folders(root: str) -> dict[str, str]:
+def find_folders(root):
   """Part -> its folder below root; "all" -> "" if there are only classes."""
   parts, folders = {}, subfolders(root)
   for part, names in PARTS.items():
@@ -104,17 +86,17 @@ def find_folders(root: str) -> dict[str, str]:
   return parts
 
 
-def subfolders(root: str) -> list[str]:
+def subfolders(root):
   with os.scandir(root) as entries:
     return sorted(e.name for e in entries if not hidden(e) and e.is_dir())
 
 
-def hidden(entry: os.DirEntry) -> bool:
+def hidden(entry):
   return entry.name.startswith(".") or entry.name in IGNORED
 
 
-def walk(folder: str, prefix="", above=frozenset()) -> Iterator[File]:
-  """Yields all images below a folder; follows symbolic links."""
+def walk(folder, prefix="", above=frozenset()):
+  """Yields (relative path, bytes, time in ns) of all images below a folder."""
   stat = os.stat(folder)
   here = (stat.st_dev, stat.st_ino)
   if here in above:  # a symbolic link that leads in a circle
@@ -131,19 +113,20 @@ def walk(folder: str, prefix="", above=frozenset()) -> Iterator[File]:
         yield path, stat.st_size, stat.st_mtime_ns
 
 
-def names(folder: str) -> list[str]:
+def names(folder):
   """Sorted relative paths of all images below a folder.
 
   Raises:
     UserError: there are none, or something cannot be read.
   """
   try:
-    paths = sorted(name for name, *_ in walk(folder))
+    if paths := sorted(name for name, *_ in walk(folder)):
+      return paths
   except OSError as error:
-    raise unreadable(error) from error
-  if not paths:
-    raise UserError(f"{folder} has no images: no JPEG, PNG, WebP, BMP or GIF")
-  return paths
+    raise UserError(
+      f"{error.filename} cannot be read: {error.strerror}"
+    ) from error
+  raise UserError(f"{folder} has no images: no JPEG, PNG, WebP, BMP or GIF")
 
 
 def find_classes(root, folders, files):
@@ -199,7 +182,7 @@ def decoded(root, folder, files, classes, size, options):
   return dataclasses.replace(part, broken=broken)
 
 
-def hold_out(part: cache.Decoded, fraction: float, seed: int):
+def hold_out(part, fraction, seed):
   """Splits a part into "train" and "test" by labels of -1.
 
   The split depends on the files' paths alone, not on how they are decoded, so
@@ -245,6 +228,6 @@ def check_left(root, parts, classes) -> None:
       )
 
 
-def enumerated(names: list[str]) -> str:
+def enumerated(names):
   more = f" and {len(names) - 10} more" if len(names) > 10 else ""
   return ", ".join(names[:10]) + more

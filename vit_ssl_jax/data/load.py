@@ -96,6 +96,8 @@ def load(name: str, image_size: int, **options) -> Dataset:
   options = Options(**options)
   entry = registry.get(name)
   path = os.path.expanduser(name.partition(":")[2])
+  # A source gives part -> `cache.Decoded` ("train", "test" and maybe "val"; -1
+  # labels rows of no part) and the names of the classes.
   if entry is not registry.OWN:
     parts, classes = tfds_sets.read(name, image_size, options)
   else:

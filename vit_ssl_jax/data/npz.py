@@ -18,14 +18,7 @@ def read(path, size, options):
   """Reads the arrays of `KEYS` and, if there are any, of `VAL_KEYS`.
 
   Images are (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, labels (N,) or
-  (N, 1) integers; other arrays are ignored. See `folder.read`.
-
-  Returns:
-    parts: "train", "test" and maybe "val" -> `cache.Decoded`.
-    classes: their names, which are their numbers.
-
-  Raises:
-    UserError: the file or one of its arrays is missing or invalid.
+  (N, 1) integers; other arrays are ignored. Classes are named by number.
   """
   try:
     with open(path, "rb") as file:
@@ -62,7 +55,7 @@ def read(path, size, options):
   return parts, tuple(str(i) for i in range(max(labels) + 1))
 
 
-def open_archive(path: str, file) -> np.lib.npyio.NpzFile:
+def open_archive(path, file):
   """Opens an archive and checks which arrays it has."""
   try:
     archive = np.load(file, allow_pickle=False)
@@ -80,7 +73,7 @@ def open_archive(path: str, file) -> np.lib.npyio.NpzFile:
   return archive
 
 
-def check_headers(path: str, archive, part: str) -> None:
+def check_headers(path, archive, part):
   """Raises UserError for invalid types and shapes, before reading any array."""
   (images, dtype), (labels, label_dtype) = (
     reading(path, key, lambda key=key: header(archive, key))
@@ -100,7 +93,7 @@ def check_headers(path: str, archive, part: str) -> None:
     )
 
 
-def check_images(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+def check_images(name, dtype, shape):
   """Raises UserError unless an array of this type and shape holds images."""
   grey = len(shape) == 3
   colour = len(shape) == 4 and shape[-1] in (1, 3)
@@ -111,13 +104,8 @@ def check_images(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     )
 
 
-def header(archive, key: str) -> tuple[tuple[int, ...], np.dtype]:
-  """An array's shape and type.
-
-  Raises:
-    ValueError: the array has another length, holds objects, or would not fit
-      in memory.
-  """
+def header(archive, key):
+  """An array's shape and type; raises ValueError if it is not to be read."""
   name = f"{key}.npy"
   with archive.zip.open(name) as file:
     version = np.lib.format.read_magic(file)
@@ -137,7 +125,7 @@ def header(archive, key: str) -> tuple[tuple[int, ...], np.dtype]:
   return shape, dtype
 
 
-def reading(path: str, key: str, read):
+def reading(path, key, read):
   """The value of `read()`; raises UserError if the array is damaged."""
   try:
     return read()

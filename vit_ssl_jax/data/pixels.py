@@ -24,8 +24,6 @@ from vit_ssl_jax.errors import UserError, line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 RESIZES = ("crop", "squash")
-# A path, an encoded image, or pixels: (H, W) or (H, W, 3) uint8.
-Stored = str | os.PathLike | bytes | np.ndarray
 
 MAX_THREADS = 16  # more would wait for Python's lock
 MAX_PIXELS = 2**26  # larger images are treated as decompression bombs
@@ -37,8 +35,10 @@ class BrokenImageError(ValueError):
   """An image that cannot be decoded; the message is the reason."""
 
 
-def decode(file: Stored, size: int, resize: str) -> np.ndarray:
+def decode(file, size, resize):
   """Decodes one image to (S, S, 3) uint8, as an image viewer shows it.
+
+  It is a path, an encoded image, or pixels, (H, W) or (H, W, 3) uint8.
 
   Applies the EXIF orientation, composites transparency on white, scales 16-bit
   grey to 8 bits and takes the first frame of an animation. Images that are not
@@ -107,7 +107,7 @@ def decode_all(out, files, resize, label="", progress=False):
   return fingerprints, broken
 
 
-def resized(images: np.ndarray, size: int, resize: str) -> np.ndarray:
+def resized(images, size, resize):
   """(N, H, W, 3) uint8 -> (N, S, S, 3) uint8, resized as by `decode`."""
   if images.shape[1:3] == (size, size):
     return images
@@ -122,7 +122,7 @@ def progress_bar(total, label, progress):
   )
 
 
-def cores() -> int:
+def cores():
   """Number of processor cores that this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
@@ -159,7 +159,7 @@ def decode_stored(file, size, resize):
     raise BrokenImageError(line(error)) from error
 
 
-def read(file: Stored) -> bytes | np.ndarray:
+def read(file):
   if isinstance(file, bytes | np.ndarray):
     return file
   try:
@@ -169,7 +169,7 @@ def read(file: Stored) -> bytes | np.ndarray:
     raise UserError(f"{file} cannot be read: {error.strerror}") from error
 
 
-def upright(data: bytes) -> Image.Image:
+def upright(data):
   """Decodes an image and applies its EXIF orientation."""
   if not data:
     raise BrokenImageError("empty")
@@ -187,7 +187,7 @@ def upright(data: bytes) -> Image.Image:
   return image
 
 
-def rgb(image: Image.Image) -> Image.Image:
+def rgb(image):
   if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
     deep = np.asarray(image).clip(0, 65535).astype(np.int32)
     image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
@@ -198,14 +198,14 @@ def rgb(image: Image.Image) -> Image.Image:
   return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def fingerprint(image: np.ndarray) -> int:
+def fingerprint(image):
   """(H, W, 3) uint8 -> 64-bit hash of its size and bytes."""
   digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=8)
   digest.update(np.ascontiguousarray(image))
   return int.from_bytes(digest.digest(), "little")
 
 
-def square(image: Image.Image, size: int, resize: str) -> Image.Image:
+def square(image, size, resize):
   if resize == "crop":
     return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
   return image.resize((size, size), Image.Resampling.BICUBIC)

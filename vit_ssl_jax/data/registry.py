@@ -14,34 +14,23 @@ NPZ, FOLDER = "npz:", "folder:"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """Facts about a dataset.
+  """Facts about a dataset; counts of 0 are unknown."""
 
-  Attributes:
-    tfds_name: name of the TFDS builder; "" for a custom dataset.
-    image_size: side to which images are resized, in pixels.
-    classes, train_images, test_images: counts; 0 if unknown.
-    source: origin, in one sentence for docs/data.md.
-    autoaugment: AutoAugment policy of the paper's code; "" is none.
-    resize: "crop" (resize the shorter side, centre crop) or "squash".
-    train_split, test_split: the paper's splits, in TFDS's notation.
-    mean, std: of the training images' channels in [0, 1], from the paper's
-      code; () if they are computed.
-    host: server of TFDS's own builder; "" for those in `data.builders`.
-  """
-
-  tfds_name: str
-  image_size: int
-  classes: int
-  train_images: int
-  test_images: int
-  source: str
-  autoaugment: str
-  resize: str = "crop"
-  train_split: str = "train"
+  tfds_name: str = ""  # of the TFDS builder
+  image_size: int = 64  # to which images are resized, in pixels
+  classes: int = 0
+  train_images: int = 0
+  test_images: int = 0
+  source: str = "your own images."  # for the table in docs/data.md
+  autoaugment: str = "imagenet"  # policy of the paper's code; "" is none
+  resize: str = "crop"  # or "squash", see `pixels.decode`
+  train_split: str = "train"  # the paper's, in TFDS's notation
   test_split: str = "test"
+  # Of the training images' channels in [0, 1], from the paper's code; () is
+  # computed.
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
-  host: str = ""
+  host: str = ""  # of TFDS's own builder; "" is one of `data.builders`
 
 
 SETS = {
@@ -76,7 +65,6 @@ SETS = {
     train_images=90_000,
     test_images=90_000,
     source="`CINIC-10.tar.gz`, downloaded or put there.",
-    autoaugment="imagenet",
     test_split="validation",
     mean=(0.47889522, 0.47227842, 0.43047404),
     std=(0.24205776, 0.23828046, 0.25874835),
@@ -100,7 +88,6 @@ SETS = {
     train_images=100_000,
     test_images=10_000,
     source="`tiny-imagenet-200.zip`, downloaded or put there.",
-    autoaugment="imagenet",
     test_split="validation",
     mean=(0.4802, 0.4481, 0.3975),
     std=(0.2770, 0.2691, 0.2821),
@@ -112,7 +99,6 @@ SETS = {
     train_images=6_667,
     test_images=3_333,
     source="`fgvc-aircraft-2013b.tar.gz`, downloaded or put there.",
-    autoaugment="imagenet",
     resize="squash",  # aircraft fill wide images
     train_split="train+validation",
   ),
@@ -124,7 +110,6 @@ SETS = {
     test_images=8_041,
     source="put there: `cars_train.tgz`, `cars_test.tgz`, `car_devkit.tgz` and"
     " `cars_test_annos_withlabels.mat`, or `car_ims.tgz` and `cars_annos.mat`.",
-    autoaugment="imagenet",
     resize="squash",  # and so do cars
   ),
   "digits": Entry(
@@ -140,15 +125,7 @@ SETS = {
   ),
 }
 # Custom datasets start from Tiny-ImageNet's recipe.
-OWN = Entry(
-  "",
-  image_size=64,
-  classes=0,
-  train_images=0,
-  test_images=0,
-  source="your own images.",
-  autoaugment="imagenet",
-)
+OWN = Entry()
 
 
 def get(name: str) -> Entry:

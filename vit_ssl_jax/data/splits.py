@@ -6,18 +6,12 @@ They depend on the images' content, not on the order in which they are stored.
 import numpy as np
 
 
-def ranked(labels: np.ndarray, fingerprints: np.ndarray) -> np.ndarray:
+def ranked(labels, fingerprints):
   """(N,) labels and fingerprints -> row indices (N,) in a canonical order."""
   return np.lexsort((labels, fingerprints)).astype(np.int32)
 
 
-def stratified(
-  labels: np.ndarray,
-  fingerprints: np.ndarray,
-  fraction: float,
-  seed: int,
-  stream: int,
-) -> np.ndarray:
+def stratified(labels, fingerprints, fraction, seed, stream):
   """Sorted row indices of a share of every class.
 
   Takes the first round(fraction × count) images of each class, at least one, in
@@ -35,13 +29,7 @@ def stratified(
   return np.sort(np.concatenate(rows))
 
 
-def held_out(
-  labels: np.ndarray,
-  fingerprints: np.ndarray,
-  fraction: float,
-  seed: int,
-  stream: int,
-) -> np.ndarray:
+def held_out(labels, fingerprints, fraction, seed, stream):
   """(N,) bool mask of a `stratified` share; a class's only image stays in."""
   mask = np.zeros(len(labels), bool)
   mask[stratified(labels, fingerprints, fraction, seed, stream)] = True

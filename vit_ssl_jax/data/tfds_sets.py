@@ -19,15 +19,7 @@ TIMEOUT = 10  # seconds
 
 
 def read(name, size, options):
-  """Reads the splits that `options` names, or the registry's.
-
-  Returns:
-    parts: "train", "test" and maybe "val" -> `cache.Decoded`.
-    classes: their names.
-
-  Raises:
-    UserError: the dataset cannot be prepared, is damaged, or lacks a split.
-  """
+  """Reads the splits that `options` names, or the registry's."""
   entry, root = registry.SETS[name], data_root(options.data_dir)
   folder = prepared(name, root) or prepare(name, root, options.progress)
   splits = {
@@ -43,7 +35,7 @@ def read(name, size, options):
   return parts, class_names(folder)
 
 
-def data_root(data_dir: str | None) -> epath.Path:
+def data_root(data_dir):
   """TFDS's data directory; None or "" is its default."""
   root = data_dir or os.environ.get("TFDS_DATA_DIR")
   root = root or "~/tensorflow_datasets"
@@ -52,7 +44,7 @@ def data_root(data_dir: str | None) -> epath.Path:
   return epath.Path(root)
 
 
-def prepared(name: str, root: epath.Path) -> epath.Path | None:
+def prepared(name, root):
   """The newest prepared version, root/NAME/VERSION, if there is one."""
   for place in [root, digits_root()] if name == "digits" else [root]:
     folder = place / registry.SETS[name].tfds_name
@@ -67,12 +59,12 @@ def prepared(name: str, root: epath.Path) -> epath.Path | None:
   return None
 
 
-def digits_root() -> epath.Path:
+def digits_root():
   """Place of digits, which need no source, if the data directory is no use."""
   return epath.Path(files.cache_directory("tfds"))
 
 
-def class_names(folder: epath.Path) -> tuple[str, ...]:
+def class_names(folder):
   names = folder / "label.labels.txt"
   if names.exists():
     return tuple(names.read_text().split("\n")[:-1])
@@ -82,7 +74,7 @@ def class_names(folder: epath.Path) -> tuple[str, ...]:
   return tuple(str(i) for i in range(int(label["numClasses"])))
 
 
-def prepare(name: str, root: epath.Path, progress: bool) -> epath.Path:
+def prepare(name, root, progress):
   """Generates or downloads a dataset into `root`; returns its folder."""
   if name == "digits" and not writable(root):
     root = digits_root()
@@ -100,7 +92,7 @@ def prepare(name: str, root: epath.Path, progress: bool) -> epath.Path:
   return prepared(name, root)
 
 
-def generate(name: str, root: epath.Path, progress: bool) -> None:
+def generate(name, root, progress):
   """Prepares a dataset by TFDS; a failure leaves no empty folders."""
   tensorflow()
   import tensorflow_datasets as tfds
@@ -121,7 +113,7 @@ def generate(name: str, root: epath.Path, progress: bool) -> None:
     raise
 
 
-def writable(root: epath.Path) -> bool:
+def writable(root):
   """Whether `root`, or its nearest existing parent, is writable."""
   if "://" in os.fspath(root):
     return True
@@ -131,7 +123,7 @@ def writable(root: epath.Path) -> bool:
   return bool(root.stat().mode & 0o222) and os.access(root, os.W_OK)
 
 
-def check_answers(url: str) -> None:
+def check_answers(url):
   """Raises OSError if no server answers; TFDS would retry for minutes."""
   request = urllib.request.Request(url, method="HEAD")
   try:
@@ -142,7 +134,7 @@ def check_answers(url: str) -> None:
       raise
 
 
-def unprepared(name: str, root: epath.Path, error: Exception) -> UserError:
+def unprepared(name, root, error):
   entry = registry.SETS[name]
   advice = "set TFDS_DATA_DIR or --config.data_dir to a directory that "
   if entry.host:
@@ -178,10 +170,8 @@ def read_split(name, folder, split, size, options):
     images = stored_images(builder, folder, split, count, labels)
     return count, images, labels
 
-  times = [
-    (folder / file).stat().mtime
-    for file in ("dataset_info.json", "features.json")
-  ]
+  about = folder / "dataset_info.json", folder / "features.json"
+  times = [file.stat().mtime for file in about]
   key = (os.fspath(folder), times, split)
   stem = f"{name}-{folder.name}"
   part = cache.decoded(stem, key, size, options, find)
