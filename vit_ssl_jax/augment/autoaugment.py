@@ -26,7 +26,7 @@ MAGNITUDES = {
   "invert": [0.0] * 10,
 }
 
-# Each takes (image, parameter); `_parameters` has the parameters of the levels.
+# Each takes (image, parameter), see `_parameters`.
 OPERATIONS = {
   "shearX": geometry.shear_x,
   "shearY": geometry.shear_y,
@@ -131,10 +131,10 @@ POLICIES = {
 
 
 def apply_operation(name, image, level, sign):
-  """One AutoAugment operation on one image (H, W, 3) in [0, 1].
+  """Applies one operation to one image (H, W, 3) in [0, 1].
 
-  The level, 0 to 9, gives the magnitude; the sign, -1 or 1, its direction
-  where the operation has one. Both may be traced.
+  The level, 0 to 9, gives the magnitude and the sign, -1 or 1, the direction of
+  operations that have one; both may be traced.
   """
   parameters = jnp.asarray(_parameters(name), jnp.float32)
   side = jnp.where(sign > 0, 1, 0)
@@ -154,8 +154,8 @@ def autoaugment(key, image, policy):
 def _apply_step(key, image, steps, chosen):
   """Applies steps[chosen], a (probability, operation, level), to the image.
 
-  Under vmap all operations in `steps` run on every image, and one result is
-  kept: 3 to 4 % of ViT's step on two CPU cores.
+  Under vmap all operations in `steps` run on every image: 3 to 4 % of ViT's
+  step on two CPU cores.
   """
   probabilities, names, levels = zip(*steps, strict=True)
   operations = sorted(set(names))
@@ -173,11 +173,7 @@ def _apply_step(key, image, steps, chosen):
 
 
 def _parameters(name):
-  """(2, 10) parameters, for the signs - and +, of an operation's levels.
-
-  The enhancing operations take a factor, 1 being the image; those whose
-  magnitude has no direction take it alone (rotation is counter-clockwise).
-  """
+  """Parameters (2, 10) of an operation, by sign (-, +) and level."""
   magnitude = np.array(MAGNITUDES[name])
   if name in ("color", "contrast", "sharpness", "brightness"):
     return np.stack([1 - magnitude, 1 + magnitude])

@@ -16,30 +16,29 @@ from vit_ssl_jax import kernels
 # Pillow's luma (ITU-R 601) in 65536ths. The weighted sum of three levels stays
 # below 2^24, so float32 computes it exactly.
 LUMA = (19595.0, 38470.0, 7471.0)
-BOXES = 3  # that Pillow makes a Gaussian of
+BOXES = 3  # box blurs of Pillow's Gaussian
 BLUR_RADIUS = (0.1, 2.0)  # pixels, at every size, as in the paper's code
-# Of color_jitter's operations.
+# Orders of color_jitter's operations.
 ORDERS = tuple(itertools.permutations(range(4)))
 
 
 def to_levels(image):
-  """Values in [0, 1] to the nearest of the levels 0, 1, …, 255 (float32)."""
+  """Rounds values in [0, 1] to levels 0, 1, …, 255 (float32)."""
   return jnp.round(image * 255.0)
 
 
 def to_image(levels):
-  """Levels 0 to 255 to values in [0, 1]."""
+  """Scales levels 0 to 255 to values in [0, 1]."""
   return levels / 255.0
 
 
 def box_matrix(size, radius):
-  """The (size, size) matrix of one of the three box blurs of Pillow's Gaussian.
+  """Matrix (size, size) of one of the three box blurs of Pillow's Gaussian.
 
-  The width of the box is fractional, such that the variance of all three is
-  radius². Beyond the border the outermost pixel repeats. A box of width 2b + 1
-  around pixel i has passed the share (t - i + b + 1) / (2b + 1) of its weight
-  at the end of pixel t, and a column of the matrix is the difference between
-  two such shares.
+  The box has a fractional width, so that all three have the variance radius²;
+  the outermost pixel repeats beyond the border. Of a box of width 2b + 1 around
+  pixel i, the share (t - i + b + 1) / (2b + 1) lies before the end of pixel t;
+  a column is the difference of two such shares.
   """
   variance = radius**2 / BOXES
   whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
@@ -52,10 +51,9 @@ def box_matrix(size, radius):
 
 
 def gaussian_blur(image, radius):
-  """As `ImageFilter.GaussianBlur(radius)`; radius in pixels, 0 is identity.
+  """`ImageFilter.GaussianBlur(radius)`; radius in pixels, 0 is identity.
 
-  As in Pillow, levels are whole again after each box: small contrasts outlast
-  a small radius.
+  As in Pillow, levels are rounded after each box.
   """
   levels = to_levels(image)
   for axis, product in ((1, "jw,hwc->hjc"), (0, "ih,hwc->iwc")):
@@ -67,24 +65,24 @@ def gaussian_blur(image, radius):
 
 
 def brightness(image, factor):
-  """As `ImageEnhance.Brightness`: factor 0 is black, 1 the image."""
+  """`ImageEnhance.Brightness`: factor 0 is black, 1 the image."""
   return to_image(_blend(0.0, to_levels(image), factor))
 
 
 def contrast(image, factor):
-  """As `ImageEnhance.Contrast`: factor 0 is the mean grey, 1 the image."""
+  """`ImageEnhance.Contrast`: factor 0 is the mean grey, 1 the image."""
   levels = to_levels(image)
   return to_image(_blend(_mean_grey(_grey(levels)), levels, factor))
 
 
 def saturation(image, factor):
-  """As `ImageEnhance.Color`: factor 0 is grey, 1 the image."""
+  """`ImageEnhance.Color`: factor 0 is grey, 1 the image."""
   levels = to_levels(image)
   return to_image(_blend(_grey(levels), levels, factor))
 
 
 def sharpness(image, factor):
-  """As `ImageEnhance.Sharpness`: factor 0 is smoothed, 1 the image.
+  """`ImageEnhance.Sharpness`: factor 0 is smoothed, 1 the image.
 
   The smoothing kernel is 5 in the middle and 1 around it; the outermost
   pixels stay as they are.
@@ -97,7 +95,7 @@ def sharpness(image, factor):
 
 
 def hue(image, shift):
-  """As torchvision's `adjust_hue` on Pillow images; shift in turns, ±0.5.
+  """torchvision's `adjust_hue` on Pillow images; shift in turns, ±0.5.
 
   Like Pillow's HSV, hue and saturation are 8-bit too.
   """
@@ -131,12 +129,12 @@ def hue(image, shift):
 
 
 def grayscale(image):
-  """The luma in all three channels, as `convert("L")`."""
+  """`convert("L")`: the luma in all three channels."""
   return to_image(jnp.broadcast_to(_grey(to_levels(image)), image.shape))
 
 
 def solarize(image, threshold):
-  """Inverts the levels from `threshold` (0 to 256) on."""
+  """Inverts levels of at least `threshold` (0 to 256)."""
   levels = to_levels(image)
   return to_image(jnp.where(levels < threshold, levels, 255 - levels))
 
@@ -148,12 +146,12 @@ def posterize(image, bits):
 
 
 def invert(image):
-  """255 minus each level."""
+  """Subtracts each level from 255."""
   return to_image(255 - to_levels(image))
 
 
 def autocontrast(image):
-  """Stretches each channel to the whole range; a constant one stays."""
+  """Stretches each channel to the full range; a constant channel stays."""
   levels = to_levels(image)
   low = jnp.min(levels, axis=(0, 1), keepdims=True)
   high = jnp.max(levels, axis=(0, 1), keepdims=True)
@@ -162,7 +160,7 @@ def autocontrast(image):
 
 
 def equalize(image):
-  """As `ImageOps.equalize`: each channel's histogram made flat."""
+  """`ImageOps.equalize`: flattens each channel's histogram."""
   levels = to_levels(image).astype(jnp.int32).reshape(-1, 3)
   histogram = kernels.histogram(levels)
   below = jnp.cumsum(histogram, axis=1) - histogram
@@ -172,12 +170,12 @@ def equalize(image):
   step = jnp.sum(histogram * in_use, axis=1, keepdims=True) // 255
   table = (step // 2 + below) // jnp.maximum(step, 1)
   table = jnp.where(step > 0, jnp.minimum(table, 255), jnp.arange(256)[None])
-  found = kernels.table_lookup(table, levels).reshape(image.shape)
-  return to_image(found.astype(jnp.float32))
+  equalized = kernels.table_lookup(table, levels).reshape(image.shape)
+  return to_image(equalized.astype(jnp.float32))
 
 
 def color_jitter(key, image, probability, strengths):
-  """As torchvision's `ColorJitter`, with the given probability.
+  """torchvision's `ColorJitter`, with the given probability.
 
   Strengths are (brightness, contrast, saturation, hue). Factors are uniform in
   [max(0, 1 - strength), 1 + strength], the hue's shift in ±strength turns; the

@@ -45,10 +45,10 @@ def resize_matrix(size, start, length, input_size):
 
 
 def resized_crop(image, box, size):
-  """Cuts out box = (top, left, height, width), resizes to (size, size, 3).
+  """Crops box = (top, left, height, width) and resizes to (size, size, 3).
 
-  As Pillow's crop and bicubic resize: columns first, and 8-bit levels after
-  either pass.
+  Pillow's bicubic resize: columns first, rounded to 8-bit levels after each
+  pass.
   """
   top, left, height, width = box
   rows = resize_matrix(size, top, height, image.shape[0])
@@ -67,11 +67,11 @@ def random_resized_crop(key, image, size, scale):
 
 
 def random_crop_box(key, height, width, scale):
-  """A random box (top, left, height, width), whole numbers as float32.
+  """torchvision's `RandomResizedCrop.get_params`: (top, left, height, width).
 
-  As torchvision's `RandomResizedCrop.get_params`: the first of ten tries
-  (share of the area uniform in `scale`, log of width / height uniform in
-  ASPECT) that fits, else the largest central box within ASPECT.
+  The first of ten tries (share of the area uniform in `scale`, log of width /
+  height uniform in ASPECT) that fits, else the largest central box within
+  ASPECT; whole numbers as float32.
   """
   draws = jax.random.uniform(key, (CROP_TRIES + 1, 2))
   shares, logs = draws[1:].T
@@ -91,13 +91,10 @@ def random_crop_box(key, height, width, scale):
 
 
 def _first_fit(place, sizes, fits, image_size):
-  """A box (top, left, height, width) of the first size that fits.
+  """The first box (top, left, height, width) of `sizes` that fits.
 
-  Args:
-    place: (2,) in [0, 1): how far down and to the right the box lies.
-    sizes: the tried heights and widths.
-    fits: which of them count; height and width are 0 if none does.
-    image_size: (height, width).
+  `place` (2,) in [0, 1) says how far down and to the right it lies; its sides
+  are 0 if none fits.
   """
   first = fits & (jnp.cumsum(fits) == 1)
   size = jnp.stack([jnp.sum(jnp.where(first, tried, 0)) for tried in sizes])
@@ -112,8 +109,7 @@ def random_flip(key, image, probability):
 
 
 def pad_crop(key, image, padding):
-  """torchvision's `RandomCrop(size, padding=padding)` at the image's size: each
-  window of that size in the image padded with zeros is as likely."""
+  """torchvision's `RandomCrop(size, padding=padding)` at the image's size."""
   starts = jax.random.randint(key, (2,), 0, 2 * padding + 1)
   image = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
   for axis, start in enumerate(starts):
@@ -130,9 +126,9 @@ def pad_crop(key, image, padding):
 def random_erasing(key, image, probability, area, aspect, fill):
   """Fills a random rectangle with `fill` (3,), with the given probability.
 
-  Share of the area and height / width are uniform; as in the paper's code, the
-  first of 100 tries counts whose sides are both below the image's, at a
-  uniform place. If there is none, nothing is erased.
+  As in the paper's code: share of the area and height / width are uniform, and
+  the first of 100 tries that is smaller than the image counts, at a uniform
+  place; if none is, nothing is erased.
   """
   height, width, _ = image.shape
   draws = jax.random.uniform(key, (ERASING_TRIES + 2, 2))
@@ -201,10 +197,9 @@ def translate_y(image, magnitude):
 
 
 def rotate(image, degrees):
-  """Turns counter-clockwise about the centre; nearest pixel, fill 128.
+  """Rotates counter-clockwise about the centre; nearest pixel, fill 128.
 
-  Like Pillow's `rotate`, in fixed point with 16 bits after the point: that
-  decides which pixel is nearest where two are equally near.
+  In 16.16 fixed point, as Pillow's `rotate`, which decides ties.
   """
   height, width, _ = image.shape
   angle = jnp.deg2rad(degrees)

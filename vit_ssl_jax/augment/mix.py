@@ -8,15 +8,16 @@ import jax.numpy as jnp
 
 
 def mixup(images, targets, partner, lam):
-  """lam × own + (1 - lam) × partner, of images and targets (Zhang et al.,
-  2018)."""
+  """Blends images and targets, lam : 1 - lam (Zhang et al., 2018)."""
   mixed = lam * images + (1 - lam) * images[partner]
   return mixed, lam * targets + (1 - lam) * targets[partner]
 
 
 def cutmix(images, targets, partner, box):
-  """Puts the partner's pixels into box = (r0, c0, r1, c1), rows r0:r1 and
-  columns c0:c1; the targets weigh by the pixels' shares (Yun et al., 2019)."""
+  """Pastes the partner's box = (r0, c0, r1, c1) (Yun et al., 2019).
+
+  Targets are weighted by the shares of pixels.
+  """
   r0, c0, r1, c1 = box
   row = jnp.arange(images.shape[1])[None, :, None, None]
   column = jnp.arange(images.shape[2])[None, None, :, None]
@@ -27,8 +28,11 @@ def cutmix(images, targets, partner, box):
 
 
 def random_box(key, height, width, lam):
-  """A box (r0, c0, r1, c1) whose sides are sqrt(1 - lam) of the image's, around
-  a uniform centre, cut at the border: `rand_bbox` of the paper's code."""
+  """CutMix's box (r0, c0, r1, c1): `rand_bbox` of the paper's code.
+
+  Its sides are sqrt(1 - lam) of the image's, around a uniform centre, clipped
+  at the border.
+  """
   size = jnp.array([height, width])
   cut = jnp.floor(size * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
   centre = jax.random.randint(key, (2,), 0, size)
@@ -38,11 +42,10 @@ def random_box(key, height, width, lam):
 
 
 def random_mix(key, images, targets, probability, mixup_alpha, cutmix_alpha):
-  """Mixes the whole batch with the given probability, by mixup or CutMix.
+  """Applies mixup or CutMix, at even odds, with the given probability.
 
-  Either is as likely; the alphas are those of the Beta(alpha, alpha) that lam
-  comes from. One partner, lam and box serve the whole batch, as in the paper's
-  code.
+  lam is drawn from Beta(alpha, alpha), once for the whole batch, as in the
+  paper's code.
   """
   keys = jax.random.split(key, 6)
   partner = jax.random.permutation(keys[0], images.shape[0])
@@ -65,8 +68,7 @@ def _either(condition, yes, no):
 
 
 def _beta(key, alpha):
-  """Beta(alpha, alpha); at 1 it is uniform, and the gamma sampler, which takes
-  seconds to compile, is not needed."""
-  if alpha == 1:
+  """Draws from Beta(alpha, alpha)."""
+  if alpha == 1:  # without the gamma sampler, which takes seconds to compile
     return jax.random.uniform(key)
   return jax.random.beta(key, alpha, alpha)
