@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, at the scale of a smoke test."""
+"""The notebook runs from top to bottom, in a few steps."""
 
 import pathlib
 

@@ -139,7 +139,12 @@ def draw_features(features, labels, images, classes):
   methods = {
     "PCA": decomposition.PCA(2, random_state=0),
     "t-SNE": manifold.TSNE(
-      init="pca", perplexity=perplexity, max_iter=500, random_state=0
+      init="pca",
+      # The approximation is slower for few points.
+      method="exact" if len(features) <= 500 else "barnes_hut",
+      perplexity=perplexity,
+      max_iter=500,
+      random_state=0,
     ),
   }
   axes = above.subplots(1, 2)
