@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from vit_ssl_jax import interop, models
+from vit_ssl_jax import interop, models, recipes
 from vit_ssl_jax.augment import mix
 from vit_ssl_jax.train import finetune, losses, optimizers, pretrain, schedules
 
@@ -305,49 +305,40 @@ def before(text, name):
 
 
 def pretrain_config(hyper):
-  """The part of a config that an update reads, from a trajectory's JSON."""
-  return ml_collections.ConfigDict(
-    {
-      "epochs": hyper["epochs"],
-      "batch_size": 256,  # so that the learning rate is taken as given
-      "student_temperature": hyper["student_temp"],
-      "objective": "views",
-      "optim": {
-        "name": "adamw",
-        "learning_rate": hyper["base_lr"],
-        "min_learning_rate": hyper["min_lr"],
-        "warmup_epochs": hyper["warmup_epochs"],
-        "weight_decay": hyper["weight_decay"][0],
-        "weight_decay_end": hyper["weight_decay"][1],
-        "clip_per_tensor": hyper["clip_per_tensor"],
-        "freeze_last_layer_epochs": hyper["freeze_last_layer_epochs"],
-      },
-      "teacher": {
-        "momentum": hyper["momentum"][0],
-        "warmup_temperature": hyper["teacher_temp"][0],
-        "temperature": hyper["teacher_temp"][1],
-        "temperature_warmup_epochs": hyper["teacher_temp_warmup_epochs"],
-        "centering": "mean",
-        "center_momentum": hyper["center_momentum"],
-        "drop_path": False,
-      },
-      "accumulate_steps": 1,
-      "on_nonfinite": "stop",
-      "dtype": "float32",
-      "head": {
-        "out_dim": hyper["out_dim"],
-        "hidden_dim": hyper["head_hidden_dim"],
-        "bottleneck_dim": hyper["head_bottleneck_dim"],
-      },
-    }
+  """A trajectory's config; for a batch of 256 its rate is not scaled."""
+  config = recipes.get("pretrain", "vit,cifar10")
+  config.update(epochs=hyper["epochs"], batch_size=256, dtype="float32")
+  config.student_temperature = hyper["student_temp"]
+  config.optim.update(
+    learning_rate=hyper["base_lr"],
+    min_learning_rate=hyper["min_lr"],
+    warmup_epochs=hyper["warmup_epochs"],
+    weight_decay=hyper["weight_decay"][0],
+    weight_decay_end=hyper["weight_decay"][1],
+    clip_per_tensor=hyper["clip_per_tensor"],
+    freeze_last_layer_epochs=hyper["freeze_last_layer_epochs"],
   )
+  config.teacher.update(
+    momentum=hyper["momentum"][0],
+    warmup_temperature=hyper["teacher_temp"][0],
+    temperature=hyper["teacher_temp"][1],
+    temperature_warmup_epochs=hyper["teacher_temp_warmup_epochs"],
+    center_momentum=hyper["center_momentum"],
+    drop_path=False,
+  )
+  config.head.update(
+    out_dim=hyper["out_dim"],
+    hidden_dim=hyper["head_hidden_dim"],
+    bottleneck_dim=hyper["head_bottleneck_dim"],
+  )
+  return config
 
 
 @pytest.mark.parametrize("name", ["vit", "swin"])
 def test_pretrain_trajectory(golden_dir, name):
   arrays, hyper = load(golden_dir, f"pretrain_trajectory_{name}.npz")
   config = pretrain_config(hyper)
-  config.model = sizes_in(hyper) | {"name": name}
+  config.model = ml_collections.ConfigDict(sizes_in(hyper) | {"name": name})
   per_epoch = hyper["steps_per_epoch"]
   parts = pretrain.make(config, per_epoch)
   model, head = parts.model, parts.head

@@ -18,30 +18,20 @@ class Backbone(nn.Module):
   An architecture defines `setup`, with its classifier as `head`;
   `encode_with_grid`: (images, keep) -> features (B, num_features) float32 and
   the last block's tokens (B, h, w, D); `num_features`; `drop_path_rates`.
-
-  Attributes:
-    image_size: height and width in pixels that parameters are made for; images
-      may have any size that the patch divides.
-    patch_size: patch height and width in pixels.
-    embed_dim: width D, in Swin of the first stage.
-    mlp_ratio: hidden width of an MLP over its input's.
-    num_classes: classes; 0 has no classifier and returns features.
-    drop_path_rate: rate of stochastic depth.
-    locality: "spt" for shifted patch tokenisation, "lsa" for locality
-      self-attention, "spt+lsa" for both (Lee et al., 2021), or "".
-    dtype: type of the body's arithmetic.
-    remat: activation checkpointing of each block (Chen et al., 2016).
+  Images may have any size that the patch divides.
   """
 
-  image_size: int = 32
-  patch_size: int = 4
-  embed_dim: int = 192
-  mlp_ratio: float = 2.0
-  num_classes: int = 0
-  drop_path_rate: float = 0.0
+  image_size: int = 32  # height and width in pixels that positions are for
+  patch_size: int = 4  # height and width in pixels
+  embed_dim: int = 192  # width D, in Swin of the first stage
+  mlp_ratio: float = 2.0  # hidden width of an MLP over its input's
+  num_classes: int = 0  # 0 has no classifier and returns features
+  drop_path_rate: float = 0.0  # stochastic depth
+  # Shifted patch tokenisation "spt", locality self-attention "lsa" (Lee et al.,
+  # 2021), both as "spt+lsa", or neither as "".
   locality: str = ""
-  dtype: jnp.dtype = jnp.float32
-  remat: bool = False
+  dtype: jnp.dtype = jnp.float32  # of the body's arithmetic
+  remat: bool = False  # activation checkpointing of each block
 
   def __call__(self, images, train=False, keep=None):
     """Images (B, H, W, 3), normalised -> logits (B, num_classes), float32.

@@ -21,16 +21,10 @@ class CaiT(backbone.Backbone):
   by row, and weights are the softmax, before its heads are mixed; those of the
   class-attention blocks have one row, the class token's, and its column is the
   first.
-
-  Attributes:
-    depth: number of blocks among patches.
-    depth_token_only: number of class-attention blocks.
-    num_heads: attention heads of a block.
-    layer_scale_init: initial factor of a branch's channels.
   """
 
-  depth: int = 24
-  depth_token_only: int = 2
+  depth: int = 24  # blocks among patches
+  depth_token_only: int = 2  # class-attention blocks
   num_heads: int = 4
   layer_scale_init: float = 1e-5
 

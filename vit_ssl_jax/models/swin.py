@@ -23,19 +23,13 @@ class SwinTransformer(backbone.Backbone):
   In its attention maps tokens are the patches of the block's stage, row by row;
   weights between windows are 0. Where a window reaches over the image's edge,
   padding takes a share, and a row sums to less than 1.
-
-  Attributes:
-    depths: number of blocks of each stage.
-    num_heads: attention heads of each stage; each stage is twice as wide as the
-      one before.
-    window_size: window height and width in patches.
   """
 
   patch_size: int = 2
-  embed_dim: int = 96
-  depths: tuple[int, ...] = (2, 6, 4)
-  num_heads: tuple[int, ...] = (3, 6, 12)
-  window_size: int = 4
+  embed_dim: int = 96  # doubled by each further stage
+  depths: tuple[int, ...] = (2, 6, 4)  # blocks of each stage
+  num_heads: tuple[int, ...] = (3, 6, 12)  # of each stage
+  window_size: int = 4  # height and width in patches
 
   def setup(self):
     shifted = self.has("spt")

@@ -15,10 +15,6 @@ class VisionTransformer(backbone.Backbone):
   Its features are the class token's. Tokens are the class token and the
   patches row by row. The drop path rate grows linearly from 0 in the first
   block to `drop_path_rate` in the last.
-
-  Attributes:
-    depth: number of blocks.
-    num_heads: attention heads of a block.
   """
 
   depth: int = 9
