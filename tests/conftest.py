@@ -26,6 +26,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
+import processes
 import pytest
 import tiny
 
@@ -100,21 +101,10 @@ def make_tiny(tiny_npz):
   return lambda stage, arch: tiny.config(stage, arch, tiny_npz)
 
 
-@pytest.fixture
-def command_line():
-  """(config, workdir) -> the arguments of `python -m main` for them."""
-
-  def flags(config, workdir):
-    recipe = f"configs/{config.stage}.py:{config.model.name},cifar10"
-    values = schema.flat(json.loads(config.to_json()))
-    values.pop("stage")  # the recipe's
-    given = [f"--workdir={workdir}", f"--config={recipe}"]
-    for key, value in values.items():
-      shown = tuple(value) if isinstance(value, list) else value
-      given.append(f"--config.{key}={shown}")
-    return given
-
-  return flags
+@pytest.fixture(scope="session")
+def fork_server():
+  """`processes.fork_server`'s context."""
+  return processes.fork_server()
 
 
 @pytest.fixture(scope="module")

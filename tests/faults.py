@@ -11,9 +11,6 @@ import argparse
 import collections
 import contextlib
 import json
-import multiprocessing
-import multiprocessing.forkserver
-import os
 import pathlib
 import random
 import re
@@ -21,108 +18,13 @@ import resource
 import shutil
 import sys
 import tempfile
-import threading
 import time
 
-import numpy as np
+import tiny
+from processes import Run, fork_server
 
 ROOT = pathlib.Path(__file__).parent.parent
-SECONDS = 120  # that a run may take
 STEPS = 30
-# Of the tiny run: 48 images in batches of 16, 3 steps an epoch.
-CONFIG = {
-  "epochs": STEPS // 3,
-  "batch_size": 16,
-  "tensorboard": False,
-  "evaluate_every_epochs": 5,
-  "checkpoint_every_steps": 2,
-  "evaluate_batch_size": 16,
-  "log_every_steps": 2,
-  "optim.warmup_epochs": 1,
-  "teacher.temperature_warmup_epochs": 2,
-  "model.image_size": 8,
-  "model.patch_size": 4,
-  "model.embed_dim": 8,
-  "model.depth": 1,
-  "model.num_heads": 2,
-  "head.out_dim": 16,
-  "head.hidden_dim": 8,
-  "head.bottleneck_dim": 8,
-  "views.local_size": 4,
-  "views.local_views": 1,
-}
-
-
-def fork_server(cache):
-  """Processes that have imported the program, and not started JAX.
-
-  Args:
-    cache: where they keep what they decode and compile.
-  """
-  before = dict(os.environ)
-  os.environ["JAX_PLATFORMS"] = "cpu"
-  os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-  os.environ["XDG_CACHE_HOME"] = str(cache)
-  sys.path.insert(0, str(ROOT))
-  context = multiprocessing.get_context("forkserver")
-  context.set_forkserver_preload(
-    ["vit_ssl_jax.train.pretrain", "vit_ssl_jax.train.finetune", "main"]
-  )
-  # It keeps this environment, and the tests do not.
-  multiprocessing.forkserver.ensure_running()
-  os.environ.clear()
-  os.environ.update(before)
-  return context
-
-
-def child(arguments, pipe, limits):
-  """The command line, in a process of its own."""
-  os.dup2(pipe.fileno(), 1)
-  os.dup2(pipe.fileno(), 2)
-  pipe.close()
-  os.chdir(ROOT)
-  for kind, limit in limits.items():
-    resource.setrlimit(kind, (limit, limit))
-  sys.argv = sys.orig_argv = ["main", *arguments]
-  from vit_ssl_jax import main
-
-  main.run()
-
-
-class Run:
-  """A process, and what it says, as it goes on."""
-
-  def __init__(self, context, arguments, limits):
-    reader, writer = context.Pipe(duplex=False)
-    self.process = context.Process(
-      target=child, args=(arguments, writer, limits)
-    )
-    self.process.start()
-    writer.close()
-    self.said = []
-    self.thread = threading.Thread(target=self.listen, args=(reader,))
-    self.thread.start()
-
-  def listen(self, reader):
-    with reader:
-      while data := os.read(reader.fileno(), 1 << 16):
-        self.said.append(data)
-
-  def alive(self):
-    return self.process.is_alive()
-
-  def kill(self):
-    self.process.kill()
-    self.process.join()
-
-  def wait(self):
-    """Its exit status, or "hang", and what it has said."""
-    self.process.join(SECONDS)
-    code = "hang" if self.alive() else self.process.exitcode
-    if self.alive():
-      self.kill()
-    self.thread.join()
-    return code, b"".join(self.said).decode(errors="replace")
 
 
 class Trials:
@@ -136,36 +38,23 @@ class Trials:
 
   def __init__(self, folder, seed=0):
     self.folder = pathlib.Path(folder)
-    self.context = fork_server(self.folder / "cache")
+    self.context = fork_server()
+    self.environment = {"XDG_CACHE_HOME": str(self.folder / "cache")}
     self.rng = random.Random(seed)
     self.rows = []
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for part, count in (("train", 48), ("test", 20)):
-      arrays[f"{part}_labels"] = np.arange(count) % 2
-      shape = (count, 8, 8, 3)
-      arrays[f"{part}_images"] = rng.integers(0, 256, shape, np.uint8)
-    self.data = self.folder / "tiny.npz"
-    np.savez(self.data, **arrays)
+    data = self.folder / "tiny.npz"
+    tiny.write_npz(data)
+    self.config = tiny.config("pretrain", "vit", f"npz:{data}")
+    self.config.update(epochs=STEPS // 3, evaluate_every_epochs=5)
     self.whole = self.folder / "whole"
     code, text = self.run(self.whole)
     assert code == 0, text
     self.expected = self.result(self.whole)
 
-  def arguments(self, workdir, stage="pretrain", **changes):
-    values = CONFIG | {"dataset": f"npz:{self.data}"} | changes
-    if stage == "finetune":
-      names = ("head.", "views.", "teacher.")
-      values = {k: v for k, v in values.items() if not k.startswith(names)}
-    return [
-      f"--workdir={workdir}",
-      f"--config=configs/{stage}.py:vit,cifar10",
-      *(f"--config.{key}={value}" for key, value in values.items()),
-    ]
-
   def start(self, workdir, limits=None, **changes):
     """A `Run` of the command line."""
-    return Run(self.context, self.arguments(workdir, **changes), limits or {})
+    flags = tiny.flags(self.config, workdir, **changes)
+    return Run(self.context, flags, environment=self.environment, limits=limits)
 
   def run(self, workdir, limits=None, **changes):
     """Its exit status, and what it says."""

@@ -2,24 +2,19 @@
 
 import fcntl
 import json
-import os
-import pathlib
 import re
 import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
+import processes
 import pytest
+import tiny
 
 from vit_ssl_jax import files, train
 from vit_ssl_jax.data import cache
 from vit_ssl_jax.run import checkpoints, metrics
 
-ROOT = pathlib.Path(__file__).parent.parent
-MAIN = ["-m", "main"]
-SECONDS = 300  # after which something hangs
 # The command line, in which process 1 does something to itself once it asks
 # for the images of step 3 or a later one; all parameters are split.
 UNLUCKY = """
@@ -52,14 +47,15 @@ def unlucky():
 load.open_data = open_data
 main.run()
 """
-KILLED, TERMINATED = (
-  ["-c", UNLUCKY.replace("KILLED", str(killed))] for killed in (True, False)
-)
-SPLIT = [
-  "-c",
-  "from vit_ssl_jax import main\nfrom vit_ssl_jax.parallel import mesh\n"
-  "mesh.SMALLEST = 1\nmain.run()",
-]
+KILLED = UNLUCKY.replace("KILLED", "True")
+TERMINATED = UNLUCKY.replace("KILLED", "False")
+SPLIT = """
+from vit_ssl_jax import main
+from vit_ssl_jax.parallel import mesh
+
+mesh.SMALLEST = 1
+main.run()
+"""
 
 
 def free_port():
@@ -68,56 +64,34 @@ def free_port():
     return server.getsockname()[1]
 
 
-def start(arguments, index, port):
-  """Starts Python as one of two processes, of one device."""
-  environment = os.environ | {
-    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-    "JAX_NUM_PROCESSES": "2",
-    "JAX_PROCESS_ID": str(index),
-    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    "XLA_FLAGS": os.environ["XLA_FLAGS"]
-    + " --xla_force_host_platform_device_count=1",
-  }
-  return subprocess.Popen(
-    [sys.executable, *arguments],
-    cwd=ROOT,
-    env=environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def run_two(*arguments):
-  """Runs Python twice, as two processes of one run.
-
-  Args:
-    *arguments: those of both, or of each.
-
-  Returns:
-    For each its exit status and what it said on standard output and error.
-  """
+def run_two(context, code, arguments):
+  """The exit status and the lines printed of two processes of one run."""
   port = free_port()
-  both = arguments * (2 // len(arguments))
-  started = [start(given, i, port) for i, given in enumerate(both)]
-  try:
-    said = [process.communicate(timeout=SECONDS) for process in started]
-  finally:
-    for process in started:
-      process.kill()
-      process.wait()
+  started = [
+    processes.Run(
+      context,
+      arguments,
+      code,
+      {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(index),
+      },
+    )
+    for index in range(2)
+  ]
   ended = []
-  for process, (out, err) in zip(started, said, strict=True):
+  for status, text in [process.wait() for process in started]:
     # Gloo itself says whom it is connected to.
-    lines = [line for line in out.splitlines() if "[Gloo]" not in line]
-    ended.append((process.returncode, lines, err))
+    lines = [line for line in text.splitlines() if "[Gloo]" not in line]
+    ended.append((status, lines))
     print(f"process {len(ended) - 1}: {ended[-1]}"[:3000])
   return ended
 
 
-def train_two(how, flags):
-  return run_two([*how, "--distributed", *flags])
+def train_two(context, code, config, workdir, **changes):
+  flags = tiny.flags(config, workdir, **changes)
+  return run_two(context, code, ["--distributed", *flags])
 
 
 def alone(config, workdir, max_steps=0):
@@ -132,9 +106,9 @@ def assert_same_run(workdir, expected):
 
   Adam's step does not shrink with the gradient, so rounding shows there.
   """
-  ours, theirs = metrics.read(workdir), metrics.read(expected)
-  assert [line["step"] for line in ours] == list(range(1, 10))
-  for line, other in zip(ours, theirs, strict=True):
+  lines, others = metrics.read(workdir), metrics.read(expected)
+  assert [line["step"] for line in lines] == list(range(1, 10))
+  for line, other in zip(lines, others, strict=True):
     assert line.keys() == other.keys()
     names = line.keys() - {"seconds"}
     np.testing.assert_allclose(
@@ -147,59 +121,48 @@ def assert_same_run(workdir, expected):
   assert not list(workdir.rglob("*.tmp"))
 
 
-@pytest.fixture
-def pretrained(memory, pretrain_tiny, command_line, tmp_path_factory):
-  """A pretraining of 2, of 1 and again of 2 processes; how each ended."""
-  if "pretrained" not in memory:
-    workdir = tmp_path_factory.mktemp("pretrained")
-    flags = command_line(pretrain_tiny, workdir)
-    ended = [train_two(KILLED, flags)]
-    assert not (workdir / "result.json").exists()
-    ended += [alone(pretrain_tiny, workdir, max_steps=5)]
-    ended += [train_two(MAIN, flags)]
-    memory["pretrained"] = workdir, ended
-  return memory["pretrained"]
-
-
-def test_pretraining_killed_and_resumed(pretrained, pretrain_tiny, tmp_path):
-  workdir, (killed, one, two) = pretrained
-  assert [status for status, _, _ in killed] == [1, -9]
-  assert "Connection" in killed[0][2]  # nobody waits for the dead
-  assert one["step"] == 5
-  assert [status for status, _, _ in two] == [0, 0]
-  assert "resuming from step 5 of 9" in two[0][2]
-  assert two[0][1][0].startswith("result")
-  assert two[1][1:] == ([], "")  # one alone speaks
-  result = alone(pretrain_tiny, tmp_path)
-  assert_same_run(workdir, tmp_path)
+def test_killed_terminated_and_split(pretrain_tiny, fork_server, tmp_path):
+  """A pretraining by 2, by 1, and again by 2 processes, twice cut short."""
+  workdir = tmp_path / "two"
+  killed = train_two(fork_server, KILLED, pretrain_tiny, workdir)
+  assert [status for status, _ in killed] == [1, -9]
+  assert "Connection" in "".join(killed[0][1])  # nobody waits for the dead
+  assert not (workdir / "result.json").exists()
+  # Step 3 is asked for again: what was saved last is of step 2.
+  for status, lines in train_two(
+    fork_server, TERMINATED, pretrain_tiny, workdir
+  ):
+    assert status == 130
+    assert re.search("stopped at step [34] of 9 with a checkpoint", lines[-1])
+  assert checkpoints.read(workdir)[0]["step"] in (3, 4)
+  assert not (workdir / "result.json").exists()
+  assert alone(pretrain_tiny, workdir, max_steps=6)["step"] == 6
+  first, second = train_two(
+    fork_server, SPLIT, pretrain_tiny, workdir, **{"mesh.fsdp": 2}
+  )
+  assert first[0] == 0
+  assert any("resuming from step 6 of 9" in line for line in first[1])
+  assert second == (0, [])  # process 0 alone speaks
+  result = alone(pretrain_tiny, tmp_path / "one")
+  assert_same_run(workdir, tmp_path / "one")
   ours = json.loads((workdir / "result.json").read_text())
   assert ours.keys() == result.keys()
   assert ours["knn"] == result["knn"]
-
-
-def test_finetuning_terminated_and_split(
-  pretrained, finetune_tiny, command_line, tmp_path
-):
-  finetune_tiny.init_from = str(pretrained[0])
-  workdir = tmp_path / "two"
-  flags = command_line(finetune_tiny, workdir)
-  for status, out, err in train_two(TERMINATED, flags):
-    assert (status, out) == (130, [])
-    assert re.search("stopped at step [34] of 9 with a checkpoint", err)
-  assert checkpoints.read(workdir)[0]["step"] in (3, 4)
-  assert not (workdir / "result.json").exists()
-  assert alone(finetune_tiny, workdir, max_steps=6)["step"] == 6
-  flags = [*flags, "--config.mesh.fsdp=2"]
-  first, second = train_two(SPLIT, flags)
-  assert (first[0], second) == (0, (0, [], ""))
-  alone(finetune_tiny, tmp_path / "one")
-  assert_same_run(workdir, tmp_path / "one")
   # The digest is of the whole state, each half of which lay elsewhere.
-  result = json.loads((workdir / "result.json").read_text())
   (workdir / "result.json").unlink()
-  again = alone(finetune_tiny, workdir)
-  assert again["state_sha256"] == result["state_sha256"]
-  assert again["top1"] == result["top1"]
+  again = alone(pretrain_tiny, workdir)
+  assert again["state_sha256"] == ours["state_sha256"]
+
+
+def test_finetuning_by_two(finetune_tiny, make_workdir, fork_server, tmp_path):
+  finetune_tiny.init_from = str(make_workdir("pretrain", "vit", ["0", "1"]))
+  code = "from vit_ssl_jax import main; main.run()"
+  ended = train_two(fork_server, code, finetune_tiny, tmp_path / "two")
+  assert [status for status, _ in ended] == [0, 0]
+  result = alone(finetune_tiny, tmp_path / "one")
+  assert_same_run(tmp_path / "two", tmp_path / "one")
+  ours = json.loads((tmp_path / "two" / "result.json").read_text())
+  assert ours["top1"] == result["top1"]
 
 
 AGREE = """
@@ -244,7 +207,7 @@ found = sentence(workdir.claim, config, folder / "unlike")
 assert "optim.weight_decay is 0.0 on process 0 and 0.1 on process 1" in found
 found = sentence(hosts.assert_equal, {"images.train": 5 + index}, "data set")
 assert "data set: images.train is 5 on process 0 and 6 on process 1" in found
-workdir.PATIENCE = 0.3
+workdir.SHARED_SECONDS = 0.3
 for path, wrong in ((folder, False), (folder / "new" / "er", False),
                     (folder / str(index), True)):
   if wrong:
@@ -257,8 +220,8 @@ assert not list(folder.rglob("*.tmp"))
 
 path = folder / f"own_{index}"
 (path / "checkpoints" / str(4 + index)).mkdir(parents=True)
-found = sentence(checkpoints.agreed_steps, path)
-assert "the newest are of the steps 4, 5" in found
+found = sentence(checkpoints.restore, path, None)
+assert "steps is [4] on process 0 and [5] on process 1" in found
 
 # The first reads the data before the other does.
 def load(*_, progress, **__):
@@ -309,10 +272,10 @@ cli.log(f"process {index}")
 """
 
 
-def test_processes_agree(tmp_path):
-  first, second = run_two(["-c", AGREE, str(tmp_path)])
-  assert first == (0, [], "process 0\n")
-  assert second == (0, [], "")
+def test_processes_agree(fork_server, tmp_path):
+  first, second = run_two(fork_server, AGREE, [str(tmp_path)])
+  assert first == (0, ["process 0"])
+  assert second == (0, [])
 
 
 def test_one_at_a_time_on_a_machine():
@@ -326,7 +289,7 @@ def test_one_at_a_time_on_a_machine():
 
 @pytest.mark.long
 @pytest.mark.parametrize("arch", ["swin", "cait"])
-def test_other_architectures(arch, make_tiny, command_line, tmp_path):
+def test_other_architectures(arch, make_tiny, fork_server, tmp_path):
   """Both stages, with parameters split over two processes."""
   tuning = make_tiny("finetune", arch)
   tuning.init_from = str(tmp_path / "pretrain" / "one")
@@ -334,8 +297,8 @@ def test_other_architectures(arch, make_tiny, command_line, tmp_path):
     folder = tmp_path / config.stage
     alone(config, folder / "one")
     config.mesh.fsdp = 2
-    ended = train_two(SPLIT, command_line(config, folder / "two"))
-    assert [status for status, _, _ in ended] == [0, 0]
+    ended = train_two(fork_server, SPLIT, config, folder / "two")
+    assert [status for status, _ in ended] == [0, 0]
     assert_same_run(folder / "two", folder / "one")
 
 
@@ -351,27 +314,20 @@ with cli.reporting_errors():
   ("changes", "words"),
   [
     ({}, "the other processes were not found in 1 seconds"),
-    ({"JAX_NUM_PROCESSES": None}, "cannot be told which processes belong"),
-    ({"JAX_COORDINATOR_ADDRESS": "here"}, "cannot be told which processes"),
-    ({"JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID=one has to be a whole number"),
+    ({"JAX_NUM_PROCESSES": None}, "cannot detect the processes of this run"),
+    ({"JAX_COORDINATOR_ADDRESS": "here"}, "cannot detect the processes"),
+    ({"JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID=one must be a whole number"),
   ],
 )
-def test_the_others_are_not_there(changes, words):
-  environment = os.environ | {
+def test_the_others_are_not_there(changes, words, fork_server):
+  environment = {
     "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
     "JAX_NUM_PROCESSES": "2",
     "JAX_PROCESS_ID": "1",
-  }
-  environment |= changes
-  environment = {k: v for k, v in environment.items() if v is not None}
-  done = subprocess.run(
-    [sys.executable, "-c", ALONE],
-    cwd=ROOT,
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=SECONDS,
-  )
-  assert done.returncode == 2
-  assert words in done.stderr
-  assert len(done.stderr.splitlines()) == 1
+  } | changes
+  status, text = processes.Run(
+    fork_server, code=ALONE, environment=environment
+  ).wait()
+  assert status == 2
+  assert words in text
+  assert len(text.splitlines()) == 1

@@ -98,7 +98,7 @@ def test_a_set_that_changed_since(finetune_tiny, tmp_path):
   about.write_text(json.dumps(found | {"sha256": {}}))
   finetune_tiny.max_steps = 2
   with pytest.raises(
-    UserError, match=r"something else: the images or labels of .* changed"
+    UserError, match=r"changed since .* was created: its images or labels"
   ):
     train.run(finetune_tiny, tmp_path)
 

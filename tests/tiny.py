@@ -1,8 +1,11 @@
 """The one tiny network and data set of the tests: milliseconds a step."""
 
+import json
+
 import numpy as np
 
 from vit_ssl_jax import recipes
+from vit_ssl_jax.recipes import schema
 
 SIZES = {
   "vit": {"patch_size": 4, "depth": 2, "num_heads": 2},
@@ -53,3 +56,14 @@ def config(stage, arch, dataset):
   else:
     config.augment.update(autoaugment="", crop_padding=1)
   return config
+
+
+def flags(config, workdir, **changes):
+  """The arguments of `python -m main` for a config and a workdir."""
+  values = schema.flat(json.loads(config.to_json())) | changes
+  recipe = f"configs/{values.pop('stage')}.py:{config.model.name},cifar10"
+  arguments = [f"--workdir={workdir}", f"--config={recipe}"]
+  for key, value in values.items():
+    value = tuple(value) if isinstance(value, list) else value
+    arguments.append(f"--config.{key}={value}")
+  return arguments

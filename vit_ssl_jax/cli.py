@@ -1,15 +1,12 @@
-"""What all commands share: how they begin, report errors, and show progress."""
+"""Shared command-line code: argument parsing, errors, progress, tables."""
 
 import argparse
 import contextlib
 import ctypes
-import inspect
-import logging
 import os
 import signal
 import sys
 import threading
-import warnings
 
 import absl.logging
 import jax
@@ -22,10 +19,7 @@ from vit_ssl_jax.parallel import hosts
 
 
 class Parser(argparse.ArgumentParser):
-  """Arguments of a command; what is wrong with them is said in one sentence.
-
-  The description is shown as it is written.
-  """
+  """ArgumentParser that reports errors in one sentence."""
 
   def __init__(self, description, **options):
     super().__init__(
@@ -41,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def reporting_errors():
-  """Turns what a user is to read into one sentence and an exit status."""
+  """Exits with one sentence and a status for errors that a user can fix."""
   try:
     yield
   except UserError as e:
@@ -56,8 +50,8 @@ def reporting_errors():
       raise
     reason = str(e).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
     exit_with_error(
-      f"the device has too little memory ({reason.rstrip('.')}): possible are a"
-      " smaller batch, in training also accumulate_steps=2 or remat=True"
+      f"the device has too little memory ({reason.rstrip('.')}): try a smaller"
+      " batch, in training also accumulate_steps=2 or remat=True"
     )
   except KeyboardInterrupt as e:
     print(str(e) or "interrupted", file=sys.stderr)
@@ -65,21 +59,16 @@ def reporting_errors():
 
 
 def configure(distributed=False):
-  """Quietens libraries, and keeps what JAX compiles and a CPU's memory.
+  """Silences library logging and enables the compilation cache.
 
   Args:
-    distributed: whether this is one process of several, see `hosts.start`.
+    distributed: connects the processes of the run (`hosts.start`).
   """
-  # TensorFlow only reads and writes here, and has no GPU to miss.
+  # TensorFlow reads and writes files here, and needs no GPU.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  # What Orbax logs as an error it also raises.
+  # Orbax raises the errors that it logs.
   absl.logging.set_verbosity(absl.logging.FATAL)
-  # Where a checkpoint is damaged, each of Orbax's tasks would say so.
-  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-  sys.unraisablehook = without_late_tasks
-  warnings.filterwarnings("ignore", "coroutine .* was never awaited")
-  # On a CPU alone, and read when JAX starts: steps run, and allocate, on the
-  # main thread (see `keep_freed_memory`), which would only wait for them.
+  # CPU steps run, and allocate, on the main thread (see `keep_freed_memory`).
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   if distributed:
     hosts.start()
@@ -91,27 +80,19 @@ def configure(distributed=False):
     keep_freed_memory()
 
 
-def without_late_tasks(unraisable):
-  """Python's hook, but for what reaches Orbax's tasks once they have failed."""
-  late = "Event loop is closed" in str(unraisable.exc_value)
-  if not (late or inspect.iscoroutine(unraisable.object)):
-    sys.__unraisablehook__(unraisable)
-
-
 def keep_freed_memory():
-  """Tells glibc not to hand memory back to the system between steps.
+  """Keeps glibc from returning memory to the system between steps.
 
-  XLA allocates a step's buffers anew on a CPU, and the system would clear each
-  page of them at every step, which took a fifth of ViT's fine-tuning step.
-  This helps on the main thread alone: in the arenas of others glibc has no room
-  for such buffers, and maps each apart whatever it is told.
+  XLA allocates a step's buffers anew on a CPU, and the system clears each page
+  of them, which took a fifth of ViT's fine-tuning step. On threads other than
+  the main one glibc maps such buffers separately in any case.
   """
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):
     return  # not glibc
   trim_threshold, mmap_max = -1, -4
-  mallopt(mmap_max, 0)  # what is mapped apart is unmapped when freed
+  mallopt(mmap_max, 0)
   mallopt(trim_threshold, -1)  # never
 
 
@@ -121,18 +102,18 @@ def exit_with_error(sentence):
 
 
 def printable(text):
-  """A text on one line: names of files may have line breaks in them."""
+  """Escapes line breaks and the like, which file names may contain."""
   return "".join(x if x.isprintable() else repr(x)[1:-1] for x in text)
 
 
 def log(text):
-  """Prints a line on standard error without breaking the progress bar."""
+  """Prints a line on standard error, above the progress bar."""
   if hosts.is_primary():
     tqdm.tqdm.write(text, file=sys.stderr)
 
 
 def duration(seconds):
-  """A time in words, such as "12 minutes"."""
+  """Formats seconds, for instance "12 minutes"."""
   for unit, size in (("hours", 3600), ("minutes", 60)):
     if seconds >= 1.5 * size:
       return f"{seconds / size:.{int(unit == 'hours')}f} {unit}"
@@ -142,7 +123,7 @@ def duration(seconds):
 def progress_bar(
   total, unit, *, initial=0, label=None, disable=False, leave=True
 ):
-  """A bar with rate and ETA; without `leave`, a brief one for slow work."""
+  """A progress bar on standard error; without `leave`, only while slow."""
   seconds = 0.5 if sys.stderr.isatty() else 15
   return tqdm.tqdm(
     total=total,
@@ -160,23 +141,22 @@ def progress_bar(
 
 @contextlib.contextmanager
 def stop_signals():
-  """Yields an Event that SIGINT and SIGTERM set, for an orderly stop.
+  """Yields an Event that the first SIGINT or SIGTERM sets.
 
-  A second signal stops at once. A thread that is not the main one hears none.
-  Of several processes JAX itself hears SIGTERM and tells all
-  (`hosts.reached_preemption`), so that SIGINT is passed on as SIGTERM, and the
-  Event is never set.
+  A second signal stops the program. With several processes JAX handles SIGTERM
+  (`hosts.reached_preemption`): SIGINT is passed on as SIGTERM, and the Event is
+  never set.
   """
   stopping = threading.Event()
   if threading.current_thread() is not threading.main_thread():
-    yield stopping  # signals are the main thread's
+    yield stopping  # only the main thread receives signals
     return
-  alone = hosts.single_process()
-  numbers = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
+  single = hosts.single_process()
+  numbers = (signal.SIGINT, signal.SIGTERM) if single else (signal.SIGINT,)
 
   def handle(number, _):
     signal.signal(number, old[number])
-    if alone:
+    if single:
       stopping.set()
     else:
       signal.raise_signal(signal.SIGTERM)
@@ -190,16 +170,12 @@ def stop_signals():
 
 
 def table(header, rows, left=False):
-  """Lays out a table in columns.
+  """Formats a table as text, with all but the first column to the right.
 
   Args:
-    header: the columns' titles.
-    rows: sequences of as many cells; None shows as "-", floats with two
-      decimals.
-    left: whether all columns begin at the left, as text does.
-
-  Returns:
-    The table as text, numbers to the right, without a last line break.
+    header: the column titles.
+    rows: sequences of cells, formatted by `cell`.
+    left: aligns all columns to the left.
   """
   lines = [list(header), *([cell(x) for x in row] for row in rows)]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -213,12 +189,13 @@ def table(header, rows, left=False):
 
 
 def cell(value):
+  """Formats None as "-" and floats with two decimals."""
   if value is None:
     return "-"
   return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def mean_and_spread(values):
-  """The mean over seeds, and their standard deviation where there are more."""
+  """Formats the mean over seeds, and the standard deviation of several."""
   spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
   return f"{np.mean(values):.2f}{spread}"

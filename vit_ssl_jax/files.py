@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Atomic writes and JSON files."""
 
 import contextlib
 import json
@@ -10,23 +10,19 @@ from vit_ssl_jax.errors import UserError
 
 
 def cache_directory(*parts: str) -> pathlib.Path:
-  """Where this package caches: `$XDG_CACHE_HOME`, or else `~/.cache`."""
+  """Returns a path in this package's cache, `$XDG_CACHE_HOME` or `~/.cache`."""
   root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   return pathlib.Path(root, "vit_ssl_jax", *parts).expanduser()
 
 
 def write(path, text):
-  """Writes a text file, in place of one that is there."""
+  """Writes a text file atomically."""
   with atomic_write(path) as temporary:
     temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path):
-  """The content of a file of JSON.
-
-  Raises:
-    UserError: it is missing, or no JSON that can be read.
-  """
+  """Reads a JSON file; a missing or invalid one is a UserError."""
   try:
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
   except FileNotFoundError as e:
@@ -37,18 +33,14 @@ def read_json(path):
 
 @contextlib.contextmanager
 def atomic_write(path):
-  """Yields a new path to write a file or a folder to, and moves it to `path`.
-
-  It lies beside `path`, whose file or folder it replaces; where writing fails,
-  nothing of it is left and what was there stays.
-  """
+  """Yields a temporary path whose file or folder replaces `path` on success."""
   path = pathlib.Path(path)
-  # Of this process alone: another may be writing the same file.
+  # Another process may be writing the same file.
   temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   try:
     yield temporary
     old = path.with_name(f"{path.name}.{os.getpid()}.old")
-    if path.is_dir():  # which nothing can replace in one move
+    if path.is_dir():  # a folder cannot be replaced in one move
       os.replace(path, old)
     try:
       os.replace(temporary, path)
@@ -62,7 +54,7 @@ def atomic_write(path):
 
 
 def remove(path):
-  """Removes a file or a folder, if it is there."""
+  """Removes a file or a folder if it exists."""
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)
   else:

@@ -1,7 +1,7 @@
-"""The processes of one run: how they start, agree, and fail together.
+"""Multi-process runs: start, consistency checks, collective errors.
 
-All processes must call all functions here but `start`, `is_primary` and
-`single_process`, in the same order. With one process they cost nothing.
+All processes must call these functions in the same order, except `start`,
+`is_primary` and `single_process`. With one process they cost nothing.
 """
 
 import contextlib
@@ -19,34 +19,32 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from vit_ssl_jax.errors import UserError, line
 
 COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-# How long a process that has ended waits for the others to end too.
-SHUTDOWN_SECONDS = 60
+SHUTDOWN_SECONDS = 60  # a finished process waits this long for the others
 
 
 def start(timeout=300):
-  """Joins this process to the others of its run, before JAX's backend starts.
+  """Connects the processes of a run, before JAX's backend starts.
 
-  JAX finds them by itself on TPU VMs and under SLURM, Open MPI and Kubernetes;
-  elsewhere JAX_COORDINATOR_ADDRESS (the first process's HOST:PORT),
-  JAX_NUM_PROCESSES and JAX_PROCESS_ID name them.
-
-  Args:
-    timeout: seconds to wait for the others; then the program ends with one
-      sentence and status 2.
+  JAX detects them on TPU VMs and under SLURM, Open MPI and Kubernetes.
+  Elsewhere JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES
+  and JAX_PROCESS_ID must be set. After `timeout` seconds the program exits with
+  one sentence and status 2.
 
   Raises:
-    UserError: it cannot be told who the others are, or they cannot be reached.
+    UserError: the processes cannot be detected or reached.
   """
   address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-  count, index = _number(COUNT), _number(INDEX)
-  named = address and None not in (count, index)
+  count, index = _environment_int(COUNT), _environment_int(INDEX)
+  explicit = address and None not in (count, index)
   missing = (
-    "--distributed: the other processes were not found{}: all have to be"
-    f" started, and to reach the first at {address or 'its address'}"
+    "--distributed: the other processes were not found{}: all must be started,"
+    f" and must reach process 0 at {address or 'its address'}"
   )
-  # JAX itself would abort with a trace of its C++ functions.
+  # JAX itself would abort with a C++ stack trace.
   alarm = threading.Timer(
-    timeout, _leave, [2, "error: " + missing.format(f" in {timeout} seconds")]
+    timeout,
+    _exit_now,
+    [2, "error: " + missing.format(f" in {timeout} seconds")],
   )
   alarm.daemon = True
   alarm.start()
@@ -54,16 +52,15 @@ def start(timeout=300):
     jax.distributed.initialize(
       num_processes=count,
       process_id=index,
-      cluster_detection_method="deactivate" if named else None,
+      cluster_detection_method="deactivate" if explicit else None,
       initialization_timeout=timeout + 60,
       shutdown_timeout_seconds=SHUTDOWN_SECONDS,
     )
   except (ValueError, TypeError, KeyError, IndexError) as e:
     raise UserError(
-      f"--distributed: it cannot be told which processes belong together"
-      f" ({line(e)}): start them on a TPU VM or under SLURM, Open MPI or"
-      " Kubernetes, or set JAX_COORDINATOR_ADDRESS=HOST:PORT of the first,"
-      f" {COUNT} and {INDEX} for each"
+      f"--distributed: cannot detect the processes of this run ({line(e)}):"
+      " start them on a TPU VM or under SLURM, Open MPI or Kubernetes, or set"
+      f" JAX_COORDINATOR_ADDRESS=HOST:PORT of process 0, {COUNT} and {INDEX}"
     ) from e
   except (RuntimeError, OSError) as e:
     raise UserError(missing.format(f" ({line(e)})")) from e
@@ -71,134 +68,109 @@ def start(timeout=300):
     alarm.cancel()
 
 
-def _leave(status, text):
-  """Ends the program at once, whatever its other threads wait for."""
-  print(text, file=sys.stderr)
+def _exit_now(status, text):
+  """Exits without waiting for other threads."""
+  print(text, file=sys.stderr, flush=True)
   sys.stdout.flush()
-  sys.stderr.flush()
   os._exit(status)
 
 
-def _number(name):
-  """An environment variable as a number, or None where it is not set."""
+def _environment_int(name):
   value = os.environ.get(name)
-  if value is None:
-    return None
-  if not value.isdecimal():
-    raise UserError(f"{name}={value} has to be a whole number")
-  return int(value)
+  if value is not None and not value.isdecimal():
+    raise UserError(f"{name}={value} must be a whole number")
+  return None if value is None else int(value)
 
 
 def is_primary():
-  """Whether this process is the one that writes and speaks."""
+  """True on process 0, which writes files and logs."""
   return jax.process_index() == 0
 
 
 def single_process():
-  """Whether there is one process only."""
   return jax.process_count() == 1
 
 
 def all_gather(value):
-  """What every process gives, a list in their order.
-
-  Args:
-    value: anything that JSON can hold.
-  """
+  """Returns the JSON values of all processes, in their order."""
   if single_process():
     return [value]
   content = np.frombuffer(json.dumps(value).encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(len(content)))
-  # A power of two, so that few lengths have to be compiled.
+  # Padded to a power of two, so that few lengths are compiled.
   room = 1 << int(max(sizes) - 1).bit_length()
   padded = np.pad(content, (0, room - len(content)))
-  found = multihost_utils.process_allgather(padded)
+  rows = multihost_utils.process_allgather(padded)
   return [
-    json.loads(x[:size].tobytes()) for x, size in zip(found, sizes, strict=True)
+    json.loads(row[:size].tobytes())
+    for row, size in zip(rows, sizes, strict=True)
   ]
 
 
-def assert_equal(value, what):
-  """Raises a UserError on all processes where not all give the same.
+def broadcast(value):
+  """Broadcasts process 0's JSON value to all processes."""
+  return all_gather(value if is_primary() else None)[0]
 
-  Args:
-    value: a flat dict that JSON can hold.
-    what: what it is, for the sentence.
-  """
-  first, *others = all_gather(value)
+
+def assert_equal(values, name):
+  """Raises a UserError on all processes if a flat dict differs between them."""
+  first, *others = all_gather(values)
   for index, other in enumerate(others, 1):
     for key in sorted(other.keys() | first.keys()):
       if other.get(key) != first.get(key):
         raise UserError(
-          f"the processes have to be given the same {what}: {key} is"
+          f"all processes must have the same {name}: {key} is"
           f" {first.get(key)!r} on process 0 and {other.get(key)!r} on"
           f" process {index}"
         )
 
 
-def broadcast(value):
-  """The first process's value, which JSON can hold; that of others is lost."""
-  return all_gather(value if is_primary() else None)[0]
+@contextlib.contextmanager
+def sync_errors():
+  """Raises a UserError of one process on all; the body must not synchronise."""
+  error = None
+  try:
+    yield
+  except UserError as e:
+    error = e
+  messages = all_gather(error and str(error))
+  if error:
+    raise error
+  for index, message in enumerate(messages):
+    if message:
+      raise UserError(f"process {index}: {message}")
 
 
 def reached_preemption(number):
-  """Whether all processes stop now, for SIGTERM has been sent to one of them.
-
-  Args:
-    number: counts the calls, which all processes make alike; they agree on the
-      number to stop at.
-  """
+  """True on all processes at the same call once SIGTERM reached one of them."""
   if single_process():
     return False
   return multihost_utils.reached_preemption_sync_point(number)
 
 
-@contextlib.contextmanager
-def sync_errors():
-  """Raises on every process the UserError that one of them raises inside.
-
-  What is inside must not wait for other processes.
-  """
-  own = None
-  try:
-    yield
-  except UserError as e:
-    own = e
-  found = all_gather(own and str(own))
-  if own:
-    raise own
-  for index, sentence in enumerate(found):
-    if sentence:
-      raise UserError(f"process {index}: {sentence}")
-
-
 def replicated(x):
-  """An array that may lie on several hosts, whole on each of them."""
+  """Returns an array that may be sharded over hosts, whole on each of them."""
   if not isinstance(x, jax.Array):
     return x
   if x.is_fully_addressable or x.is_fully_replicated:
     return x
-  return jax.jit(_as_it_is, out_shardings=NamedSharding(x.sharding.mesh, P()))(
+  return jax.jit(_identity, out_shardings=NamedSharding(x.sharding.mesh, P()))(
     x
   )
 
 
-def _as_it_is(x):
+def _identity(x):
   return x
 
 
 @contextlib.contextmanager
 def exit_on_error():
-  """Ends a process that fails alone at once, so that the others notice.
-
-  Else it would wait for them while they wait for it. A UserError and an
-  orderly stop are everybody's.
-  """
+  """Exits at once on an unexpected error so that no other process hangs."""
   try:
     yield
-  except (UserError, KeyboardInterrupt):
+  except (UserError, KeyboardInterrupt):  # they reach all processes anyway
     raise
   except Exception:
     if single_process():
       raise
-    _leave(1, traceback.format_exc())
+    _exit_now(1, traceback.format_exc())

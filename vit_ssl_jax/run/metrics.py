@@ -1,8 +1,9 @@
-"""What a run writes down while it trains: metrics.jsonl, TensorBoard events."""
+"""Training metrics: metrics.jsonl and TensorBoard."""
 
 import collections
 import concurrent.futures
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
@@ -17,19 +18,21 @@ from vit_ssl_jax import cli, files
 from vit_ssl_jax.parallel import hosts
 
 NAME = "metrics.jsonl"
-RECENT = 100  # lines that are kept at hand
-MOST_SKIPPED = 10  # steps in a row that are not finite, with which a run ends
-# How far the teacher's targets of a batch differ from image to image, in nats.
-SIGNAL = "teacher_kl"
+RECENT = 100  # lines held in memory
+MOST_SKIPPED = 10  # consecutive non-finite steps that end a run
+SIGNAL = "teacher_kl"  # spread of the teacher's targets over a batch, in nats
 EVALUATED = {"knn", "top1"}  # figures on the test images
-VAL = "val_"  # begins the names of figures on validation images
+VAL = "val_"  # prefix of figures on the validation images
+
+
+class NotFiniteError(Exception):
+  """A non-finite value in a step; args are the step and the value's name."""
 
 
 def read(workdir):
-  """The lines of a workdir's metrics.jsonl, as a list of dicts.
+  """Reads metrics.jsonl as a list of dicts.
 
-  What is no line of it is left out, such as the last one where a kill cut it
-  off.
+  Malformed lines, such as a truncated last one, are skipped.
   """
   path = pathlib.Path(workdir, NAME)
   if not path.exists():
@@ -39,7 +42,7 @@ def read(workdir):
 
 
 def parse(line):
-  """A line as a dict, or None where it is damaged."""
+  """Parses a line; None if it is malformed."""
   try:
     content = json.loads(line)
     steps, others = content["step"], content["epoch"] + content["seconds"]
@@ -48,27 +51,19 @@ def parse(line):
   return content if steps >= 1 and math.isfinite(others) else None
 
 
-class NotFiniteError(Exception):
-  """A step's value is not finite; args are the step and the value's name."""
-
-
 class Recorder:
-  """Keeps a run's metrics: metrics.jsonl, TensorBoard events, recent lines.
+  """Writes metrics.jsonl and TensorBoard events.
 
-  A step's values stay on the device until `flush`, so that the host need not
-  wait for the step. Lines of steps that a resumed run will do again are
-  dropped first, so that every step stands in the file once. Of several
-  processes the first alone writes; all of them see what is not finite.
-
-  Values that are not finite are left out of a line, and it says "skipped"; a
-  run goes on after such a line if it is told to skip them.
+  Values stay on the device until `flush`, so that the host does not wait for a
+  step. Lines after the checkpoint that a run resumes from are dropped, so that
+  each step has one line. Process 0 alone writes; all processes see non-finite
+  values. A skipped step's line has "skipped" in place of non-finite values.
 
   Attributes:
-    digest: SHA-256 of the lines until now.
-    recent: the last lines, dicts with "step", "epoch", "seconds" and values.
-    evaluated: the lines of steps after which the model was evaluated, each with
-      "signal", the median of the last lines' `SIGNAL`.
-    warned: the warning that the user has been given, or None.
+    digest: SHA-256 of all lines so far.
+    recent: the last lines: "step", "epoch", "seconds" and values.
+    evaluated: the lines with figures of an evaluation, and "signal", the median
+      of `SIGNAL` over the recent lines.
   """
 
   def __init__(
@@ -81,39 +76,42 @@ class Recorder:
     tensors=(),
     skips=False,
   ):
+    """Opens metrics.jsonl and drops lines after `start_step`.
+
+    Args:
+      workdir, start_step, steps_per_epoch: of the run.
+      tensorboard: writes TensorBoard events too.
+      digest: `digest` at `start_step`, to check the lines against.
+      tensors: names of the parameters, in the order of `jax.tree.leaves`.
+      skips: skips non-finite steps instead of raising NotFiniteError.
+    """
     self.path = pathlib.Path(workdir, NAME)
-    kept = [line for line in read(workdir) if line["step"] <= start_step]
-    self.digest = hashlib.sha256()
-    text = self.encode(kept)
-    if len(kept) != start_step:
-      cli.log(
-        f"warning: {self.path} has {len(kept)} whole lines of {start_step}"
-        " steps: the figures of the others are lost"
-      )
-    elif digest and self.digest.hexdigest() != digest:
-      cli.log(
-        f"warning: {self.path} is not what the run has written: figures of the"
-        " steps before may be wrong"
-      )
+    self.steps_per_epoch = steps_per_epoch
     self.tensors = tensors
     self.skips = skips
+    self.pending = []
+    self.digest = hashlib.sha256()
+    lines = [line for line in read(workdir) if line["step"] <= start_step]
+    text = self.encode(lines)
+    if len(lines) != start_step:
+      cli.log(
+        f"warning: {self.path} has {len(lines)} valid lines for {start_step}"
+        " steps: the other steps' metrics are lost"
+      )
+    elif digest and self.digest.hexdigest() != digest:
+      cli.log(f"warning: {self.path} was changed since the checkpoint")
     self.writes = hosts.is_primary()
     if self.writes:
       files.write(self.path, text)
-    self.steps_per_epoch = steps_per_epoch
-    self.pending = []
-    self.warned = None
-    # Of the steps before, how many in a row were skipped.
-    flags = ("skipped" in line for line in reversed(kept))
+    # Consecutive skipped steps before this one.
+    flags = ("skipped" in line for line in reversed(lines))
     self.skipped = len(list(itertools.takewhile(bool, flags)))
     self.recent = collections.deque(maxlen=RECENT)
     self.evaluated = []
-    self.remember(kept)
-    found = [v for x in kept for k, v in x.items() if k.startswith(VAL)]
-    self.best = max(found, default=-1.0)
-    earlier = kept[-1]["seconds"] if kept else 0.0
-    self.begin = time.perf_counter() - earlier
-    # TensorFlow, which clu's writers import, loads beside the first steps.
+    self.remember(lines)
+    self.best = max((validation(line) for line in lines), default=-1.0)
+    self.begin = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
+    # TensorFlow is imported in the background of the first steps.
     self.thread = concurrent.futures.ThreadPoolExecutor(1)
     self.events = None
     if tensorboard and self.writes:
@@ -124,7 +122,7 @@ class Recorder:
     return self
 
   def __exit__(self, *error):
-    """Waits for the events; that some were not written costs no result."""
+    """Closes the events; failing to write them is only a warning."""
     self.thread.shutdown()
     if self.events is None:
       return
@@ -132,81 +130,78 @@ class Recorder:
     if not self.events.exception():
       self.events.result().close()
     if problem:
-      cli.log(f"warning: TensorBoard events were not written: {problem}")
+      cli.log(f"warning: could not write TensorBoard events: {problem}")
 
   def encode(self, lines):
-    """Lines as text, which the digest takes in."""
+    """Formats lines as text and adds it to the digest."""
     text = "".join(json.dumps(line) + "\n" for line in lines)
     self.digest.update(text.encode())
     return text
 
   def elapsed(self):
-    """Seconds of wall time in this workdir, earlier runs' included."""
+    """Wall time in this workdir in seconds, including earlier runs."""
     return round(time.perf_counter() - self.begin, 3)
 
   def add(self, steps, values):
-    """Takes the metrics of some steps, which may still be computed.
+    """Adds metrics, which may still be computing.
 
     Args:
       steps: a range.
-      values: scalars, or for several steps arrays of at least their number.
+      values: scalars, or for several steps arrays of at least as many values.
     """
     seconds = {"seconds": self.elapsed()}
     self.pending.append((steps, values, [dict(seconds) for _ in steps]))
 
   def complete(self, figures):
-    """Adds what evaluation has found to the last step's line.
+    """Adds the figures of an evaluation to the last step's line.
 
     Returns:
-      The figure of validation, where it is better than all before, or None.
+      The validation figure if it is the best so far, or None.
     """
     *_, endings = self.pending[-1]
     endings[-1] |= figures | {"seconds": self.elapsed()}
-    value = max(
-      (v for k, v in figures.items() if k.startswith(VAL)), default=-1
-    )
+    value = validation(figures)
     if value <= self.best:
       return None
     self.best = value
     return value
 
   def flush(self, keep_last=False):
-    """Fetches and writes what was added, or all but what was added last.
+    """Writes the added lines, or all but the last addition.
 
     Raises:
-      NotFiniteError: a value is not finite; the lines before are written.
+      NotFiniteError: a value is not finite; the lines before it are written.
     """
     count = len(self.pending) - keep_last
     ready, self.pending = self.pending[:count], self.pending[count:]
-    lines = [line for added in ready for line in self.lines(*added)]
-    found = ((i, self.not_finite(line)) for i, line in enumerate(lines))
-    bad = next(((i, name) for i, name in found if name), None)
-    good = lines[: bad[0]] if bad else lines
-    for line in good:
+    lines, error = [], None
+    for line in itertools.chain.from_iterable(self.lines(*x) for x in ready):
+      if name := self.not_finite(line):
+        error = NotFiniteError(line["step"], name)
+        break
       line.pop("bad_tensor", None)
+      lines.append(line)
     if self.writes:
       with self.path.open("a") as f:
-        f.write(self.encode(good))
+        f.write(self.encode(lines))
     if self.events is not None:
-      self.written.append(self.thread.submit(write_events, self.events, good))
-    self.remember(good)
-    if bad:
-      raise NotFiniteError(lines[bad[0]]["step"], bad[1])
+      self.written.append(self.thread.submit(write_events, self.events, lines))
+    self.remember(lines)
+    if error:
+      raise error
 
   def remember(self, lines):
-    """Keeps the recent lines, and those with figures of an evaluation."""
     for line in lines:
       self.recent.append(line)
       if not EVALUATED.isdisjoint(line):
         signal = [x[SIGNAL] for x in self.recent if SIGNAL in x]
-        middle = {"signal": statistics.median(signal)} if signal else {}
-        self.evaluated.append(line | middle)
+        median = {"signal": statistics.median(signal)} if signal else {}
+        self.evaluated.append(line | median)
 
   def not_finite(self, line):
-    """What in a line ends the run because it is not finite, or None.
+    """Names the non-finite value that ends the run; None if it goes on.
 
-    Where such steps are skipped it is the tenth of them in a row; a line of one
-    loses the values that JSON cannot hold.
+    A skipped step's line loses its non-finite values, which JSON cannot hold.
     """
     bad = [k for k, v in line.items() if not math.isfinite(v)]
     number = line.get("bad_tensor", -1)
@@ -218,21 +213,32 @@ class Recorder:
     if not self.skips or self.skipped == MOST_SKIPPED:
       return name
     if self.skipped == 1:
-      cli.log(f"warning: step {line['step']} is skipped: {name} is not finite")
+      cli.log(f"warning: skipping step {line['step']}: {name} is not finite")
     for key in bad:
       line.pop(key)
     line["skipped"] = 1
     return None
 
   def lines(self, steps, values, endings):
-    """The lines of what was added, with numbers from the device."""
+    """Yields one line a step, with values from the device."""
     values = {
       k: np.ravel(v).tolist() for k, v in jax.device_get(values).items()
     }
     for i, (step, ending) in enumerate(zip(steps, endings, strict=True)):
       epoch = round(step / self.steps_per_epoch, 4)
-      now = {name: value[i] for name, value in values.items()}
-      yield {"step": step, "epoch": epoch} | now | ending
+      scalars = {name: value[i] for name, value in values.items()}
+      yield {"step": step, "epoch": epoch} | scalars | ending
+
+
+def validation(figures):
+  """The validation figure in percent, or -1."""
+  return max((v for k, v in figures.items() if k.startswith(VAL)), default=-1.0)
+
+
+def can_write_events():
+  """True if the packages of TensorBoard's writer are installed."""
+  packages = ("tensorflow", "clu", "tensorboard")
+  return all(map(importlib.util.find_spec, packages))
 
 
 def open_events(workdir):
@@ -251,16 +257,15 @@ def write_events(events, lines):
 
 
 def best_on_val(lines, name):
-  """The final figures of a run with validation images.
+  """Final figures at the epoch that is best on the validation images.
 
   Args:
     lines: all of the run's lines.
-    name: of the figure on the test images; validation's has `VAL` before it.
+    name: of the figure on the test images, such as "top1".
 
   Returns:
-    {} where there were none, else the best figure on the validation images,
-    the epoch and the step it was found at, and the test figure there, which
-    was not chosen by looking at the test images.
+    The best validation figure, its epoch and step, and the test figure there,
+    which took no part in the choice; {} without validation images.
   """
   lines = [line for line in lines if VAL + name in line]
   if not lines:

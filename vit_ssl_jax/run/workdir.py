@@ -1,4 +1,4 @@
-"""A run's folder: its config, the data set it is trained on, and its result."""
+"""The workdir: config.json, dataset.json, the lock, result.json."""
 
 import contextlib
 import fcntl
@@ -20,8 +20,7 @@ from vit_ssl_jax.parallel import hosts
 from vit_ssl_jax.recipes import schema
 from vit_ssl_jax.run import checkpoints, metrics
 
-# What may change when a run resumes: it decides how far the run goes and how
-# fast, and not what a step computes.
+# Keys that may change when a run resumes: no step's result depends on them.
 MAY_CHANGE = (
   "max_steps",
   "log_every_steps",
@@ -40,58 +39,51 @@ MAY_CHANGE = (
   "steps_per_dispatch",
   "on_collapse",
 )
-# How long a process waits for the first one's file to show itself, in seconds.
-PATIENCE = 10
+SHARED_SECONDS = 10  # until a file of process 0 must be seen by all
 
 
 def command(workdir):
-  """The command that a run was started with, or ""."""
+  """Returns the command that started a run, or ""."""
   path = pathlib.Path(workdir, "command.txt")
   return path.read_text().strip() if path.is_file() else ""
 
 
 def claim(config, workdir):
-  """Checks a config, and that a workdir is new or belongs to its run.
+  """Checks a config, and that a workdir is new or belongs to it.
 
   Raises:
-    UserError: on every process, where a value of the config makes no sense,
-      the processes have different configs or folders, or the workdir holds
-      another run, whose keys the message names.
+    UserError: on all processes, if a value is invalid, processes have different
+      configs or folders, or the workdir holds another run.
   """
   with hosts.sync_errors():
     schema.check(config)
-  own = schema.flat(json.loads(schema.dump(config)))
-  own.pop("data_dir")  # of each host
-  hosts.assert_equal(own, "config")
+  values = flat(config)
+  values.pop("data_dir")  # each host may have its own
+  hosts.assert_equal(values, "config")
   with hosts.sync_errors():
     check_owner(config, workdir)
-  if jax.process_count() > 1:
+  if not hosts.single_process():
     check_shared(workdir)
 
 
+def flat(config):
+  """The values of a config as config.json holds them, by their keys."""
+  return schema.flat(json.loads(schema.dump(config)))
+
+
 def check_owner(config, workdir):
-  """Raises a UserError where a workdir is not this config's, and not new."""
+  """Raises a UserError if a workdir is neither new nor this config's."""
   if not pathlib.Path(workdir, "config.json").exists():
     if checkpoints.steps(workdir):
       raise UserError(
-        f"{workdir} holds checkpoints and no config.json: put it back, or"
-        " choose another --workdir"
+        f"{workdir} holds checkpoints but no config.json: restore it, or choose"
+        " another --workdir"
       )
-    above = existing(workdir)
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-      raise UserError(f"cannot write to --workdir={workdir}: see {above}")
+    parent = existing_parent(workdir)
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+      raise UserError(f"cannot write to --workdir={workdir}: see {parent}")
     return
-  old = schema.flat(schema.read_config(workdir))
-  new = schema.flat(json.loads(schema.dump(config)))
-  new.pop("format")
-  changed = [
-    f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key)
-    and key not in MAY_CHANGE
-    # Left to the set until that is read.
-    and not (key in ("mean", "std") and new.get(key) == [])
-  ]
+  changed = changes(schema.flat(schema.read_config(workdir)), flat(config))
   if changed:
     raise UserError(
       f"{workdir} holds another run, whose config differs in"
@@ -99,98 +91,92 @@ def check_owner(config, workdir):
     )
 
 
-def existing(path):
-  """The nearest of a path and the folders it lies in that there is."""
+def changes(old, new):
+  """Lists the differences between flat configs that a resume does not allow."""
+  return [
+    f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
+    for key in sorted((old.keys() | new.keys()) - {"format", *MAY_CHANGE})
+    if old.get(key) != new.get(key)
+    # Not yet computed from the images.
+    and not (key in ("mean", "std") and new.get(key) == [])
+  ]
+
+
+def existing_parent(path):
   path = pathlib.Path(path).absolute()
   return next(x for x in (path, *path.parents) if x.exists())
 
 
 def check_shared(workdir):
-  """Checks that the workdir is, or will be, one folder for all processes.
-
-  Raises:
-    UserError: a file that the first process has made there is not seen by all.
-  """
+  """Raises a UserError if the processes do not share the workdir's folder."""
   path = pathlib.Path(workdir).absolute()
-  above = [path, *path.parents]
+  levels = [path, *path.parents]
   level, name = hosts.broadcast(
-    [above.index(existing(path)), f".{uuid.uuid4().hex}.tmp"]
+    [levels.index(existing_parent(path)), f".{uuid.uuid4().hex}.tmp"]
   )
-  file = above[level] / name
+  file = levels[level] / name
   try:
     with hosts.sync_errors():
       if hosts.is_primary():
-        touch(file)
-    until = time.monotonic() + PATIENCE
+        try:
+          file.touch()
+        except OSError as e:
+          raise UserError(f"cannot write to {file.parent}: {e.strerror}") from e
+    until = time.monotonic() + SHARED_SECONDS
     while not file.exists() and time.monotonic() < until:
       time.sleep(0.1)
-    blind = [i for i, x in enumerate(hosts.all_gather(file.exists())) if not x]
+    seen = hosts.all_gather(file.exists())
   finally:
     if hosts.is_primary():
       file.unlink(missing_ok=True)
-  if blind:
+  if not all(seen):
+    blind = ", ".join(str(i) for i, sees in enumerate(seen) if not sees)
     raise UserError(
-      f"--workdir={workdir} has to be one folder that all processes see: what"
-      f" process 0 writes there is not seen by {', '.join(map(str, blind))}"
+      f"--workdir={workdir} must be a folder shared by all processes: a file"
+      f" that process 0 writes there is not seen by {blind}"
     )
-
-
-def touch(file):
-  """Makes an empty file.
-
-  Raises:
-    UserError: its folder cannot be written to.
-  """
-  try:
-    file.touch()
-  except OSError as e:
-    raise UserError(f"cannot write to {file.parent}: {e.strerror}") from e
 
 
 @contextlib.contextmanager
 def opened(config, workdir, dataset):
-  """A workdir that is this process's alone: makes it, or goes on with it.
+  """Creates or reopens a workdir, and locks it for this run.
 
-  It gets config.json, dataset.json and command.txt.
+  Writes config.json, dataset.json and command.txt.
 
   Raises:
-    UserError: it cannot be written to, another process is training in it, it
-      holds another run, or one that was trained on other images, or processes
-      have read other images.
+    UserError: it cannot be written, another process is training in it, it holds
+      another run or other images, or processes have read other images.
   """
   path = pathlib.Path(workdir)
-  described = describe(dataset)
-  hosts.assert_equal(schema.flat(described), "data set")
+  description = describe(dataset)
+  hosts.assert_equal(schema.flat(description), "data set")
   with contextlib.ExitStack() as stack:
     with hosts.sync_errors():
       check_owner(config, workdir)
-      check_dataset(path, described)
-    with hosts.sync_errors():  # after all have looked
+      check_dataset(path, description)
+    with hosts.sync_errors():  # all have checked before the first writes
       if hosts.is_primary():
         try:
           path.mkdir(parents=True, exist_ok=True)
           stack.enter_context(locked(path))
-          write(path, config, described)
+          write(path, config, description)
         except OSError as e:
           raise UserError(f"cannot write to --workdir={workdir}: {e}") from e
     yield
 
 
-def write(path, config, described):
+def write(path, config, description):
   """Writes config.json, dataset.json and, for a new run, command.txt."""
   files.write(path / "config.json", schema.dump(config))
-  files.write(path / "dataset.json", json.dumps(described, indent=2) + "\n")
+  files.write(path / "dataset.json", json.dumps(description, indent=2) + "\n")
   if not (path / "command.txt").exists():
-    started = shlex.join(["python", *sys.orig_argv[1:]])
-    files.write(path / "command.txt", started + "\n")
+    text = shlex.join(["python", *sys.orig_argv[1:]])
+    files.write(path / "command.txt", text + "\n")
 
 
 @contextlib.contextmanager
 def locked(path):
-  """Keeps other processes from training in a workdir.
-
-  The system lets go of the lock when this process ends, however it ends.
-  """
+  """Locks a workdir for this process, until it ends in any way."""
   with (path / ".lock").open("a") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -200,16 +186,17 @@ def locked(path):
         " --workdir"
       ) from e
     except OSError:
-      cli.log(f"warning: {path} cannot be locked: start one process there only")
+      cli.log(
+        f"warning: cannot lock {path}: do not start a second process there"
+      )
     yield
 
 
 def describe(dataset):
-  """What is to be known of a `load.Dataset` later, as a dict.
+  """Describes a `load.Dataset` as a JSON dict.
 
-  Its name, its classes in the order of the logits, mean and standard deviation,
-  and for each part the number of images and a SHA-256 over labels and images,
-  in which their order does not count.
+  Its name, classes, mean and std, and for each split the number of images and a
+  SHA-256 of labels and images, whatever their order.
   """
   counts, digests = {}, {}
   for part in ("train", "val", "test"):
@@ -229,33 +216,33 @@ def describe(dataset):
   }
 
 
-def check_dataset(path, described):
-  """Raises a UserError where a run goes on with other images."""
+def check_dataset(path, description):
+  """Raises a UserError if a run would resume on other images."""
   if not checkpoints.steps(path):
     return
   if not (path / "dataset.json").exists():
     cli.log(
-      f"warning: {path} has no dataset.json any more: whether the images are"
-      " those that it was trained on cannot be told"
+      f"warning: {path} has no dataset.json: cannot check that the images are"
+      " those that it was trained on"
     )
     return
-  check_same(files.read_json(path / "dataset.json"), described, path)
+  check_same(files.read_json(path / "dataset.json"), description, path)
 
 
 def check_same(old, new, workdir):
-  """Raises a UserError where a data set has changed since a run's start."""
-  what = {"classes": "classes", "images": "numbers of images"}
-  what["sha256"] = "images or labels"
-  for key, word in what.items():
+  """Raises a UserError if a data set has changed since a run's start."""
+  names = {"classes": "classes", "images": "numbers of images"}
+  names["sha256"] = "images or labels"
+  for key, name in names.items():
     if old.get(key, new[key]) != new[key]:
       raise UserError(
-        f"{workdir} was trained on something else: the {word} of"
-        f" {new['name']} changed since"
+        f"dataset {new['name']} changed since {workdir} was created: its {name}"
+        " differ"
       )
 
 
 def finished(workdir, step):
-  """The result of a run that has reached a step, or None."""
+  """Returns the result of a run that ended at a step, or None."""
   path = pathlib.Path(workdir, "result.json")
   try:
     result = json.loads(path.read_text(encoding="utf-8"))
@@ -268,11 +255,7 @@ def finished(workdir, step):
 
 
 def scratch_beside(workdir):
-  """Runs from scratch in the same folder, on the same images and as long.
-
-  Yields:
-    (workdir, top-1 in percent) of each that has finished.
-  """
+  """Yields (workdir, top-1) of equal runs from scratch in the same folder."""
   workdir = pathlib.Path(workdir).absolute()
   own = schema.flat(schema.read_config(workdir))
   for path in sorted(workdir.parent.glob("*/result.json")):
@@ -288,34 +271,26 @@ def scratch_beside(workdir):
 
 
 def baselines(workdir, measure):
-  """What was measured before a run's first step, kept in baselines.json.
-
-  Args:
-    workdir: the run's folder.
-    measure: () -> a dict of figures, where the file is not there.
-  """
+  """Reads baselines.json, or measures and writes it before the first step."""
   path = pathlib.Path(workdir, "baselines.json")
-  found = hosts.broadcast(files.read_json(path) if path.is_file() else None)
-  if found is None:
-    found = hosts.broadcast(measure())
-    if hosts.is_primary() and found:
-      files.write(path, json.dumps(found, indent=2) + "\n")
-  return found
+  figures = hosts.broadcast(files.read_json(path) if path.is_file() else None)
+  if figures is None:
+    figures = hosts.broadcast(measure())
+    if hosts.is_primary() and figures:
+      files.write(path, json.dumps(figures, indent=2) + "\n")
+  return figures
 
 
 def write_result(workdir, state, summarize, figures):
-  """Writes result.json, the run's final figures.
+  """Writes result.json, the final figures, and returns it on all processes.
 
   Args:
     workdir: the run's folder, whose metrics.jsonl is complete.
-    state: the final one.
+    state: the final state.
     summarize: (all lines of metrics) -> dict of figures.
-    figures: a dict of further ones, which take precedence.
-
-  Returns:
-    Its content, on every process.
+    figures: further ones, which take precedence.
   """
-  digest = checkpoints.sha256(state)  # of what lies on all hosts
+  digest = checkpoints.sha256(state)  # of shards on all hosts
   result = None
   if hosts.is_primary():
     lines = metrics.read(workdir)

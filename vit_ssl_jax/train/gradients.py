@@ -1,7 +1,7 @@
-"""Gradient accumulation: a batch in micro-batches, so that less memory is used.
+"""Gradient accumulation, gradient norms, and skipping of non-finite steps.
 
-Micro-batch j of n has the images j, j + n, j + 2n, …, so that the images that
-lie on one device stay there. Results are those of the whole batch, to rounding.
+Micro-batch j of n has the images j, j + n, j + 2n, …, so that images stay on
+their device. Results equal those of the whole batch up to rounding.
 """
 
 import jax
@@ -11,61 +11,22 @@ from optax.microbatching import AccumulationType
 
 
 def averaged(loss_fn, accumulate_steps):
-  """`jax.value_and_grad` of a mean over the batch, by micro-batches.
+  """`jax.value_and_grad` with gradient accumulation.
 
   Args:
     loss_fn: (params, batch) -> (loss, dict of scalars), means over the batch.
-    accumulate_steps: how many micro-batches; it divides the batch.
+    accumulate_steps: number of micro-batches; divides the batch.
 
   Returns:
-    (params, batch) -> ((loss, dict of scalars), gradients); a batch is a pytree
-    of (B, ...).
+    (params, batch) -> ((loss, dict of scalars), gradients).
   """
-  return microbatched(
-    jax.value_and_grad(loss_fn, has_aux=True),
-    accumulate_steps,
-    AccumulationType.MEAN,
-  )
+  function = jax.value_and_grad(loss_fn, has_aux=True)
+  return microbatched(function, accumulate_steps, AccumulationType.MEAN)
 
 
 def concatenated(function, accumulate_steps):
-  """A function (params, batch) -> (B, ...), by micro-batches."""
+  """(params, batch) -> (B, ...) by micro-batches."""
   return microbatched(function, accumulate_steps, AccumulationType.CONCAT)
-
-
-def norm(gradients):
-  """The L2 norm of all gradients, and where they are not finite.
-
-  Returns:
-    (), and () int32, the number of the first tensor in the order of
-    `jax.tree.leaves` that is not finite, or -1.
-  """
-  leaves = jax.tree.leaves(gradients)
-  squares = jnp.stack([jnp.sum(jnp.square(x)) for x in leaves])
-  broken = ~jnp.isfinite(squares)
-  first = jnp.where(broken.any(), jnp.argmax(broken), -1)
-  return jnp.sqrt(jnp.sum(squares)), first.astype(jnp.int32)
-
-
-def step_or_skip(config, state, new_state, values):
-  """The state after a step, which config.on_nonfinite = "skip" may leave out.
-
-  Args:
-    config: the run's.
-    state, new_state: before and after.
-    values: the step's metrics, with "loss" and "bad_tensor" (of `norm`).
-
-  Returns:
-    The new state; or the old one, one step later, where the loss or a gradient
-    is not finite.
-  """
-  if config.on_nonfinite != "skip":
-    return new_state
-  good = jnp.isfinite(values["loss"]) & (values["bad_tensor"] < 0)
-  kept = jax.tree.map(
-    lambda new, old: jnp.where(good, new, old), new_state, state
-  )
-  return kept.replace(step=new_state.step)
 
 
 def microbatched(function, accumulate_steps, accumulation):
@@ -77,3 +38,26 @@ def microbatched(function, accumulate_steps, accumulation):
     return optax.microbatch(function, 1, size, accumulation)(params, batch)
 
   return whole_batch
+
+
+def norm(gradients):
+  """Returns the global norm, and the first non-finite leaf's index or -1."""
+  norms = jnp.stack([optax.global_norm(x) for x in jax.tree.leaves(gradients)])
+  bad = ~jnp.isfinite(norms)
+  index = jnp.where(bad.any(), jnp.argmax(bad), -1).astype(jnp.int32)
+  return optax.global_norm(norms), index
+
+
+def step_or_skip(config, state, new_state, values):
+  """Keeps the old state of a non-finite step if config.on_nonfinite is "skip".
+
+  Unlike `optax.apply_if_finite`, it also keeps teacher and centre, and checks
+  the loss. `values` are the step's metrics: "loss" and "bad_tensor".
+  """
+  if config.on_nonfinite != "skip":
+    return new_state
+  good = jnp.isfinite(values["loss"]) & (values["bad_tensor"] < 0)
+  kept = jax.tree.map(
+    lambda new, old: jnp.where(good, new, old), new_state, state
+  )
+  return kept.replace(step=new_state.step)

@@ -1,4 +1,4 @@
-"""The one host loop: restore, step, log, evaluate, save, stop."""
+"""The host loop: restore, step, log, evaluate, save, stop."""
 
 import contextlib
 import dataclasses
@@ -20,26 +20,24 @@ from vit_ssl_jax.recipes import keys
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
 from vit_ssl_jax.train import alarms
 
-ESTIMATED_AFTER = 20  # steps
+ETA_STEPS = 20  # timed before the remaining time is logged
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """All that the loop is given of a stage.
+  """A training stage as the loop sees it.
 
   Attributes:
-    init: () -> the state of step 0, a dataclass of arrays.
+    init: () -> the initial state, a dataclass of arrays.
     step: a pure function (state, batch) -> (state, metrics).
-    evaluate: (state, due) -> dict of figures in percent. It is due every
-      config.evaluate_every_epochs and at the end of the schedule, and its
-      figures go into the step's line; where a run stops early it is not, and
-      they go into result.json alone.
-    summarize: (all lines of metrics) -> dict of final figures.
-    parameters: how many the network has that the stage is for.
-    trained: (state) -> the pytree of parameters that gradients are of.
-    warn: (the recent lines, the evaluated ones, the baselines, the step's share
-      of the run) -> a sentence for the user, or None. See `metrics.Recorder`.
-    baselines: () -> figures in percent of what there is before any training.
+    evaluate: (state, due) -> figures in percent; not `due` where a run stops
+      between evaluations, whose figures go into result.json alone.
+    summarize: (all lines of metrics) -> final figures.
+    parameters: number of the trained network's parameters.
+    trained: (state) -> the pytree of parameters that have gradients.
+    warn: (recent lines, evaluated lines, baselines, share of the run) -> a
+      warning, or None; see `metrics.Recorder`.
+    baselines: () -> figures in percent before training.
   """
 
   init: Callable[[], Any]
@@ -53,12 +51,12 @@ class Stage:
 
 
 def init_key(config):
-  """The PRNG key of the first parameters, of a stream of their own."""
+  """The PRNG key of the initial parameters."""
   return jax.random.split(jax.random.key(config.seed))[0]
 
 
 def step_key(config):
-  """The PRNG key that step t folds its number into."""
+  """The PRNG key that step t is folded into."""
   return jax.random.split(jax.random.key(config.seed))[1]
 
 
@@ -66,22 +64,25 @@ def run(config, workdir, make_stage, dataset=None):
   """Trains from the newest checkpoint, or from the start, to the end.
 
   Args:
-    config: the run's ConfigDict, which `workdir.claim` has accepted.
+    config: the run's config, accepted by `workdir.claim`.
     workdir: the run's folder.
     make_stage: (config, dataset, steps_per_epoch, mesh) -> `Stage`.
-    dataset: a `load.Dataset`; None is the one that the config names.
+    dataset: a `load.Dataset`; None loads the config's.
 
   Returns:
     The content of result.json.
 
   Raises:
-    UserError: something does not fit, or a value of a step was not finite.
-    KeyboardInterrupt: the run was told to stop; it has saved a checkpoint.
+    UserError: the data or the workdir does not fit, or a value is not finite.
+    KeyboardInterrupt: the run was stopped, with a checkpoint.
   """
   mesh = meshes.make_mesh(
     config.mesh.fsdp, config.batch_size, config.accumulate_steps
   )
   config, dataset, source = load.open_data(config, mesh, dataset)
+  if config.tensorboard and not hosts.broadcast(metrics.can_write_events()):
+    cli.log("tensorboard=False: TensorFlow, clu or tensorboard is missing")
+    config.tensorboard = False
   stage = make_stage(config, dataset, source.steps_per_epoch, mesh)
   plan = Plan(config, source.steps_per_epoch)
   plan.check()
@@ -89,53 +90,32 @@ def run(config, workdir, make_stage, dataset=None):
     state, start, lines, shardings = first_state(workdir, mesh, stage.init)
     done = workdirs.finished(workdir, start) if start >= plan.stop else None
     if result := hosts.broadcast(done):
-      cli.log(f"finished already, at step {start} of {plan.total}")
+      cli.log(f"already finished at step {start} of {plan.total}")
       return result
     cli.log(
       f"{config.model.name}, {stage.parameters:,} parameters, on {mesh.size} x"
       f" {jax.devices()[0].device_kind}"
       + (f": resuming from step {start} of {plan.total}" if start else "")
     )
-    baselines = workdirs.baselines(workdir, stage.baselines)
-    for name, value in baselines.items():
-      cli.log(f"before training: {name} {value:.2f} %")
-    dispatch, most = make_dispatch(config, source, stage.step, shardings)
+    loop = Loop(workdir, plan, stage)
     try:
-      with training(
-        workdir, plan, stage, state, start, lines, baselines
-      ) as loop:
-        state, reached = loop.train(
-          state, start, source.items(start), dispatch, most
-        )
-        if reached < plan.stop:
-          raise KeyboardInterrupt(
-            f"stopped at step {reached} of {plan.total} with a checkpoint: the"
-            " same command resumes from there"
-          )
-        figures = loop.final_figures(state, reached)
+      state, figures = loop.train(state, start, lines, source, shardings)
     except metrics.NotFiniteError as e:
       raise not_finite(e, workdir) from e
-    return workdirs.write_result(
-      workdir, state, stage.summarize, baselines | figures
-    )
+    return workdirs.write_result(workdir, state, stage.summarize, figures)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What is due after which step.
-
-  Attributes:
-    config: the run's config.
-    per_epoch: steps an epoch.
-  """
+  """The steps of a run, and after which of them to log, evaluate and save."""
 
   config: Any
-  per_epoch: int
+  steps_per_epoch: int
 
   @property
   def total(self):
     """Steps of the schedule."""
-    return self.config.epochs * self.per_epoch
+    return self.config.epochs * self.steps_per_epoch
 
   @property
   def stop(self):
@@ -143,33 +123,28 @@ class Plan:
     return min(self.total, self.config.max_steps or self.total)
 
   def check(self):
-    """Raises a UserError where steps could not be counted in 32 bits."""
+    """Raises a UserError if the step does not fit in 32 bits."""
     if self.total > keys.MOST:
       raise UserError(
-        f"epochs={self.config.epochs} of {self.per_epoch} steps each are more"
-        f" than {keys.MOST:,} steps"
+        f"epochs={self.config.epochs} of {self.steps_per_epoch} steps each are"
+        f" more than {keys.MOST:,} steps"
       )
 
   def logs(self, step):
     return step % self.config.log_every_steps == 0 or step == self.stop
 
   def evaluates(self, step):
-    every = self.config.evaluate_every_epochs * self.per_epoch
+    every = self.config.evaluate_every_epochs * self.steps_per_epoch
     return step % every == 0 or step == self.total
 
   def saves(self, step):
-    keep = self.config.keep_every_epochs * self.per_epoch
+    keep = self.config.keep_every_epochs * self.steps_per_epoch
     every = self.config.checkpoint_every_steps
     due = step % every == 0 or (keep and step % keep == 0)
     return due or step == self.stop
 
   def dispatches(self, start, most):
-    """Ranges of at most `most` steps, with something due after the last alone.
-
-    Args:
-      start: how many steps are done.
-      most: steps per dispatch.
-    """
+    """Yields ranges of at most `most` steps; only their last has work due."""
     first = start + 1
     while first <= self.stop:
       last = first
@@ -181,58 +156,105 @@ class Plan:
       first = last + 1
 
 
-@dataclasses.dataclass(frozen=True)
 class Loop:
-  """The loop over dispatches, and what it keeps open."""
+  """Runs a stage's steps and the work that is due after them."""
 
-  plan: Plan
-  stage: Stage
-  saver: Any
-  recorder: metrics.Recorder
-  bar: Any
-  clock: "Clock"
-  stopping: Any
-  baselines: dict
+  def __init__(self, workdir, plan, stage):
+    self.workdir, self.plan, self.stage = workdir, plan, stage
+    self.config = plan.config
+    self.baselines = workdirs.baselines(workdir, stage.baselines)
+    for name, value in self.baselines.items():
+      cli.log(f"before training: {name} {value:.2f} %")
+    self.warning = None  # the last one logged
+    self.timed_steps, self.began, self.evaluating = 0, None, 0.0
 
-  def train(self, state, start, items, dispatch, most):
-    """Makes the steps after `start`; the last state and its step.
+  def train(self, state, start, lines, source, shardings):
+    """Trains to the end of the plan, or until a signal.
 
-    It ends early, with a checkpoint, where any process is told to stop.
+    Args:
+      state, start, lines, shardings: of `first_state`.
+      source: a `batches.Source`.
+
+    Returns:
+      The final state, and figures for result.json.
+
+    Raises:
+      KeyboardInterrupt: after a signal, with a checkpoint.
     """
-    reached = start
-    for number, steps in enumerate(self.plan.dispatches(start, most), 1):
-      state, values = dispatch(state, items, len(steps))
-      self.recorder.add(steps, values)
-      self.bar.update(len(steps) * self.plan.config.batch_size)
-      if number == 1:  # it was compiled now
-        jax.block_until_ready(state)
-        self.clock.restart()
-        self.bar.unpause()
-      else:
-        self.clock.steps += len(steps)
-        self.estimate(steps, state)
-      stops = self.stopping.is_set() or hosts.reached_preemption(number)
-      reached = steps[-1]
-      self.after(reached, state, stops)
-      if stops:
-        break
-    jax.block_until_ready(state)
-    self.clock.pause()
-    return state, reached
+    dispatch, most = make_dispatch(
+      self.config, source, self.stage.step, shardings
+    )
+    items, reached = source.items(start), start
+    with self.opened(state, start, lines) as stopping:
+      for number, steps in enumerate(self.plan.dispatches(start, most), 1):
+        state, values = dispatch(state, items, len(steps))
+        self.recorder.add(steps, values)
+        self.bar.update(len(steps) * self.config.batch_size)
+        self.time(steps, state)
+        stops = stopping.is_set() or hosts.reached_preemption(number)
+        reached = steps[-1]
+        self.after(reached, state, stops)
+        if stops:
+          break
+      jax.block_until_ready(state)
+      rate = self.rate()
+      if reached < self.plan.stop:
+        raise KeyboardInterrupt(
+          f"stopped at step {reached} of {self.plan.total} with a checkpoint:"
+          " the same command resumes from there"
+        )
+      return state, self.final_figures(state, reached, rate)
 
-  def estimate(self, steps, state):
-    """Says once, early on, how long the run will take."""
-    made = self.clock.steps
-    if not made - len(steps) < ESTIMATED_AFTER <= made:
+  @contextlib.contextmanager
+  def opened(self, state, start, lines):
+    """Opens checkpoints, metrics and the progress bar; yields a stop Event."""
+    config, plan = self.config, self.plan
+    tensors = jax.tree_util.tree_leaves_with_path(self.stage.trained(state))
+    with (
+      checkpoints.manager(
+        self.workdir,
+        config.keep_last,
+        config.keep_every_epochs * plan.steps_per_epoch,
+      ) as self.saver,
+      metrics.Recorder(
+        *(self.workdir, start, plan.steps_per_epoch, config.tensorboard),
+        digest=lines,
+        tensors=[checkpoints.path_name(path) for path, _ in tensors],
+        skips=config.on_nonfinite == "skip",
+      ) as self.recorder,
+      cli.stop_signals() as stopping,
+      cli.progress_bar(
+        plan.stop * config.batch_size,
+        "img",
+        initial=start * config.batch_size,
+        disable=not hosts.is_primary(),
+      ) as self.bar,
+    ):
+      yield stopping
+
+  def time(self, steps, state):
+    """Times all dispatches but the first, which compiles; logs an ETA once."""
+    if self.began is None:
+      jax.block_until_ready(state)
+      self.began = time.perf_counter()
+      self.bar.unpause()
       return
-    jax.block_until_ready(state)
-    seconds = self.clock.seconds + time.perf_counter() - self.clock.since
-    left = (self.plan.stop - steps[-1]) * seconds / self.clock.steps
-    cli.log(f"about {cli.duration(left)} to go, by the first steps")
+    before, self.timed_steps = self.timed_steps, self.timed_steps + len(steps)
+    if before < ETA_STEPS <= self.timed_steps:
+      jax.block_until_ready(state)
+      images = (self.plan.stop - steps[-1]) * self.config.batch_size
+      cli.log(f"ETA {cli.duration(images / self.rate())}")
+
+  def rate(self):
+    """Throughput in images per second, without evaluations; None if untimed."""
+    if not self.timed_steps:
+      return None
+    seconds = time.perf_counter() - self.began - self.evaluating
+    return self.timed_steps * self.config.batch_size / seconds
 
   def after(self, step, state, stops):
-    """Does what is due after a step, and saves where it was the last one."""
-    best = None  # the validation figure, where it is the best so far
+    """Logs, evaluates and saves, as far as due after a step."""
+    best = None
     if self.plan.logs(step):
       self.recorder.flush(keep_last=True)
       self.show()
@@ -244,109 +266,81 @@ class Loop:
       checkpoints.save(self.saver, step, state, best, lines)
 
   def evaluate(self, step, state):
-    """Evaluates; the validation figure, where it is the best so far."""
+    """Evaluates; returns the validation figure if it is the best so far."""
     jax.block_until_ready(state)
-    self.clock.pause()
+    began = time.perf_counter()
     figures = hosts.broadcast(self.stage.evaluate(state, True))
     best = self.recorder.complete(figures)
+    epoch = step / self.plan.steps_per_epoch
     for name, value in figures.items():
-      cli.log(f"epoch {step / self.plan.per_epoch:.4g}: {name} {value:.2f} %")
-    self.clock.restart()
+      cli.log(f"epoch {epoch:.4g}: {name} {value:.2f} %")
+    self.evaluating += time.perf_counter() - began
     return best
 
-  def final_figures(self, state, reached):
-    """Figures for result.json, beside those of the lines of metrics."""
+  def final_figures(self, state, reached, rate):
+    """Figures for result.json beside those of the lines of metrics."""
     due = self.plan.evaluates(reached)
     last = [x for x in self.recorder.recent if x["step"] == reached]
     figures = {}
-    if not (due and self.stage.summarize(last)):  # nor is it in a lost line
+    if not (due and self.stage.summarize(last)):  # its line may be lost
       figures = hosts.broadcast(self.stage.evaluate(state, due))
-    return figures | {
-      "step": reached,
-      "epoch": round(reached / self.plan.per_epoch, 4),
-      "parameters": self.stage.parameters,
-      "images_per_second": self.clock.rate(self.plan.config.batch_size),
-      "seconds": self.recorder.elapsed(),
-    }
+    return (
+      self.baselines
+      | figures
+      | {
+        "step": reached,
+        "epoch": round(reached / self.plan.steps_per_epoch, 4),
+        "parameters": self.stage.parameters,
+        "images_per_second": rate,
+        "seconds": self.recorder.elapsed(),
+      }
+    )
 
   def show(self):
-    """Brings the bar's loss up to date; says once what there is to warn of."""
-    lines = self.recorder.recent
-    lines = [line for line in lines if "loss" in line]  # not of skipped steps
+    """Updates the progress bar's loss; logs a new warning once."""
+    lines = [x for x in self.recorder.recent if "loss" in x]  # none if skipped
     if not lines:
       return
     self.bar.set_postfix({"loss": f"{lines[-1]['loss']:.4g}"}, refresh=False)
-    step = lines[-1]["step"]
-    hopeless = self.stage.warn(
-      *(lines, self.recorder.evaluated, self.baselines, step / self.plan.total)
-    )
-    if hopeless and self.plan.config.get("on_collapse") == "stop":
-      raise UserError(f"stopped at step {step}: {hopeless}")
-    warning = hopeless or alarms.loss_spike_warning(lines)
-    if warning and warning != self.recorder.warned:
+    step, evaluated = lines[-1]["step"], self.recorder.evaluated
+    share = step / self.plan.total
+    collapse = self.stage.warn(lines, evaluated, self.baselines, share)
+    if collapse and self.config.get("on_collapse") == "stop":
+      raise UserError(f"stopped at step {step}: {collapse}")
+    warning = collapse or alarms.loss_spike_warning(lines)
+    if warning and warning != self.warning:
       cli.log(f"warning: step {step}: {warning}")
-    self.recorder.warned = warning
-
-
-@contextlib.contextmanager
-def training(workdir, plan, stage, state, start, lines, baselines):
-  """Yields a `Loop` that begins after step `start`, with `state`."""
-  config = plan.config
-  # TensorBoard's writer needs TensorFlow, which a run on an npz does without.
-  events = config.tensorboard and not config.dataset.startswith("npz:")
-  bar = cli.progress_bar(
-    plan.stop * config.batch_size,
-    "img",
-    initial=start * config.batch_size,
-    disable=not hosts.is_primary(),
-  )
-  tensors = jax.tree_util.tree_leaves_with_path(stage.trained(state))
-  tensors = [checkpoints.path_name(path) for path, _ in tensors]
-  keep_every_steps = config.keep_every_epochs * plan.per_epoch
-  with (
-    checkpoints.manager(workdir, config.keep_last, keep_every_steps) as saver,
-    metrics.Recorder(
-      *(workdir, start, plan.per_epoch, events),
-      digest=lines,
-      tensors=tensors,
-      skips=config.on_nonfinite == "skip",
-    ) as recorder,
-    cli.stop_signals() as stopping,
-    bar,
-  ):
-    yield Loop(
-      *(plan, stage, saver, recorder, bar, Clock(), stopping, baselines)
-    )
+    self.warning = warning
 
 
 def first_state(workdir, mesh, init):
-  """The newest whole checkpoint's state and step, or a fresh one and 0.
+  """Restores the newest checkpoint, or initialises a state.
 
   Returns:
-    The state, its step, the digest of its lines, and its shardings.
+    The state, its step, the digest of its lines of metrics, and its shardings.
   """
   shape = jax.eval_shape(init)
   shardings = meshes.state_sharding(mesh, shape)
-  placed = jax.tree.map(
+  abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shape,
     shardings,
   )
-  state, step, lines = checkpoints.restore(workdir, placed)
+  state, step, lines = checkpoints.restore(workdir, abstract)
   if not step:
     state = meshes.device_put_global(init(), shardings)
   return state, step, lines, shardings
 
 
 def not_finite(error, workdir):
-  """The UserError for a step whose value was not finite."""
+  """The UserError for a non-finite value."""
   step, name = error.args
   try:
     state, _ = checkpoints.read(workdir)
     saved = pathlib.Path(workdir, checkpoints.FOLDER, str(state["step"]))
-    last = f"the last checkpoint, which is whole, is {saved}"
+    last = f"the last intact checkpoint is {saved}"
   except UserError:
-    last = "there is no whole checkpoint before it"
+    last = "there is no intact checkpoint before it"
   return UserError(
     f"stopped: {name} is not finite at step {step}; {last}; a lower"
     " optim.learning_rate, dtype=float32 or on_nonfinite=skip may help"
@@ -354,10 +348,10 @@ def not_finite(error, workdir):
 
 
 def steps_per_dispatch(config, source):
-  """How many steps one call of the compiled program makes at most.
+  """Steps per call of the compiled function.
 
-  Several where the set lies on an accelerator: the items are indices then, and
-  the host is seldom waited for.
+  Several if the images are in an accelerator's memory: the host then passes
+  indices alone, and seldom waits.
   """
   if source.placement != "device":
     return 1
@@ -366,18 +360,18 @@ def steps_per_dispatch(config, source):
 
 
 def make_dispatch(config, source, step, shardings):
-  """Makes what fetches batches and makes a step of each, as one program.
+  """Builds the jitted function that fetches batches and runs steps.
 
   Args:
     config: the run's config.
-    source: the training batches, a `batches.Source`.
+    source: a `batches.Source`.
     step: of a `Stage`.
     shardings: of the state.
 
   Returns:
-    (state, iterator of the source's items, count) -> (state, metrics), and the
-    most steps that one call makes. The state is donated. Metrics are scalars
-    where that is 1, else (most,), of which the first `count` hold.
+    (state, the source's items, count) -> (state, metrics), which donates the
+    state, and the largest count. Metrics are scalars if that is 1, else arrays
+    of that many values, of which `count` are valid.
   """
   most = steps_per_dispatch(config, source)
 
@@ -386,13 +380,13 @@ def make_dispatch(config, source, step, shardings):
 
   def several(state, arrays, items, count):
     def body(i, carry):
-      state, kept = carry
-      state, values = one(state, arrays, items[i])
-      return state, jax.tree.map(lambda k, x: k.at[i].set(x), kept, values)
+      state, values = carry
+      state, new = one(state, arrays, items[i])
+      return state, jax.tree.map(lambda v, x: v.at[i].set(x), values, new)
 
     _, shape = jax.eval_shape(one, state, arrays, items[0])
-    kept = jax.tree.map(lambda x: jnp.zeros(most, x.dtype), shape)
-    return jax.lax.fori_loop(0, count, body, (state, kept))
+    values = jax.tree.map(lambda x: jnp.zeros(most, x.dtype), shape)
+    return jax.lax.fori_loop(0, count, body, (state, values))
 
   program = jax.jit(
     one if most == 1 else several,
@@ -404,36 +398,9 @@ def make_dispatch(config, source, step, shardings):
   def dispatch(state, items, count):
     if most == 1:
       return program(state, source.arrays, next(items))
-    # The count is an argument, so that one program does for all.
-    taken = list(itertools.islice(items, count))
-    taken += taken[:1] * (most - count)
-    return program(state, source.arrays, np.stack(taken), count)
+    # The count is an argument, so that one program serves all counts.
+    chosen = list(itertools.islice(items, count))
+    chosen += chosen[:1] * (most - count)
+    return program(state, source.arrays, np.stack(chosen), count)
 
   return dispatch, most
-
-
-class Clock:
-  """Adds up the seconds between `restart` and `pause`, and steps.
-
-  Attributes:
-    steps: how many were made in these seconds.
-  """
-
-  def __init__(self):
-    self.seconds = 0.0
-    self.since = None
-    self.steps = 0
-
-  def restart(self):
-    self.since = time.perf_counter()
-
-  def pause(self):
-    if self.since is not None:
-      self.seconds += time.perf_counter() - self.since
-    self.since = None
-
-  def rate(self, batch_size):
-    """Throughput in images a second, or None where there were no steps."""
-    if not (self.steps and self.seconds):
-      return None
-    return self.steps * batch_size / self.seconds

@@ -1,4 +1,4 @@
-"""AdamW as the paper's two stages use it, and Muon, from optax's pieces."""
+"""AdamW for the two stages, and Muon for the matrices of blocks."""
 
 import functools
 
@@ -7,25 +7,20 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-LAST_LAYER = "last_layer"  # of the head, a name on its parameters' path
+LAST_LAYER = "last_layer"  # of the projection head, on its parameters' paths
 
 
 def pretrain(learning_rate, weight_decay, clip, frozen_steps, name="adamw"):
-  """AdamW with clipping per tensor, for self-supervised pretraining.
+  """AdamW with per-tensor clipping and a frozen last layer.
 
-  Weight decay follows a schedule and spares biases and one-dimensional
-  parameters; for the first `frozen_steps` the last layer is left out of the
-  update altogether: no step, no decay, no moments (Caron et al., 2021,
-  appendix C).
+  Weight decay spares biases and one-dimensional parameters. A frozen layer is
+  not updated, not decayed, and has no moments (Caron et al., 2021, appendix C).
 
   Args:
     learning_rate, weight_decay: functions of the step.
     clip: largest L2 norm of a tensor's gradient; 0 for no clipping.
-    frozen_steps: for how many steps the last layer is frozen.
-    name: "adamw", or "muon" for the matrices of the blocks.
-
-  Returns:
-    An optax transformation.
+    frozen_steps: number of steps for which the last layer is frozen.
+    name: "adamw", or "muon" for the matrices of blocks.
   """
 
   def adamw(first_step):
@@ -48,16 +43,7 @@ def pretrain(learning_rate, weight_decay, clip, frozen_steps, name="adamw"):
 
 
 def finetune(learning_rate, weight_decay, name="adamw"):
-  """AdamW with one weight decay on every parameter, for fine-tuning.
-
-  Args:
-    learning_rate: a function of the step.
-    weight_decay: a number.
-    name: of `pretrain`.
-
-  Returns:
-    An optax transformation.
-  """
+  """AdamW, or Muon as in `pretrain`, with weight decay on every parameter."""
   adamw = optax.adamw(learning_rate, weight_decay=weight_decay)
   if name == "adamw":
     return adamw
@@ -66,11 +52,10 @@ def finetune(learning_rate, weight_decay, name="adamw"):
 
 
 def muon(learning_rate, weight_decay):
-  """Muon (Jordan et al., 2024) for matrices, a scan's blocks one by one.
+  """Muon (Jordan et al., 2024), on each block's matrices separately.
 
-  Its updates are scaled to the size of AdamW's (Liu et al., 2025,
-  arXiv 2502.16982, section 2.2), so that both take the same learning rate and
-  weight decay.
+  Updates have the root mean square of AdamW's, and so take its learning rate
+  and weight decay (Liu et al., 2025, arXiv 2502.16982, section 2.2).
   """
 
   def dimensions(params):
@@ -87,7 +72,7 @@ def muon(learning_rate, weight_decay):
 
 
 def labels(parts, params):
-  """Which of the parts, "last", "blocks" or "rest", each parameter is of."""
+  """Labels each parameter "last", "blocks" or "rest", the keys of `parts`."""
 
   def label(path, _):
     *above, last = names(path)
@@ -100,11 +85,7 @@ def labels(parts, params):
 
 
 def clip_per_tensor(largest):
-  """Scales each tensor's gradient down to an L2 norm of at most `largest`.
-
-  A tensor is what the model's definition calls one: blocks that are stacked
-  for a scan are clipped one by one.
-  """
+  """Clips the L2 norm of each tensor; stacked blocks are separate tensors."""
 
   def clip(path, gradient):
     axes = range(stacked_axes(path), gradient.ndim)
@@ -117,7 +98,7 @@ def clip_per_tensor(largest):
 
 
 def is_matrix(params):
-  """True where weight decay applies: neither a bias nor one-dimensional."""
+  """True for parameters with weight decay: neither biases nor 1-D."""
   return jax.tree_util.tree_map_with_path(
     lambda path, x: (
       names(path)[-1] != "bias" and x.ndim - stacked_axes(path) > 1
@@ -127,7 +108,7 @@ def is_matrix(params):
 
 
 def stacked_axes(path):
-  """How many leading axes of a parameter run over a scan's blocks."""
+  """The number of leading axes that stack blocks for a scan."""
   return int("blocks" in names(path))
 
 
