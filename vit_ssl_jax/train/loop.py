@@ -2,15 +2,11 @@
 
 import contextlib
 import dataclasses
-import itertools
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from vit_ssl_jax import cli
 from vit_ssl_jax.data import load
@@ -18,7 +14,7 @@ from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts, mesh as meshes
 from vit_ssl_jax.recipes import keys
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
-from vit_ssl_jax.train import alarms
+from vit_ssl_jax.train import alarms, dispatch
 
 ETA_STEPS = 20  # timed before the remaining time is logged
 
@@ -33,7 +29,7 @@ class Stage:
     evaluate: (state, due) -> figures in percent; not `due` where a run stops
       between evaluations, whose figures go into result.json alone.
     summarize: (all lines of metrics) -> final figures.
-    parameters: number of the trained network's parameters.
+    parameters: number of the network's parameters.
     trained: (state) -> the pytree of parameters that have gradients.
     warn: (recent lines, evaluated lines, baselines, share of the run) -> a
       warning, or None; see `metrics.Recorder`.
@@ -63,18 +59,8 @@ def step_key(config):
 def run(config, workdir, make_stage, dataset=None):
   """Trains from the newest checkpoint, or from the start, to the end.
 
-  Args:
-    config: the run's config, accepted by `workdir.claim`.
-    workdir: the run's folder.
-    make_stage: (config, dataset, steps_per_epoch, mesh) -> `Stage`.
-    dataset: a `load.Dataset`; None loads the config's.
-
-  Returns:
-    The content of result.json.
-
-  Raises:
-    UserError: the data or the workdir does not fit, or a value is not finite.
-    KeyboardInterrupt: the run was stopped, with a checkpoint.
+  The arguments are those of `train.run`, with a complete config and make_stage:
+  (config, dataset, steps_per_epoch, mesh) -> `Stage`.
   """
   mesh = meshes.make_mesh(
     config.mesh.fsdp, config.batch_size, config.accumulate_steps
@@ -85,7 +71,11 @@ def run(config, workdir, make_stage, dataset=None):
     config.tensorboard = False
   stage = make_stage(config, dataset, source.steps_per_epoch, mesh)
   plan = Plan(config, source.steps_per_epoch)
-  plan.check()
+  if plan.total > keys.MOST:  # the step is an int32
+    raise UserError(
+      f"epochs={config.epochs} of {source.steps_per_epoch} steps each are more"
+      f" than {keys.MOST:,} steps"
+    )
   with jax.set_mesh(mesh), workdirs.opened(config, workdir, dataset):
     state, start, lines, shardings = first_state(workdir, mesh, stage.init)
     done = workdirs.finished(workdir, start) if start >= plan.stop else None
@@ -121,14 +111,6 @@ class Plan:
   def stop(self):
     """The last step of this run."""
     return min(self.total, self.config.max_steps or self.total)
-
-  def check(self):
-    """Raises a UserError if the step does not fit in 32 bits."""
-    if self.total > keys.MOST:
-      raise UserError(
-        f"epochs={self.config.epochs} of {self.steps_per_epoch} steps each are"
-        f" more than {keys.MOST:,} steps"
-      )
 
   def logs(self, step):
     return step % self.config.log_every_steps == 0 or step == self.stop
@@ -169,25 +151,14 @@ class Loop:
     self.timed_steps, self.began, self.evaluating = 0, None, 0.0
 
   def train(self, state, start, lines, source, shardings):
-    """Trains to the end of the plan, or until a signal.
-
-    Args:
-      state, start, lines, shardings: of `first_state`.
-      source: a `batches.Source`.
-
-    Returns:
-      The final state, and figures for result.json.
-
-    Raises:
-      KeyboardInterrupt: after a signal, with a checkpoint.
-    """
-    dispatch, most = make_dispatch(
+    """Trains to the end of the plan; returns the state and final figures."""
+    step, most = dispatch.make_dispatch(
       self.config, source, self.stage.step, shardings
     )
     items, reached = source.items(start), start
     with self.opened(state, start, lines) as stopping:
       for number, steps in enumerate(self.plan.dispatches(start, most), 1):
-        state, values = dispatch(state, items, len(steps))
+        state, values = step(state, items, len(steps))
         self.recorder.add(steps, values)
         self.bar.update(len(steps) * self.config.batch_size)
         self.time(steps, state)
@@ -314,10 +285,9 @@ class Loop:
 
 
 def first_state(workdir, mesh, init):
-  """Restores the newest checkpoint, or initialises a state.
+  """Restores or initialises a state; returns it with its shardings.
 
-  Returns:
-    The state, its step, the digest of its lines of metrics, and its shardings.
+  Between them are its step and the digest of its lines of metrics.
   """
   shape = jax.eval_shape(init)
   shardings = meshes.state_sharding(mesh, shape)
@@ -336,71 +306,11 @@ def not_finite(error, workdir):
   """The UserError for a non-finite value."""
   step, name = error.args
   try:
-    state, _ = checkpoints.read(workdir)
-    saved = pathlib.Path(workdir, checkpoints.FOLDER, str(state["step"]))
-    last = f"the last intact checkpoint is {saved}"
+    saved = int(checkpoints.read(workdir)[0]["step"])
+    last = f"the last intact checkpoint is {workdir}/checkpoints/{saved}"
   except UserError:
     last = "there is no intact checkpoint before it"
   return UserError(
     f"stopped: {name} is not finite at step {step}; {last}; a lower"
     " optim.learning_rate, dtype=float32 or on_nonfinite=skip may help"
   )
-
-
-def steps_per_dispatch(config, source):
-  """Steps per call of the compiled function.
-
-  Several if the images are in an accelerator's memory: the host then passes
-  indices alone, and seldom waits.
-  """
-  if source.placement != "device":
-    return 1
-  on_cpu = jax.default_backend() == "cpu"
-  return config.steps_per_dispatch or (1 if on_cpu else 10)
-
-
-def make_dispatch(config, source, step, shardings):
-  """Builds the jitted function that fetches batches and runs steps.
-
-  Args:
-    config: the run's config.
-    source: a `batches.Source`.
-    step: of a `Stage`.
-    shardings: of the state.
-
-  Returns:
-    (state, the source's items, count) -> (state, metrics), which donates the
-    state, and the largest count. Metrics are scalars if that is 1, else arrays
-    of that many values, of which `count` are valid.
-  """
-  most = steps_per_dispatch(config, source)
-
-  def one(state, arrays, item):
-    return step(state, source.fetch(arrays, item))
-
-  def several(state, arrays, items, count):
-    def body(i, carry):
-      state, values = carry
-      state, new = one(state, arrays, items[i])
-      return state, jax.tree.map(lambda v, x: v.at[i].set(x), values, new)
-
-    _, shape = jax.eval_shape(one, state, arrays, items[0])
-    values = jax.tree.map(lambda x: jnp.zeros(most, x.dtype), shape)
-    return jax.lax.fori_loop(0, count, body, (state, values))
-
-  program = jax.jit(
-    one if most == 1 else several,
-    donate_argnums=0,
-    out_shardings=(shardings, None),
-    compiler_options=meshes.compiler_options(jax.default_backend()),
-  )
-
-  def dispatch(state, items, count):
-    if most == 1:
-      return program(state, source.arrays, next(items))
-    # The count is an argument, so that one program serves all counts.
-    chosen = list(itertools.islice(items, count))
-    chosen += chosen[:1] * (most - count)
-    return program(state, source.arrays, np.stack(chosen), count)
-
-  return dispatch, most

@@ -1,0 +1,62 @@
+"""The jitted program of a run: fetches batches and runs one or more steps."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_ssl_jax.parallel import mesh as meshes
+
+
+def steps_per_dispatch(config, source):
+  """Steps per call of the compiled function.
+
+  Several if the images are in an accelerator's memory: the host then passes
+  indices alone, and seldom waits.
+  """
+  if source.placement != "device":
+    return 1
+  on_cpu = jax.default_backend() == "cpu"
+  return config.steps_per_dispatch or (1 if on_cpu else 10)
+
+
+def make_dispatch(config, source, step, shardings):
+  """Builds the jitted function that fetches batches and runs steps.
+
+  Returns:
+    (state, the source's items, count) -> (state, metrics), which donates the
+    state, and the largest count. Metrics are scalars if that is 1, else arrays
+    of that many values, of which `count` are valid.
+  """
+  most = steps_per_dispatch(config, source)
+
+  def one(state, arrays, item):
+    return step(state, source.fetch(arrays, item))
+
+  def several(state, arrays, items, count):
+    def body(i, carry):
+      state, values = carry
+      state, new = one(state, arrays, items[i])
+      return state, jax.tree.map(lambda v, x: v.at[i].set(x), values, new)
+
+    _, shape = jax.eval_shape(one, state, arrays, items[0])
+    values = jax.tree.map(lambda x: jnp.zeros(most, x.dtype), shape)
+    return jax.lax.fori_loop(0, count, body, (state, values))
+
+  program = jax.jit(
+    one if most == 1 else several,
+    donate_argnums=0,
+    out_shardings=(shardings, None),
+    compiler_options=meshes.compiler_options(jax.default_backend()),
+  )
+
+  def dispatch(state, items, count):
+    if most == 1:
+      return program(state, source.arrays, next(items))
+    # The count is an argument, so that one program serves all counts.
+    chosen = list(itertools.islice(items, count))
+    chosen += chosen[:1] * (most - count)
+    return program(state, source.arrays, np.stack(chosen), count)
+
+  return dispatch, most
