@@ -42,10 +42,10 @@ def microbatched(function, accumulate_steps, accumulation):
 
 def norm(gradients):
   """Returns the global norm, and the first non-finite leaf's index or -1."""
-  norms = jnp.stack([optax.global_norm(x) for x in jax.tree.leaves(gradients)])
+  norms = jnp.stack([optax.tree.norm(x) for x in jax.tree.leaves(gradients)])
   bad = ~jnp.isfinite(norms)
   index = jnp.where(bad.any(), jnp.argmax(bad), -1).astype(jnp.int32)
-  return optax.global_norm(norms), index
+  return optax.tree.norm(norms), index
 
 
 def step_or_skip(config, state, new_state, values):
