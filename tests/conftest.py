@@ -107,12 +107,6 @@ def fork_server():
   return processes.fork_server()
 
 
-@pytest.fixture(scope="module")
-def memory():
-  """What several tests look at, by name."""
-  return {}
-
-
 @pytest.fixture(scope="session")
 def trained(make_tiny, tmp_path_factory):
   """A finished fine-tuning from scratch: its workdir and its result."""

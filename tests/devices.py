@@ -1,19 +1,6 @@
-"""Ten steps on each of some meshes, in a process with eight devices.
-
-  python tests/devices.py STAGE ARCH DATAxFSDPxPARTS …
-
-prints a line of JSON for each mesh (and number of parts that a batch is worked
-off in): how far the losses are from those on one device, relatively, and how
-far the parameters are. STAGE is pretrain, mae (a pretraining with
-objective=mae) or finetune.
-"""
-
-import os
-
-os.environ["TEST_DEVICES"] = "8"
+"""Ten steps on each of several meshes, in a process with eight devices."""
 
 import json
-import sys
 
 import conftest  # noqa: F401  (XLA's flags, before JAX starts)
 import jax
@@ -48,6 +35,11 @@ def train(config, mesh):
 
 
 def main(stage, arch, *cases):
+  """Prints a line of JSON for each mesh, "DATAxFSDPxMICROBATCHES".
+
+  In it are the largest differences from one device: of losses, relative, and of
+  the state. The stage is "pretrain", "mae" or "finetune".
+  """
   meshes.SMALLEST = 1  # so that the tiny model is split too
   mae = stage == "mae"
   config = tiny.config("pretrain" if mae else stage, arch, "none")
@@ -72,7 +64,3 @@ def main(stage, arch, *cases):
       "state": float(max(jax.tree.leaves(apart))),
     }
     print(json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-  main(*sys.argv[1:])

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 
+import numpy as np
 import tiny
 from processes import Run, fork_server
 
@@ -39,7 +40,10 @@ class Trials:
   def __init__(self, folder, seed=0):
     self.folder = pathlib.Path(folder)
     self.context = fork_server()
-    self.environment = {"XDG_CACHE_HOME": str(self.folder / "cache")}
+    self.environment = {
+      "XDG_CACHE_HOME": str(self.folder / "cache"),
+      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
+    }
     self.rng = random.Random(seed)
     self.rows = []
     data = self.folder / "tiny.npz"
@@ -221,8 +225,8 @@ class Trials:
     """A run of many steps.
 
     Returns:
-      Memory and speed over the last thousand steps, over those of the second
-      thousand; and how many files there are at the end.
+      Memory over the last thousand steps, over that of the second thousand; and
+      how many files there are at the end.
     """
     workdir = self.folder / "long"
     run = self.start(
@@ -234,33 +238,26 @@ class Trials:
       steps_per_dispatch=20,
     )
     status = pathlib.Path(f"/proc/{run.process.pid}/status")
-    sizes = []  # (step, kilobytes, seconds)
+    sizes = []  # (step, kilobytes)
     lines = workdir / "metrics.jsonl"
     while run.alive():
       with contextlib.suppress(OSError, IndexError, TypeError, ValueError):
         kilobytes = int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1])
         last = lines.read_text().splitlines()[-1]
-        sizes.append((json.loads(last)["step"], kilobytes, time.monotonic()))
+        sizes.append((json.loads(last)["step"], kilobytes))
       time.sleep(0.2)
     code, text = run.wait()
     assert code == 0, text
-
-    def over(first, last):
-      some = [x for x in sizes if first <= x[0] <= last]
-      memory = sorted(x[1] for x in some)[len(some) // 2]
-      return memory, (some[-1][0] - some[0][0]) / (some[-1][2] - some[0][2])
-
-    early, late = over(1000, 2000), over(steps - 1000, steps - 1)
+    early, late = (
+      np.median([x for step, x in sizes if first <= step < first + 1000])
+      for first in (1000, steps - 1000)
+    )
     self.add(
-      f"{steps} steps: memory {late[0] / early[0]:.3f}, steps a second"
-      f" {late[1] / early[1]:.2f} of those at the beginning", ["right"],
-    )  # fmt: skip
+      f"{steps} steps: memory {late / early:.3f} of that at the beginning",
+      ["right"],
+    )
     files = [p for p in workdir.rglob("*") if p.is_file()]
-    return {
-      "memory": late[0] / early[0],
-      "speed": late[1] / early[1],
-      "files": len(files),
-    }
+    return late / early, len(files)
 
   def table(self):
     """The table, in Markdown."""

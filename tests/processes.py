@@ -36,6 +36,7 @@ def child(arguments, code, pipe, environment, limits):
   os.dup2(pipe.fileno(), 2)
   pipe.close()
   os.chdir(ROOT)
+  cache = environment.pop("JAX_COMPILATION_CACHE_DIR", str(CACHE))
   for name, value in environment.items():
     os.environ.pop(name, None)
     if value is not None:
@@ -45,7 +46,7 @@ def child(arguments, code, pipe, environment, limits):
   sys.argv = sys.orig_argv = ["main", *arguments]
   import jax
 
-  jax.config.update("jax_compilation_cache_dir", str(CACHE))
+  jax.config.update("jax_compilation_cache_dir", cache)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   exec(code, {"__name__": "code"})
 
@@ -60,12 +61,20 @@ class Run:
     code="from vit_ssl_jax import main; main.run()",
     environment=None,
     limits=None,
+    devices=1,
   ):
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    flags = os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    flags += f" --xla_force_host_platform_device_count={devices}"
     reader, writer = context.Pipe(duplex=False)
     self.process = context.Process(
       target=child,
-      args=(arguments, code, writer, flags | (environment or {}), limits or {}),
+      args=(
+        arguments,
+        code,
+        writer,
+        {"XLA_FLAGS": flags} | (environment or {}),
+        limits or {},
+      ),
     )
     self.process.start()
     writer.close()

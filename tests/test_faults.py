@@ -73,12 +73,10 @@ def test_no_room(trials, scale):
 
 @pytest.mark.faults
 def test_long_run(trials):
-  """Memory and speed stay as they are, and files do not pile up."""
-  found = trials.long_run(20_000)
-  print(found)
-  assert abs(found["memory"] - 1) < 0.02
-  assert 0.7 < found["speed"] < 1.4
-  assert found["files"] < 100
+  """Memory stays as it is, and files do not pile up."""
+  memory, files = trials.long_run(20_000)
+  assert abs(memory - 1) < 0.02
+  assert files < 100
 
 
 def test_two_at_once(trials):

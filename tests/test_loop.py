@@ -39,13 +39,12 @@ def lines_of(workdir):
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_npz, tmp_path_factory):
+def runs(make_tiny, trained, tmp_path_factory):
   """A finished run of each stage: config, workdir and result."""
-  folder = tmp_path_factory.mktemp("runs")
-  configs = {stage: tiny.config(stage, "vit", tiny_npz) for stage in STAGES}
+  config, workdir = make_tiny("pretrain", "vit"), tmp_path_factory.mktemp("run")
   return {
-    stage: (config, folder / stage, run(config, folder / stage))
-    for stage, config in configs.items()
+    "pretrain": (config, workdir, run(config, workdir)),
+    "finetune": (make_tiny("finetune", "vit"), *trained),
   }
 
 
@@ -162,9 +161,8 @@ def test_finished_run_stays_as_it_is(runs):
 def test_killed_run_ends_with_the_same_bits(runs, fork_server, tmp_path):
   """The command line, killed with SIGKILL after a checkpoint."""
   config, _, expected = runs["pretrain"]
-  environment = {"XLA_FLAGS": os.environ["XLA_FLAGS"]}  # the devices, too
   flags = tiny.flags(config, tmp_path)
-  process = processes.Run(fork_server, flags, environment=environment)
+  process = processes.Run(fork_server, flags, devices=jax.device_count())
   while not (tmp_path / "checkpoints" / "2").exists():
     assert process.alive()
     time.sleep(0.01)

@@ -1,17 +1,13 @@
 """The same numbers on any number of devices, and with parameters split."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
+import processes
 import pytest
 
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import mesh as sharding
 
-ROOT = pathlib.Path(__file__).parent.parent
 # Replicated, split, and with a batch in parts.
 SOME = ("8x1x1", "2x2x2")
 ALL = ("2x1x1", "1x2x1", "4x1x1", "2x2x1", "8x1x1", "4x2x1", "2x4x1", "1x8x1")
@@ -31,18 +27,19 @@ ALL = (*ALL, "1x1x4", "2x2x2", "8x1x2")
     ],
   ],
 )
-def test_devices_and_parts_change_rounding_alone(stage, arch, cases):
-  done = subprocess.run(
-    [sys.executable, ROOT / "tests" / "devices.py", stage, arch, *cases],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  found = [json.loads(line) for line in done.stdout.splitlines()]
-  assert [x["case"] for x in found] == list(cases)
-  for x in found:
+def test_devices_and_parts_change_rounding_alone(
+  stage, arch, cases, fork_server
+):
+  status, text = processes.Run(
+    fork_server,
+    [stage, arch, *cases],
+    "import sys, devices; devices.main(*sys.argv[1:])",
+    devices=8,
+  ).wait()
+  assert status == 0, text[-3000:]
+  results = [json.loads(x) for x in text.splitlines() if x.startswith("{")]
+  assert [x["case"] for x in results] == list(cases)
+  for x in results:
     assert x["split"] == (x["case"].split("x")[1] != "1")
     assert x["loss"] < 1e-5, x
     # Adam's step does not shrink with the gradient, so rounding shows in

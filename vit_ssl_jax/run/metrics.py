@@ -30,10 +30,7 @@ class NotFiniteError(Exception):
 
 
 def read(workdir):
-  """Reads metrics.jsonl as a list of dicts.
-
-  Malformed lines, such as a truncated last one, are skipped.
-  """
+  """Reads metrics.jsonl as a list of dicts, without malformed lines."""
   path = pathlib.Path(workdir, NAME)
   if not path.exists():
     return []
@@ -55,9 +52,8 @@ class Recorder:
   """Writes metrics.jsonl and TensorBoard events.
 
   Values stay on the device until `flush`, so that the host does not wait for a
-  step. Lines after the checkpoint that a run resumes from are dropped, so that
-  each step has one line. Process 0 alone writes; all processes see non-finite
-  values. A skipped step's line has "skipped" in place of non-finite values.
+  step. Process 0 alone writes; all processes see non-finite values. A skipped
+  step's line has "skipped" in place of non-finite values.
 
   Attributes:
     digest: SHA-256 of all lines so far.
@@ -76,14 +72,10 @@ class Recorder:
     tensors=(),
     skips=False,
   ):
-    """Opens metrics.jsonl and drops lines after `start_step`.
+    """Drops lines after `start_step`, and compares the others with `digest`.
 
-    Args:
-      workdir, start_step, steps_per_epoch: of the run.
-      tensorboard: writes TensorBoard events too.
-      digest: `digest` at `start_step`, to check the lines against.
-      tensors: names of the parameters, in the order of `jax.tree.leaves`.
-      skips: skips non-finite steps instead of raising NotFiniteError.
+    `tensors` names the parameters in the order of `jax.tree.leaves`; `skips`
+    allows steps that are not finite.
     """
     self.path = pathlib.Path(workdir, NAME)
     self.steps_per_epoch = steps_per_epoch
@@ -143,34 +135,26 @@ class Recorder:
     return round(time.perf_counter() - self.begin, 3)
 
   def add(self, steps, values):
-    """Adds metrics, which may still be computing.
-
-    Args:
-      steps: a range.
-      values: scalars, or for several steps arrays of at least as many values.
-    """
+    """Adds the metrics of a range of steps: scalars, or arrays for several."""
     seconds = {"seconds": self.elapsed()}
     self.pending.append((steps, values, [dict(seconds) for _ in steps]))
 
   def complete(self, figures):
-    """Adds the figures of an evaluation to the last step's line.
+    """Adds an evaluation's figures to the last step's line.
 
-    Returns:
-      The validation figure if it is the best so far, or None.
+    Returns the validation figure if it is the best so far, or None.
     """
     *_, endings = self.pending[-1]
     endings[-1] |= figures | {"seconds": self.elapsed()}
-    value = validation(figures)
-    if value <= self.best:
+    if validation(figures) <= self.best:
       return None
-    self.best = value
-    return value
+    self.best = validation(figures)
+    return self.best
 
   def flush(self, keep_last=False):
-    """Writes the added lines, or all but the last addition.
+    """Writes the added lines, but for the last addition if `keep_last`.
 
-    Raises:
-      NotFiniteError: a value is not finite; the lines before it are written.
+    Before it raises a NotFiniteError the lines of the steps before are written.
     """
     count = len(self.pending) - keep_last
     ready, self.pending = self.pending[:count], self.pending[count:]
@@ -257,15 +241,9 @@ def write_events(events, lines):
 
 
 def best_on_val(lines, name):
-  """Final figures at the epoch that is best on the validation images.
+  """Final figures of the best epoch by validation; {} without such images.
 
-  Args:
-    lines: all of the run's lines.
-    name: of the figure on the test images, such as "top1".
-
-  Returns:
-    The best validation figure, its epoch and step, and the test figure there,
-    which took no part in the choice; {} without validation images.
+  `name` is that of the figure on the test images, such as "top1".
   """
   lines = [line for line in lines if VAL + name in line]
   if not lines:

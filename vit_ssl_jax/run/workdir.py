@@ -51,9 +51,7 @@ def command(workdir):
 def claim(config, workdir):
   """Checks a config, and that a workdir is new or belongs to it.
 
-  Raises:
-    UserError: on all processes, if a value is invalid, processes have different
-      configs or folders, or the workdir holds another run.
+  Of several processes, all raise the UserError of one of them.
   """
   with hosts.sync_errors():
     schema.check(config)
@@ -141,11 +139,7 @@ def check_shared(workdir):
 def opened(config, workdir, dataset):
   """Creates or reopens a workdir, and locks it for this run.
 
-  Writes config.json, dataset.json and command.txt.
-
-  Raises:
-    UserError: it cannot be written, another process is training in it, it holds
-      another run or other images, or processes have read other images.
+  A UserError says that another process, config or set of images owns it.
   """
   path = pathlib.Path(workdir)
   description = describe(dataset)
@@ -193,10 +187,9 @@ def locked(path):
 
 
 def describe(dataset):
-  """Describes a `load.Dataset` as a JSON dict.
+  """Describes a `load.Dataset` as a JSON dict, with digests of its splits.
 
-  Its name, classes, mean and std, and for each split the number of images and a
-  SHA-256 of labels and images, whatever their order.
+  The digests are of labels and images in any order.
   """
   counts, digests = {}, {}
   for part in ("train", "val", "test"):
@@ -282,13 +275,9 @@ def baselines(workdir, measure):
 
 
 def write_result(workdir, state, summarize, figures):
-  """Writes result.json, the final figures, and returns it on all processes.
+  """Writes result.json, and returns it on all processes.
 
-  Args:
-    workdir: the run's folder, whose metrics.jsonl is complete.
-    state: the final state.
-    summarize: (all lines of metrics) -> dict of figures.
-    figures: further ones, which take precedence.
+  Its figures are those of `summarize`, of a `loop.Stage`, and `figures`.
   """
   digest = checkpoints.sha256(state)  # of shards on all hosts
   result = None
