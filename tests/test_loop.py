@@ -329,7 +329,7 @@ def test_init_from_nowhere(finetune_tiny, tmp_path):
     ("finetune", "vit", {"evaluate_batch_size": 0}, "evaluate_batch_size=0"),
     ("finetune", "vit", {"keep_every_epochs": -1}, "keep_every_epochs=-1"),
     ("finetune", "vit", {"batch_size": 15}, "is not a multiple of the 2 dev"),
-    ("finetune", "vit", {"batch_size": 64}, "48 images"),
+    ("finetune", "vit", {"batch_size": 64}, "from 1 to 48"),
     ("finetune", "vit", {"dtype": "float16"}, "did you mean 'bfloat16'"),
     ("finetune", "vit", {"max_steps": -1}, "max_steps=-1"),
     ("finetune", "vit", {"label_smoothing": 1.0}, "label_smoothing=1.0"),
