@@ -335,7 +335,12 @@ def test_init_from_nowhere(finetune_tiny, tmp_path):
     ("finetune", "vit", {"label_smoothing": 1.0}, "label_smoothing=1.0"),
     ("pretrain", "vit", {"model.image_size": 10}, "=10 is not a multiple of"),
     ("pretrain", "swin", {"model.image_size": 6}, "3 patches a side"),
-    ("pretrain", "swin", {"model.window_size": 5}, "window_size=5 must be at most"),
+    (
+      "pretrain",
+      "swin",
+      {"model.window_size": 5},
+      "window_size=5 must be at most",
+    ),
     ("finetune", "swin", {"model.depths": (2, 0)}, r"model.depths=\(2, 0\)"),
     ("finetune", "swin", {"model.num_heads": (1, 0)}, r"num_heads=\(1, 0\)"),
     ("finetune", "vit", {"model.patch_size": 0}, "patch_size=0"),
