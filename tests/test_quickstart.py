@@ -40,7 +40,7 @@ def test_from_a_folder_to_a_table(photos, quick, tmp_path, capsys):
   printed = capsys.readouterr()
   assert "training images: bright 32, dark 32" in printed.err
   assert "about 50 seconds, from --budget=50s" in printed.err
-  assert "k-NN on the teacher's features" in printed.out
+  assert "k-NN on features, %: teacher " in printed.out
   summary = json.loads((out / "summary.json").read_text())
   (run,) = summary["runs"]
   assert run.keys() == {"label_fraction", "top1_scratch", "top1_pretrained"}

@@ -66,7 +66,7 @@ def quickstart(args):
     cli.log(f"[1/{1 + 2 * len(FRACTIONS)}] pretraining without labels")
     pretrained = train.run(config, out / "pretrain")
   with timed(parts, "finetune"):
-    runs, workdirs, seconds = finetune_all(tunings, out)
+    runs, workdirs, seconds = finetune(tunings, out)
   with timed(parts, "report"):
     draw_summary(out / "summary.png", config, out / "pretrain", workdirs)
     report = map(build.read_run, (out / "pretrain", *workdirs.values()))
@@ -150,12 +150,8 @@ def folder(source, fraction):
   return f"finetune_{source}_{round(100 * fraction)}"
 
 
-def finetune_all(tunings, out):
-  """Fine-tunes on each fraction, from scratch and from the teacher.
-
-  Returns:
-    `runs` of summary.json, {title: workdir}, and the seconds of all runs.
-  """
+def finetune(tunings, out):
+  """Fine-tunes on each fraction: `runs` of the summary, workdirs, seconds."""
   runs, workdirs, seconds = [], {}, 0.0
   for fraction, tuning in tunings.items():
     runs.append({"label_fraction": fraction})
@@ -176,10 +172,10 @@ def draw_contact_sheet(config, path):
   dataset = load.load_config(config)
   labels = np.asarray(dataset.train_labels)
   counts = np.bincount(labels, minlength=len(dataset.classes))
-  shown = list(zip(dataset.classes, counts, strict=True))[:MAX_CLASSES]
-  more = f" and {len(counts) - len(shown)} more" * (len(counts) > len(shown))
-  text = ", ".join(f"{name} {count:,}" for name, count in shown)
-  cli.log(f"training images: {text}{more}")
+  classes = [f"{x} {n:,}" for x, n in zip(dataset.classes, counts, strict=True)]
+  more = [f"{len(classes) - MAX_CLASSES} more classes"]
+  more *= len(classes) > MAX_CLASSES
+  cli.log(f"training images: {', '.join(classes[:MAX_CLASSES] + more)}")
   rows = [
     (name, dataset.train_images[np.flatnonzero(labels == i)[:MAX_CLASSES]])
     for i, name in enumerate(dataset.classes[:MAX_CLASSES])
@@ -203,12 +199,10 @@ def print_summary(summary, out):
   for run in summary["runs"]:
     fraction, scratch, pretrained = run.values()
     rows.append((f"{fraction:.0%}", scratch, pretrained, pretrained - scratch))
-  print()
-  print(cli.table(("labels", "scratch", "pretrained", "gain"), rows))
-  print("top-1 on the test images, in percent")
-  print(
-    f"\nk-NN on the teacher's features: {summary['knn']:.2f} %; on raw pixels"
-    f" {summary['knn_raw_pixels']:.2f} %, on the untrained network's features"
-    f" {summary['knn_untrained']:.2f} %"
-  )
+  header = ("labels", "top-1, %: scratch", "pretrained", "gain")
+  print(f"\n{cli.table(header, rows)}\n")
+  knn = (("teacher", "knn"), ("raw pixels", "knn_raw_pixels"))
+  knn += (("untrained network", "knn_untrained"),)
+  text = ", ".join(f"{title} {summary[key]:.2f}" for title, key in knn)
+  print(f"k-NN on features, %: {text}")
   print(f"{cli.duration(summary['seconds'])}; see {out}/report.html")

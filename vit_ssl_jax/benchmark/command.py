@@ -1,29 +1,22 @@
 """Measures the throughput of a training step, or estimates it.
 
   python -m vit_ssl_jax.benchmark --arch=vit --stage=pretrain --batch_size=512
-  python -m vit_ssl_jax.benchmark --steps=3 --rounds=1 --trace=/tmp/trace
   python -m vit_ssl_jax.benchmark --compile_for=v5e:2x4 --chips=1,8
 
-Runs the training step of a recipe, augmentation included, on random images in
-device memory.
-
-  images_per_second  on all devices, from step_seconds
-  step_seconds       median of rounds, which lists them all
-  compile_seconds    without JAX's compilation cache
-  memory_bytes       of the compiled step, on one device
+Runs the step of a recipe, with augmentation, on random images in device memory:
+images_per_second on all devices, from step_seconds, the median of the rounds;
+compile_seconds; memory_bytes on one device.
 
 --compile_for compiles the step in bfloat16 for accelerators that need not be
-present, and prints estimates. It needs `pip install "jax[tpu]"` (v5e, v5p, v6e)
-or `"jax[cuda13]"` (h100).
+present. It needs `pip install "jax[tpu]"` (v5e, v5p, v6e) or `"jax[cuda13]"`
+(h100). Its figures are estimates:
 
-  estimated_ms       TPU: the compiler's cycles and the scheduled instructions
-                     of Pallas kernels, without gathers and scatters; H100: a
-                     lower bound, bytes_accessed over the bandwidth
-  bytes_accessed     H100: read and written by all kernels
-  fits               whether memory_bytes fits on each chip
-  link_bytes         sent by each chip to others
-  compile_seconds    TPU: about twice that of training, since the compiler
-                     writes its schedule to files
+  estimated_ms     TPU: the compiler's cycles and the scheduled instructions of
+                   Pallas kernels, without gathers and scatters; H100: a lower
+                   bound, bytes_accessed by all kernels over the bandwidth
+  fits             whether memory_bytes fits on each chip
+  link_bytes       sent by each chip to others
+  compile_seconds  TPU: about twice that of training
 """
 
 import ast
@@ -53,23 +46,18 @@ def main(argv=None):
     config = steps.make_config(
       args.stage, args.arch, args.dataset, args.batch_size, settings
     )
-    for figures in run(config, args):
+    if args.compile_for:
+      rows = compiled.estimates(
+        args.compile_for, config, args.chips, args.parallel
+      )
+    else:
+      rows = [steps.measure(config, args.steps, args.rounds, args.trace)]
+    for figures in rows:
       if args.json:
         print(json.dumps(figures), flush=True)
       else:
         figures.pop("rounds", None)
         print(cli.table(("benchmark", ""), figures.items()), flush=True)
-
-
-def run(config, args):
-  """Yields the figures of each number of chips, or of the devices here."""
-  if not args.compile_for:
-    yield steps.measure(config, args.steps, args.rounds, args.trace)
-    return
-  for chips in args.chips:
-    compiled.check(args.compile_for, config, chips)
-  for chips in args.chips:
-    yield compiled.estimate(args.compile_for, config, chips, args.parallel)
 
 
 def integers(text):

@@ -14,25 +14,25 @@ from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.train import stages, timing
 
 
-def check(target, config, chips):
-  """Raises a UserError if `estimate` cannot compile for a target."""
-  topologies.compiler(topologies.find(target, chips)[0])
-  if config.batch_size % chips:
-    raise UserError(
-      f"batch_size={config.batch_size} must be a multiple of {chips} chips"
-    )
+def estimates(target, config, chips, parallel):
+  """Yields `estimate` for each number of chips, after checking all of them."""
+  for count in chips:
+    topologies.compiler(topologies.find(target, count)[0])
+    if config.batch_size % count:
+      raise UserError(
+        f"batch_size={config.batch_size} must be a multiple of {count} chips"
+      )
+  for count in chips:
+    yield estimate(target, config, count, parallel)
 
 
 def estimate(target, config, chips, parallel="data"):
-  """Compiles a step and estimates its time.
+  """Compiles a step and estimates its time; the figures of the command's help.
 
   Args:
     target, chips: of `topologies.find`.
     config: of either stage, with mean and std; dtype "auto" is bfloat16.
     parallel: "data", or "fsdp" over all chips.
-
-  Returns:
-    The figures of the command's help, a dict for JSON.
   """
   name, topology = topologies.find(target, chips)
   chip, dump = topologies.CHIPS[name], Path(topologies.set_flags().name)

@@ -46,10 +46,8 @@ class Op(NamedTuple):
 
 def types(text):
   """(letters, bits, shape) of each array in a type."""
-  return [
-    (letters, bits, tuple(int(n) for n in shape.split(",") if n))
-    for letters, bits, shape in re.findall(TYPE, text)
-  ]
+  for letters, bits, shape in re.findall(TYPE, text):
+    yield letters, bits, tuple(int(n) for n in shape.split(",") if n)
 
 
 def parse(text):
@@ -138,21 +136,18 @@ def link_bytes(computations, chips):
 def kernel_cycles(folder, computations, jaxpr):
   """{key: cycles} of a TPU program's Pallas kernels.
 
-  Args:
-    folder: the compiler's schedules, one bundle of instructions a cycle, in a
-      loop over the grid and loops inside it.
-    computations: of `parse`.
-    jaxpr: the traced program, which says how often these loops run.
+  The compiler leaves a kernel's schedule in a folder, a bundle of instructions
+  a cycle; the jaxpr says how often its loops run.
   """
   loops, cycles = dict(kernel_loops(jaxpr)), collections.Counter()
   ops = {name: op for x in computations.values() for name, op in x.items()}
   for file in folder.glob("*-final_bundles.txt"):
     name = re.search(r"^\d+-(.+)-\d+-final_bundles", file.name)
     if name and "tpu_custom_call" in getattr(ops.get(name[1]), "line", ""):
-      key = kernel_key(ops[name[1]])
       bundle = r"^ *0x[0-9a-f]+ +\w* *: *([> ]*)\{"
       depths = re.findall(bundle, file.read_text(), re.MULTILINE)
       depth = collections.Counter(x.count(">") for x in depths)
+      key = kernel_key(ops[name[1]])
       grid, inner = loops[key]
       total = depth[0] + grid * (depth[1] + inner * depth[2])
       cycles[key] = max(cycles[key], total)  # equal kernels are compiled once

@@ -17,13 +17,7 @@ WARM_UP = 2  # steps
 
 
 def make_config(stage, arch, dataset, batch_size, settings):
-  """The recipe of a stage for a data set, with some of its values changed.
-
-  Args:
-    stage, arch, dataset: of the recipe.
-    batch_size: global, or None for the recipe's.
-    settings: of `schema.change`.
-  """
+  """A recipe, with settings of `schema.change`; batch_size may be None."""
   config = recipes.get(stage, f"{arch},{dataset}")
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   config.batch_size = batch_size or config.batch_size
@@ -61,17 +55,7 @@ def memory_bytes(step):
 
 
 def measure(config, steps, rounds, trace=None):
-  """Compiles and times a step.
-
-  Args:
-    config: of either stage, with mean and std.
-    steps: number of steps timed together.
-    rounds: number of timings.
-    trace: folder for a trace of the rounds, or None.
-
-  Returns:
-    The figures of the command's help, a dict for JSON.
-  """
+  """Compiles a step and times rounds of steps; the figures, a dict for JSON."""
   make_stage = stages.get(config).make_stage
   step, state, batch, compile_seconds = timing.compiled(
     config, make_stage, CLASSES

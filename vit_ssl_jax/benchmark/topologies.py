@@ -33,21 +33,10 @@ CHIPS = {
   "v6e": Chip(31.25 * 2**30, 1600e9, 1.75e9, ("2x4", "8x8", "16x16")),
   "h100": Chip(80e9, 3.35e12, None, ("1x1x1",)),
 }
-ENVIRONMENT = {
-  "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
 
 def find(target, chips):
-  """The chip's name and the smallest topology with enough chips.
-
-  Args:
-    target: such as "v5e", or "v5e:2x4" for this topology alone.
-    chips: how many.
-  """
+  """The chip of a target and its smallest topology with enough chips."""
   name, _, shape = target.partition(":")
   if name not in CHIPS or not re.fullmatch(r"(\d+(x\d+)*)?", shape):
     raise UserError(
@@ -78,24 +67,24 @@ def compiler(name):
 def devices_of(name, topology):
   """The devices of a topology description."""
   set_flags()
-  platform, options, full_name = "tpu", {}, f"{name}:{topology}"
-  if name == "h100":
-    importlib.import_module("jax_plugins.xla_cuda13")
-    jax.devices()  # JAX finds the compiler when it looks for devices
-    target = Path(__file__).with_name("h100.txtpb").read_text()
-    platform, full_name = "cuda", topology
-    options = {"topology": topology, "target_config": target}
-  return get_topology_desc(full_name, platform, **options).devices
+  if name != "h100":
+    return get_topology_desc(f"{name}:{topology}", "tpu").devices
+  importlib.import_module("jax_plugins.xla_cuda13")
+  jax.devices()  # JAX finds the compiler when it looks for devices
+  target = Path(__file__).with_name("h100.txtpb").read_text()
+  options = {"topology": topology, "target_config": target}
+  return get_topology_desc(topology, "cuda", **options).devices
 
 
 @functools.cache
 def set_flags():
-  """Sets flags that compilers read once, before any has compiled.
-
-  Returns:
-    The TemporaryDirectory for the TPU compiler's schedules.
-  """
-  os.environ.update(ENVIRONMENT)
+  """Sets compilers' flags; the TemporaryDirectory of the TPU's schedules."""
+  os.environ.update(
+    TPU_SKIP_MDS_QUERY="1",
+    TPU_ACCELERATOR_TYPE="v5litepod-8",
+    TPU_WORKER_HOSTNAMES="localhost",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+  )
   flags = os.environ.get("XLA_FLAGS", "")
   # Triton would autotune on a device.
   os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_triton_gemm=false"
