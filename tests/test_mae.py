@@ -1,76 +1,69 @@
 """Masked autoencoding: hidden patches are predicted."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from vit_ssl_jax import models, recipes
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.recipes import schema
 from vit_ssl_jax.train import losses, pretrain, timing
 
+MODEL = models.build("vit", image_size=16, embed_dim=16, **tiny.SIZES["vit"])
+IMAGES, OTHERS = np.random.default_rng(0).normal(size=(2, 2, 16, 16, 3))
+
+
+encode = jax.jit(functools.partial(MODEL.apply, method="encode_visible"))
+
 
 @pytest.fixture(scope="module")
-def vit():
-  return models.build(
-    "vit", image_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2
+def params():
+  return {"params": models.init(MODEL, jax.random.key(0))}
+
+
+def test_a_quarter_of_the_patches_is_visible():
+  visible = np.asarray(models.random_masking(jax.random.key(0), (50, 2), 16))
+  assert visible.shape == (50, 2, 4)
+  assert all(len(set(row)) == 4 for row in visible.reshape(-1, 4))
+  assert set(visible.flat) == set(range(16))
+
+
+def test_hidden_patches_are_not_seen(params):
+  """Visible are patches 0 and 5, of rows 0 to 3 and 4 to 7."""
+  visible, changed = np.array([[0, 5]] * 2), OTHERS.copy()
+  changed[:, :4, :4] = IMAGES[:, :4, :4]
+  changed[:, 4:8, 4:8] = IMAGES[:, 4:8, 4:8]
+  tokens = encode(params, IMAGES, visible)
+  assert tokens.shape == (2, 3, 16)
+  np.testing.assert_allclose(
+    tokens, encode(params, changed, visible), atol=1e-6
   )
+  assert np.abs(encode(params, changed, visible + 1) - tokens).max() > 0.01
 
 
-@pytest.fixture(scope="module")
-def params(vit):
-  return {"params": models.init(vit, jax.random.key(0))}
-
-
-def images(seed=0):
-  rng = np.random.default_rng(seed)
-  return rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
-
-
-def test_a_quarter_of_the_patches_is_kept():
-  kept = np.asarray(models.random_masking(jax.random.key(0), (50, 2), 16))
-  assert kept.shape == (50, 2, 4)
-  assert all(len(set(row)) == 4 for row in kept.reshape(-1, 4))
-  assert set(kept.flat) == set(range(16))
-
-
-def test_hidden_patches_are_not_seen(vit, params):
-  """Those kept are patches 0 and 5, of rows 0 to 3 and 4 to 7."""
-  x, kept = images(), jnp.array([[0, 5]] * 2)
-  changed = images(1)
-  changed[:, :4, :4] = x[:, :4, :4]
-  changed[:, 4:8, 4:8] = x[:, 4:8, 4:8]
-  one, other = (
-    vit.apply(params, given, kept, method="encode_visible")
-    for given in (x, changed)
-  )
-  assert one.shape == (2, 3, 16)
-  np.testing.assert_allclose(one, other, atol=1e-6)
-  seen = vit.apply(params, changed, kept + 1, method="encode_visible")
-  assert np.abs(seen - one).max() > 0.01
-
-
-def test_all_patches_in_any_order_are_the_whole_image(vit, params):
-  order = jax.random.permutation(jax.random.key(1), 16)
-  kept = jnp.broadcast_to(order, (2, 16))
-  tokens = vit.apply(params, images(), kept, method="encode_visible")
-  features = vit.apply(params, images(), method="features")
-  np.testing.assert_allclose(tokens[:, 0], features, atol=1e-5)
+def test_all_patches_in_any_order_are_the_whole_image(params):
+  order = np.stack([np.random.default_rng(1).permutation(16)] * 2)
+  features = jax.jit(functools.partial(MODEL.apply, method="features"))
+  tokens = encode(params, IMAGES, order)
+  np.testing.assert_allclose(tokens[:, 0], features(params, IMAGES), atol=1e-5)
 
 
 def test_the_decoder_puts_patches_where_they_were():
   decoder = models.PixelDecoder(16, 48, num_heads=2, mlp_ratio=2.0)
-  rng = np.random.default_rng(0)
-  tokens = jnp.asarray(rng.normal(size=(1, 4, 8)), jnp.float32)
-  kept = jnp.array([[2, 9, 4]])
-  variables = decoder.init(jax.random.key(0), tokens, kept)
-  found = decoder.apply(variables, tokens, kept)
-  assert found.shape == (1, 16, 48)
-  turned = decoder.apply(variables, tokens[:, [0, 3, 1, 2]], kept[:, [2, 0, 1]])
-  np.testing.assert_allclose(found, turned, atol=1e-6)
-  elsewhere = decoder.apply(variables, tokens, kept[:, ::-1])
-  assert np.abs(elsewhere - found).max() > 1e-3
+  tokens = np.float32(np.random.default_rng(0).normal(size=(1, 4, 8)))
+  visible = np.array([[2, 9, 4]])
+  variables = jax.jit(decoder.init)(jax.random.key(0), tokens, visible)
+  decode = jax.jit(functools.partial(decoder.apply, variables))
+  pixels = decode(tokens, visible)
+  assert pixels.shape == (1, 16, 48)
+  turned = decode(tokens[:, [0, 3, 1, 2]], visible[:, [2, 0, 1]])
+  np.testing.assert_allclose(pixels, turned, atol=1e-6)
+  elsewhere = decode(tokens, visible[:, ::-1])
+  assert np.abs(elsewhere - pixels).max() > 1e-3
 
 
 def test_the_loss_is_of_hidden_patches_alone():
@@ -79,12 +72,12 @@ def test_the_loss_is_of_hidden_patches_alone():
   normal = patches - patches.mean(-1, keepdims=True)
   normal /= patches.std(-1, keepdims=True)
   predicted = normal.copy()
-  predicted[0, 1] += 2  # kept
+  predicted[0, 1] += 2  # visible
   predicted[0, 2] += 1
   predicted[1, 3] += 3
-  kept = jnp.array([[1], [0]])
-  found = losses.reconstruction(predicted, patches, kept)
-  assert found == pytest.approx((1 + 9) / 6, rel=1e-4)
+  visible = jnp.array([[1], [0]])
+  loss = losses.reconstruction(predicted, patches, visible)
+  assert loss == pytest.approx((1 + 9) / 6, rel=1e-4)
 
 
 def test_what_is_smooth_is_learnt(pretrain_tiny):
@@ -101,10 +94,10 @@ def test_what_is_smooth_is_learnt(pretrain_tiny):
   state, step = init(), jax.jit(step)
   values = []
   for _ in range(100):
-    state, found = step(state, {"image": ramps})
-    values.append(float(found["loss"]))
+    state, metrics = step(state, {"image": ramps})
+    values.append(float(metrics["loss"]))
   assert np.mean(values[-5:]) < 0.7 * values[0]
-  assert not {"teacher_kl", "teacher_entropy"} & set(found)
+  assert not {"teacher_kl", "teacher_entropy"} & set(metrics)
 
 
 def test_it_is_for_vit_alone():
