@@ -50,7 +50,7 @@ def test_what_is_given_stays_and_the_others_follow():
 
 def test_views_follow_from_the_objective():
   mae, _ = filled()
-  assert (mae.objective, mae.views.local_views) == ("mae", 0)
+  assert mae.objective == "mae"
   assert not any(mae.views.blur_probability)
   for config in (filled(objective="views")[0], filled(arch="swin")[0]):
     assert (config.objective, config.views.local_views) == ("views", 4)

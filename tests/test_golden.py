@@ -243,7 +243,8 @@ def test_dino_loss(golden_dir):
     arrays["center"],
     float(arrays["teacher_temp"]),
   )
-  loss = losses.dino(arrays["student"], targets, float(arrays["student_temp"]))
+  student, targets = arrays["student"].swapaxes(0, 1), targets.swapaxes(0, 1)
+  loss = losses.dino(student, targets, float(arrays["student_temp"]))
   np.testing.assert_allclose(loss, arrays["loss"], rtol=0, atol=1e-5)
   center = losses.update_center(
     arrays["center"], arrays["teacher"], float(arrays["center_momentum"])
@@ -340,8 +341,8 @@ def test_pretrain_trajectory(golden_dir, name):
   config = pretrain_config(hyper)
   config.model = ml_collections.ConfigDict(sizes_in(hyper) | {"name": name})
   per_epoch = hyper["steps_per_epoch"]
-  parts = pretrain.make(config, per_epoch)
-  model, head = parts.model, parts.head
+  setup = pretrain.make_setup(config, per_epoch)
+  model, head = setup.model, setup.head
   for ours, golden, every in (
     ("learning_rate", "lr", 1),
     ("weight_decay", "weight_decay", 1),
@@ -349,7 +350,7 @@ def test_pretrain_trajectory(golden_dir, name):
     ("temperature", "teacher_temp", per_epoch),
   ):
     expected = arrays[golden]
-    found = parts.schedules[ours](every * np.arange(len(expected)))
+    found = setup.schedules[ours](every * np.arange(len(expected)))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
   init = {
     part: interop.from_torch(under(arrays, f"init/{prefix}."), module)
@@ -358,16 +359,17 @@ def test_pretrain_trajectory(golden_dir, name):
       ("head", "mlphead", head),
     )
   }
-  state = jax.jit(functools.partial(pretrain.init_state, parts))(
+  state = jax.jit(functools.partial(pretrain.init_state, setup))(
     jax.random.key(0)
   )
   state = state.replace(student=init, teacher=init)
-  update = jax.jit(functools.partial(pretrain.update, parts))
+  update = jax.jit(functools.partial(pretrain.update, setup))
   loss, norm = [], []
   for global_views, local_views in zip(
     arrays["global_views"], arrays["local_views"], strict=True
   ):
-    state, metrics = update(state, global_views, local_views, jax.random.key(0))
+    views = [x.swapaxes(0, 1) for x in (global_views, local_views)]
+    state, metrics = update(state, *views, jax.random.key(0))
     loss.append(metrics["loss"])
     norm.append(metrics["gradient_norm"])
   np.testing.assert_allclose(loss, arrays["losses"], rtol=0, atol=1e-4)
@@ -398,9 +400,9 @@ def test_finetune_trajectory(golden_dir):
 
   optimizer = optimizers.finetune(learning_rate, hyper["weight_decay"])
   params = interop.from_torch(under(arrays, "init/"), model)
-  parts = finetune.Finetuning(config, model, learning_rate, optimizer)
+  setup = finetune.Setup(config, model, learning_rate, optimizer)
   state = finetune.state_of(params, {}, optimizer)
-  update = jax.jit(functools.partial(finetune.update, parts))
+  update = jax.jit(functools.partial(finetune.update, setup))
   loss = []
   for i, mode in enumerate(arrays["mode"]):
     images = jnp.asarray(arrays["images"][i])

@@ -11,11 +11,11 @@ def random(*shape, seed=0):
 
 
 def test_dino_is_the_mean_over_pairs():
-  student = random(5, 3, 7)
-  teacher = np.asarray(jax.nn.softmax(random(2, 3, 7, seed=1)))
+  student = random(3, 5, 7)
+  teacher = np.asarray(jax.nn.softmax(random(3, 2, 7, seed=1)))
   log_p = np.asarray(jax.nn.log_softmax(student / 0.1))
   pairs = [
-    -(teacher[g] * log_p[v]).sum(-1).mean()
+    -(teacher[:, g] * log_p[:, v]).sum(-1).mean()
     for g in range(2)
     for v in range(5)
     if v != g

@@ -11,7 +11,7 @@ import tiny
 from vit_ssl_jax import models, recipes
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.recipes import schema
-from vit_ssl_jax.train import losses, pretrain, timing
+from vit_ssl_jax.train import losses, mae, timing
 
 MODEL = models.build("vit", image_size=16, embed_dim=16, **tiny.SIZES["vit"])
 IMAGES, OTHERS = np.random.default_rng(0).normal(size=(2, 2, 16, 16, 3))
@@ -86,7 +86,7 @@ def test_what_is_smooth_is_learnt(pretrain_tiny):
   config.update(objective="mae", mean=(0.5,) * 3, std=(0.25,) * 3)
   config.model.update(patch_size=2, embed_dim=16)
   config.optim.update(learning_rate=0.05, warmup_epochs=0)
-  init, step = timing.stage(config, pretrain.make_stage, 2)
+  init, step = timing.stage(config, mae.make_stage, 2)
   angles = np.random.default_rng(0).uniform(0, 2 * np.pi, (16, 1, 1, 1))
   rows, columns = np.mgrid[:8, :8][:, None, :, :, None]
   ramps = rows * np.sin(angles) + columns * np.cos(angles)

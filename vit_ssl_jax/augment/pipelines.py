@@ -27,11 +27,11 @@ def multi_crop(key, images, views, mean, std):
     key: PRNG key.
     images: (B, H, W, 3) uint8.
     views: the config's `views`: V local views of side s = `local_size`, and
-      global views of side S = `global_size`.
+      global views of side S = `global_size`. Without `local_views` V is 0.
     mean, std: (3,), of the channels.
 
   Returns:
-    Float32 global views (2, B, S, S, 3) and local views (V, B, s, s, 3).
+    Float32 global views (B, 2, S, S, 3) and local views (B, V, s, s, 3).
   """
   *blur_global, blur_local = views.blur_probability
   solarize_global = jnp.array([0.0, views.solarize_probability])
@@ -45,16 +45,19 @@ def multi_crop(key, images, views, mean, std):
     return view(key, image, views, size, scale, blur_local, 0.0)
 
   def views_of(key, image):
-    keys = jax.random.split(key, 2 + views.local_views)
+    local_views = getattr(views, "local_views", 0)
+    keys = jax.random.split(key, 2 + local_views)
     both = jax.vmap(global_view, (0, None, 0, 0))(
       keys[:2], image, jnp.array(blur_global), solarize_global
     )
-    local = jax.vmap(local_view, (0, None))(keys[2:], image)
+    local = both[:0]
+    if local_views:
+      local = jax.vmap(local_view, (0, None))(keys[2:], image)
     return normalize(both, mean, std), normalize(local, mean, std)
 
   keys = jax.random.split(key, images.shape[0])
   images = images.astype(jnp.float32) / 255
-  return jax.vmap(views_of, out_axes=1)(keys, images)
+  return jax.vmap(views_of)(keys, images)
 
 
 def view(key, image, views, size, scale, blur, solarize):

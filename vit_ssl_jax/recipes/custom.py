@@ -12,6 +12,7 @@ import math
 from ml_collections import config_dict
 
 from vit_ssl_jax import models
+from vit_ssl_jax.recipes import keys
 
 # Keys without a value, and their types; with an architecture's `small`.
 SHARED = {
@@ -53,10 +54,10 @@ def mark_unset(config):
   """Makes the keys that follow from the images None, of their types."""
   config.budget = ""  # of time, such as 30m or 2h, or of steps
   config.optim.name = "muon"
-  keys = SHARED | (PRETRAIN if config.stage == "pretrain" else FINETUNE)
+  unset = SHARED | (PRETRAIN if config.stage == "pretrain" else FINETUNE)
   given = models.ARCHITECTURES[config.model.name].small
-  keys |= {f"model.{key}": type(value) for key, value in given.items()}
-  for key, kind in keys.items():
+  unset |= {f"model.{key}": type(value) for key, value in given.items()}
+  for key, kind in unset.items():
     part, name = place(config, key)
     del part[name]
     part[name] = config_dict.placeholder(kind)
@@ -172,16 +173,18 @@ def pretraining(set_default, config, facts):
   )
   side, patch = config.model.image_size, config.model.patch_size
   set_default("views.global_size", side, "the image's")
-  local = max(patch, side // 2 // patch * patch)
-  set_default("views.local_size", local, "half of it, in whole patches")
-  why = "a masked autoencoder has none" if mae else "half of the paper's"
-  set_default("views.local_views", 0 if mae else 4, why)
   why = "it would change the pixels to predict" if mae else "the paper's"
   set_default("views.color_jitter_probability", 0.0 if mae else 0.8, why)
   set_default("views.grayscale_probability", 0.0 if mae else 0.2, why)
   set_default("views.solarize_probability", 0.0 if mae else 0.2, why)
   blur = (0.0, 0.0, 0.0) if mae else (1.0, 0.1, 0.5)
   set_default("views.blur_probability", blur, why)
+  if mae:
+    keys.drop_unread(config)
+    return
+  local = max(patch, side // 2 // patch * patch)
+  set_default("views.local_size", local, "half of it, in whole patches")
+  set_default("views.local_views", 4, "half of the paper's")
   wide = facts.images >= 20_000
   why = "the paper's" if wide else "small, for few images"
   set_default("head.out_dim", 1024 if wide else 256, why)

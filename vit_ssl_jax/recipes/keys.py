@@ -276,3 +276,30 @@ KEYS = {
     lambda x: 0.01 <= x <= 100,
   ),
 }
+# The keys that objective="views" alone reads.
+VIEWS_ALONE = (
+  "student_temperature",
+  "teacher.warmup_temperature",
+  "teacher.temperature",
+  "teacher.temperature_warmup_epochs",
+  "teacher.centering",
+  "teacher.center_momentum",
+  "teacher.drop_path",
+  "head",
+  "views.local_size",
+  "views.local_views",
+  "views.local_scale",
+  "optim.freeze_last_layer_epochs",
+  "on_collapse",
+)
+
+
+def drop_unread(config):
+  """Deletes what a masked autoencoder does not read from a config or dict."""
+  if config.get("objective") != "mae":
+    return
+  for key in VIEWS_ALONE:
+    above, _, name = key.rpartition(".")
+    part = config[above] if above else config
+    if name in part:
+      del part[name]

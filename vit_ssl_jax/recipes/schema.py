@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from vit_ssl_jax import files, models
 from vit_ssl_jax.errors import UserError, did_you_mean
-from vit_ssl_jax.recipes.keys import KEYS
+from vit_ssl_jax.recipes.keys import KEYS, drop_unread
 
 # Of config.json. Raised where an older run can no longer be read.
 FORMAT = 3
@@ -52,6 +52,7 @@ def with_new_names(config):
     config["kernels"] = "auto" if config.pop("fast_attention") else "xla"
   if config.get("objective") == "patches":
     config["objective"] = "mae"
+    drop_unread(config)
   return config
 
 

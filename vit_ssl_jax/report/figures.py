@@ -138,7 +138,7 @@ def draw_views(fig, config, image):
   groups = jax.jit(make_views)(key, image[None])
   panels = [("the image", image / 255)]
   for name, group in zip(("global", "local"), groups, strict=True):
-    panels += [(name, np.clip(view[0], 0, 1)) for view in group]
+    panels += [(name, np.clip(view, 0, 1)) for view in group[0]]
   if config.objective != "views":
     for i, (_, view) in enumerate(panels[1:3]):
       mask_key = jax.random.fold_in(key, i)

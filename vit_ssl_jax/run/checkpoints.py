@@ -221,6 +221,9 @@ def load(path, abstract_state=None):
   digest = about.pop("sha256", None)
   if digest_of(state, about) != digest:
     raise UserError(f"the checkpoint {path} is damaged: its SHA-256 differs")
+  if abstract_state and isinstance(state, dict) and "center" in state:
+    del state["center"]  # see `read_tree`
+    state = abstract_state.replace(**state)
   return state, about
 
 
@@ -251,9 +254,14 @@ def read_tree(path, abstract_state=None):
   try:
     saved = ocp.metadata(path)
     # NumPy arrays can be restored on any devices.
-    target = abstract_state or jax.tree.map(
+    arrays = jax.tree.map(
       lambda leaf: np.empty(leaf.shape, leaf.dtype), saved.metadata
     )
+    target = abstract_state or arrays
+    if hasattr(target, "student") and not hasattr(target, "center"):
+      # Masked autoencoders of version 0.2.0 saved a centre.
+      unused = {k: arrays[k] for k in ("center",) if k in arrays}
+      target = vars(target) | unused if unused else target
     return ocp.load(path, target), saved.custom_metadata or {}
   except AttributeError as e:
     raise UserError(f"{path} holds values that are not arrays") from e

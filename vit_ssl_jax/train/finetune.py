@@ -26,12 +26,12 @@ from vit_ssl_jax.train import (
 
 @flax.struct.dataclass
 class FinetuneState:
-  """All that a step changes.
+  """The state of training.
 
   Attributes:
-    step: () int32, steps done.
+    step: () int32, number of steps done.
     params: the classifier's parameters, float32.
-    offset_head: parameters of the head of dense relative localisation, or {}.
+    offset_head: parameters of the drloc head, or {}.
     opt_state: the optimizer's state, of both.
   """
 
@@ -42,8 +42,8 @@ class FinetuneState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Finetuning:
-  """What a step is made with; it holds no arrays of the state.
+class Setup:
+  """Static components of the training step.
 
   Attributes:
     config: the run's config.
@@ -60,12 +60,8 @@ class Finetuning:
   mesh: jax.sharding.Mesh | None = None
 
 
-def make(config, num_classes, steps_per_epoch, mesh=None):
-  """The `Finetuning` of a config.
-
-  Raises:
-    UserError: as of `models.build`.
-  """
+def make_setup(config, num_classes, steps_per_epoch, mesh=None):
+  """The `Setup` of a config."""
   o = config.optim
   learning_rate = schedules.finetune_learning_rate(
     o.learning_rate,
@@ -75,18 +71,18 @@ def make(config, num_classes, steps_per_epoch, mesh=None):
   )
   optimizer = optimizers.finetune(learning_rate, o.weight_decay, o.name)
   model = models.from_config(config, num_classes)
-  return Finetuning(config, model, learning_rate, optimizer, mesh)
+  return Setup(config, model, learning_rate, optimizer, mesh)
 
 
-def init_state(parts, key):
-  """Fresh parameters, and an optimizer that has done nothing."""
-  params = models.init(parts.model, key)
+def init_state(setup, key):
+  """The state of step 0, from scratch."""
+  params = models.init(setup.model, key)
   offset_head = {}
-  if parts.config.drloc.enabled:
-    pair = jnp.zeros((1, 2 * parts.model.num_features))
+  if setup.config.drloc.enabled:
+    pair = jnp.zeros((1, 2 * setup.model.num_features))
     head_key = jax.random.fold_in(key, 1)
     offset_head = models.OffsetHead().init(head_key, pair)["params"]
-  return state_of(params, offset_head, parts.optimizer)
+  return state_of(params, offset_head, setup.optimizer)
 
 
 def state_of(params, offset_head, optimizer):
@@ -96,27 +92,27 @@ def state_of(params, offset_head, optimizer):
   return FinetuneState(step, params, offset_head, opt_state)
 
 
-def update(parts, state, images, targets, key):
-  """The part of a step that comes after augmentation and mixing.
+def update(setup, state, images, targets, key):
+  """The step after augmentation and mixing.
 
   Args:
-    parts: the `Finetuning`.
+    setup: a `Setup`.
     state: a `FinetuneState`.
     images: (B, H, W, 3), normalised.
     targets: (B, C), each row of which sums to 1.
-    key: PRNG key of drop path and of pairs of tokens.
+    key: PRNG key of drop path and of drloc's pairs of tokens.
 
   Returns:
     The new state, and a dict of scalars.
   """
-  config = parts.config
-  gathered = meshes.all_gather_params(parts.mesh)
+  config = setup.config
+  gather = meshes.all_gather_params(setup.mesh)
 
   def loss_fn(trained, batch):
-    params, offset_head = gathered(trained)
+    params, offset_head = gather(trained)
     images, targets, keep, pair_keys = batch
     apply = functools.partial(
-      parts.model.apply, {"params": params}, images, keep=keep
+      setup.model.apply, {"params": params}, images, keep=keep
     )
     if offset_head:
       logits, grid = apply(method="logits_and_grid")
@@ -133,35 +129,29 @@ def update(parts, state, images, targets, key):
     )
     return loss + config.drloc.weight * drloc, {"drloc": drloc}
 
-  keep = models.drop_path(parts.model, key, images.shape[:1])
+  keep = models.drop_path(setup.model, key, images.shape[:1])
   pair_keys = jax.random.split(jax.random.fold_in(key, 1), len(images))
   trained = (state.params, state.offset_head)
   (loss, terms), grads = gradients.averaged(loss_fn, config.accumulate_steps)(
     trained, (images, targets, keep, pair_keys)
   )
   with jax.named_scope("update"):
-    updates, opt_state = parts.optimizer.update(grads, state.opt_state, trained)
+    updates, opt_state = setup.optimizer.update(grads, state.opt_state, trained)
     params, offset_head = optax.apply_updates(trained, updates)
   new_state = FinetuneState(state.step + 1, params, offset_head, opt_state)
-  norm, bad_tensor = gradients.norm(grads)
-  values = {
-    "loss": loss,
-    **terms,
-    "gradient_norm": norm,
-    "bad_tensor": bad_tensor,
-  }
-  return gradients.step_or_skip(config, state, new_state, values), values
+  values = {"loss": loss, **terms}
+  return gradients.finish(config, state, new_state, grads, values)
 
 
-def make_step(parts):
-  """Makes stage 2's step.
+def make_step(setup):
+  """Makes the training step.
 
   Returns:
     A pure function (state, {"image": (B, H, W, 3) uint8, "label": (B,)}) ->
-    (state, metrics); what is random in it comes from config.seed and
-    state.step alone.
+    (state, metrics); its randomness comes from config.seed and state.step
+    alone.
   """
-  config = parts.config
+  config = setup.config
   root = loop.step_key(config)
 
   def step(state, batch):
@@ -172,29 +162,29 @@ def make_step(parts):
       images = pipelines.supervised(
         view_key, batch["image"], config.augment, config.mean, config.std
       )
-      targets = jax.nn.one_hot(batch["label"], parts.model.num_classes)
+      targets = jax.nn.one_hot(batch["label"], setup.model.num_classes)
       images, targets = mix.random_mix(mix_key, images, targets, **config.mix)
-    rate = parts.learning_rate(state.step)
-    state, values = update(parts, state, images, targets, drop_key)
+    rate = setup.learning_rate(state.step)
+    state, values = update(setup, state, images, targets, drop_key)
     return state, values | {"learning_rate": rate}
 
   return step
 
 
-def make_evaluate(parts, dataset):
-  """Makes (state, due) -> top-1 in percent on test and validation images."""
-  config = parts.config
-  predict = jax.jit(evaluate.make_predict(parts.model, config.mean, config.std))
+def make_evaluate(setup, dataset):
+  """Builds (state, due) -> top-1 in percent on test and validation images."""
+  config = setup.config
+  predict = jax.jit(evaluate.make_predict(setup.model, config.mean, config.std))
 
   def evaluate_state(state, due):
-    del due  # the test set is small enough to look at whenever a run stops
+    del due  # it is cheap enough for every stop
     return {
       f"{prefix}top1": evaluate.top1(
         lambda images: predict(state.params, images),
         images,
         labels,
         config.evaluate_batch_size,
-        meshes.batch_sharding(parts.mesh),
+        meshes.batch_sharding(setup.mesh),
       )
       for prefix, images, labels in evaluate.parts(dataset)
     }
@@ -203,15 +193,15 @@ def make_evaluate(parts, dataset):
 
 
 def make_stage(config, dataset, steps_per_epoch, mesh, initial=None):
-  """Stage 2 as the loop runs it.
+  """The stage as the loop runs it.
 
   Args:
     config, dataset, steps_per_epoch, mesh: the run's.
     initial: `initial.Weights` to start from; None is from scratch.
   """
-  parts = make(config, len(dataset.classes), steps_per_epoch, mesh)
+  setup = make_setup(config, len(dataset.classes), steps_per_epoch, mesh)
   weights = initial.params_for(dataset.classes) if initial else {}
-  fresh = jax.jit(functools.partial(init_state, parts, loop.init_key(config)))
+  fresh = jax.jit(functools.partial(init_state, setup, loop.init_key(config)))
 
   def init():
     state = fresh()
@@ -219,10 +209,10 @@ def make_stage(config, dataset, steps_per_epoch, mesh, initial=None):
 
   return loop.Stage(
     init=init,
-    step=make_step(parts),
-    evaluate=make_evaluate(parts, dataset),
+    step=make_step(setup),
+    evaluate=make_evaluate(setup, dataset),
     summarize=summarize,
-    parameters=models.count(parts.model),
+    parameters=models.count(setup.model),
     trained=lambda state: (state.params, state.offset_head),
   )
 

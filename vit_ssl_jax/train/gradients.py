@@ -61,3 +61,10 @@ def step_or_skip(config, state, new_state, values):
     lambda new, old: jnp.where(good, new, old), new_state, state
   )
   return kept.replace(step=new_state.step)
+
+
+def finish(config, state, new_state, grads, values):
+  """Returns the state after a step, and its metrics with the gradient norm."""
+  total, bad_tensor = norm(grads)
+  values = values | {"gradient_norm": total, "bad_tensor": bad_tensor}
+  return step_or_skip(config, state, new_state, values), values

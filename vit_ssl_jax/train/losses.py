@@ -53,18 +53,18 @@ def dino(student_logits, teacher_probabilities, temperature):
   paper's eq. 1).
 
   Args:
-    student_logits: (V, B, K), the first G of the V views being the global ones.
-    teacher_probabilities: (G, B, K).
+    student_logits: (B, V, K), the first G of the V views being the global ones.
+    teacher_probabilities: (B, G, K).
     temperature: the student's temperature.
 
   Returns:
     The loss, a scalar.
   """
-  V, G = len(student_logits), len(teacher_probabilities)
+  V, G = student_logits.shape[1], teacher_probabilities.shape[1]
   log_p = jax.nn.log_softmax(student_logits / temperature)
   # All pairs at once, less the pairs of a view with itself.
-  every = jnp.sum(log_p, 0) * jnp.sum(teacher_probabilities, 0)
-  same = jnp.sum(log_p[:G] * teacher_probabilities, 0)
+  every = jnp.sum(log_p, 1) * jnp.sum(teacher_probabilities, 1)
+  same = jnp.sum(log_p[:, :G] * teacher_probabilities, 1)
   return -jnp.mean(jnp.sum(every - same, -1)) / (G * (V - 1))
 
 

@@ -10,7 +10,7 @@ from vit_ssl_jax import cli
 from vit_ssl_jax.data import facts as data_facts
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts
-from vit_ssl_jax.recipes import custom, schema
+from vit_ssl_jax.recipes import custom, keys, schema
 from vit_ssl_jax.train import stages, timing
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
@@ -54,12 +54,14 @@ def resolve(config, workdir, dataset=None):
     UserError: the budget, the images or the weights to begin with cannot be
       read.
   """
+  config = config.copy_and_resolve_references()
+  keys.drop_unread(config)
   if not custom.is_unset(config):
     return config
-  config = config.copy_and_resolve_references()
   seconds = seconds_of(config.budget) if config.budget else None
   if pathlib.Path(workdir, "config.json").is_file():
     load_unset(config, schema.read_config(workdir))
+    keys.drop_unread(config)
     if not custom.is_unset(config):  # else it is another run's
       return config
   if config.get("init_from"):
