@@ -94,12 +94,7 @@ def short(error):
 def save(checkpointer, step, state, val=None, lines=None):
   """Saves a state asynchronously, with its environment and SHA-256.
 
-  Args:
-    checkpointer: of `manager`.
-    step: the state's.
-    state: a pytree of arrays.
-    val: the validation figure in percent.
-    lines: SHA-256 of metrics.jsonl so far.
+  `val` is its validation figure, `lines` the SHA-256 of metrics.jsonl so far.
   """
   metrics = None if val is None else {"val": val}
   about = {"lines": lines} | environment()
@@ -137,9 +132,6 @@ def restore(workdir, abstract_state):
   Returns:
     The state, its step, and the `lines` that it was saved with; None, 0 and
     None if there is no checkpoint.
-
-  Raises:
-    UserError: all checkpoints are corrupt, or processes see different ones.
   """
   available = steps(workdir)
   hosts.assert_equal({"steps": available}, "checkpoints")
@@ -183,16 +175,10 @@ def warn_of_environment(saved):
 
 
 def read(path):
-  """Reads the newest intact checkpoint of a workdir, or a given one.
-
-  Args:
-    path: WORKDIR or WORKDIR/checkpoints/STEP.
+  """Reads WORKDIR/checkpoints/STEP, or the newest intact one of WORKDIR.
 
   Returns:
     The state as nested dicts of NumPy arrays, and the run's config as a dict.
-
-  Raises:
-    UserError: there is no intact checkpoint.
   """
   path = pathlib.Path(path).absolute()
   if not path.is_dir():

@@ -103,12 +103,11 @@ class Recorder:
     self.remember(lines)
     self.best = max((validation(line) for line in lines), default=-1.0)
     self.begin = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
-    # TensorFlow is imported in the background of the first steps.
+    # TensorFlow, which the writer imports, loads in the background.
     self.thread = concurrent.futures.ThreadPoolExecutor(1)
-    self.events = None
+    self.events = []
     if tensorboard and self.writes:
-      self.events = self.thread.submit(open_events, str(workdir))
-    self.written = [self.events]
+      self.events.append(self.thread.submit(open_events, str(workdir)))
 
   def __enter__(self):
     return self
@@ -116,16 +115,14 @@ class Recorder:
   def __exit__(self, *error):
     """Closes the events; failing to write them is only a warning."""
     self.thread.shutdown()
-    if self.events is None:
-      return
-    problem = next((f.exception() for f in self.written if f.exception()), None)
-    if not self.events.exception():
-      self.events.result().close()
-    if problem:
-      cli.log(f"warning: could not write TensorBoard events: {problem}")
+    problems = [x.exception() for x in self.events if x.exception()]
+    if problems:
+      cli.log(f"warning: could not write TensorBoard events: {problems[0]}")
+    elif self.events:
+      self.events[0].result().close()
 
   def encode(self, lines):
-    """Formats lines as text and adds it to the digest."""
+    """Formats lines, and adds them to the digest."""
     text = "".join(json.dumps(line) + "\n" for line in lines)
     self.digest.update(text.encode())
     return text
@@ -136,16 +133,14 @@ class Recorder:
 
   def add(self, steps, values):
     """Adds the metrics of a range of steps: scalars, or arrays for several."""
-    seconds = {"seconds": self.elapsed()}
-    self.pending.append((steps, values, [dict(seconds) for _ in steps]))
+    self.pending.append((steps, values, self.elapsed(), {}))
 
   def complete(self, figures):
     """Adds an evaluation's figures to the last step's line.
 
     Returns the validation figure if it is the best so far, or None.
     """
-    *_, endings = self.pending[-1]
-    endings[-1] |= figures | {"seconds": self.elapsed()}
+    self.pending[-1][-1].update(figures, seconds=self.elapsed())
     if validation(figures) <= self.best:
       return None
     self.best = validation(figures)
@@ -168,8 +163,9 @@ class Recorder:
     if self.writes:
       with self.path.open("a") as f:
         f.write(self.encode(lines))
-    if self.events is not None:
-      self.written.append(self.thread.submit(write_events, self.events, lines))
+    if self.events:
+      written = self.thread.submit(write_events, self.events[0], lines)
+      self.events.append(written)
     self.remember(lines)
     if error:
       raise error
@@ -203,15 +199,16 @@ class Recorder:
     line["skipped"] = 1
     return None
 
-  def lines(self, steps, values, endings):
-    """Yields one line a step, with values from the device."""
-    values = {
-      k: np.ravel(v).tolist() for k, v in jax.device_get(values).items()
-    }
-    for i, (step, ending) in enumerate(zip(steps, endings, strict=True)):
-      epoch = round(step / self.steps_per_epoch, 4)
-      scalars = {name: value[i] for name, value in values.items()}
-      yield {"step": step, "epoch": epoch} | scalars | ending
+  def lines(self, steps, values, seconds, figures):
+    """Yields a line for each step; the last one has the figures."""
+    values = jax.tree.map(
+      lambda x: np.ravel(x).tolist(), jax.device_get(values)
+    )
+    for i, step in enumerate(steps):
+      line = {"step": step, "epoch": round(step / self.steps_per_epoch, 4)}
+      line |= {name: value[i] for name, value in values.items()}
+      line["seconds"] = seconds
+      yield line | (figures if step == steps[-1] else {})
 
 
 def validation(figures):
@@ -234,10 +231,10 @@ def open_events(workdir):
   return metric_writers.SummaryWriter(workdir)
 
 
-def write_events(events, lines):
+def write_events(writer, lines):
   for line in lines:
     values = {k: v for k, v in line.items() if k not in ("step", "epoch")}
-    events.result().write_scalars(line["step"], values)
+    writer.result().write_scalars(line["step"], values)
 
 
 def best_on_val(lines, name):

@@ -1,8 +1,4 @@
-"""Schedules: functions of the step, in float64 for NumPy, float32 on devices.
-
-They depend on the configured length of the run alone, so that stopping early or
-resuming changes nothing. optax's lose digits of float32 where a value is small.
-"""
+"""Schedules: functions of the step, exact in float32 where optax's are not."""
 
 import numpy as np
 
