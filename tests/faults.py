@@ -1,6 +1,6 @@
 """What a run does when something goes wrong: tries it, and counts.
 
-  python tests/faults.py [--scale=1] [--write]
+  PYTHONPATH=. python tests/faults.py [--scale=1] [--write]
 
 Prints the table of docs/reliability.md, or writes it there. Each trial is a run
 of the command line in a process of its own; it has to end right, or with one

@@ -326,32 +326,15 @@ def test_init_from_nowhere(finetune_tiny, tmp_path):
 @pytest.mark.parametrize(
   ("stage", "arch", "changes", "words"),
   [
-    ("finetune", "vit", {"evaluate_batch_size": 0}, "evaluate_batch_size=0"),
-    ("finetune", "vit", {"keep_every_epochs": -1}, "keep_every_epochs=-1"),
     ("finetune", "vit", {"batch_size": 15}, "is not a multiple of the 2 dev"),
     ("finetune", "vit", {"batch_size": 64}, "from 1 to 48"),
-    ("finetune", "vit", {"dtype": "float16"}, "did you mean 'bfloat16'"),
-    ("finetune", "vit", {"max_steps": -1}, "max_steps=-1"),
-    ("finetune", "vit", {"label_smoothing": 1.0}, "label_smoothing=1.0"),
     ("pretrain", "vit", {"model.image_size": 10}, "=10 is not a multiple of"),
     ("pretrain", "swin", {"model.image_size": 6}, "3 patches a side"),
-    (
-      "pretrain",
-      "swin",
-      {"model.window_size": 5},
-      "window_size=5 must be at most",
-    ),
+    ("pretrain", "swin", {"model.window_size": 5}, "window_size=5 must be"),
     ("finetune", "swin", {"model.depths": (2, 0)}, r"model.depths=\(2, 0\)"),
     ("finetune", "swin", {"model.num_heads": (1, 0)}, r"num_heads=\(1, 0\)"),
-    ("finetune", "vit", {"model.patch_size": 0}, "patch_size=0"),
-    ("finetune", "vit", {"model.mlp_ratio": 0.0}, "mlp_ratio=0.0"),
     ("pretrain", "cait", {"model.num_heads": 3}, "3 heads do not divide"),
-    ("finetune", "cait", {"model.locality": "both"}, "model.locality='both'"),
-    ("finetune", "cait", {"model.drop_path_rate": 1.0}, "drop_path_rate=1.0"),
     ("finetune", "cait", {"drloc.enabled": True}, "vit and swin, not"),
-    ("pretrain", "vit", {"views.global_scale": (0.5, 1.2)}, "global_scale="),
-    ("pretrain", "vit", {"views.local_scale": (0.0, 0.5)}, "local_scale="),
-    ("pretrain", "vit", {"views.local_size": 6}, "local_size=6 is not a mult"),
   ],
 )
 def test_values_that_make_no_sense(

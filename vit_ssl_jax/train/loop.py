@@ -161,7 +161,7 @@ class Loop:
         state, values = step(state, items, len(steps))
         self.recorder.add(steps, values)
         self.bar.update(len(steps) * self.config.batch_size)
-        self.time(steps, state)
+        self.measure(steps, state)
         stops = stopping.is_set() or hosts.reached_preemption(number)
         reached = steps[-1]
         self.after(reached, state, stops)
@@ -203,7 +203,7 @@ class Loop:
     ):
       yield stopping
 
-  def time(self, steps, state):
+  def measure(self, steps, state):
     """Times all dispatches but the first, which compiles; logs an ETA once."""
     if self.began is None:
       jax.block_until_ready(state)
