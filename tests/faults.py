@@ -1,13 +1,8 @@
-"""What a run does when something goes wrong: tries it, and counts.
+"""Faults, each tried on runs of the command line in processes of their own.
 
-  PYTHONPATH=. python tests/faults.py [--scale=1] [--write]
-
-Prints the table of docs/reliability.md, or writes it there. Each trial is a run
-of the command line in a process of its own; it has to end right, or with one
-sentence and status 2. Half an hour on two cores; --scale=0.1 tries a tenth.
+A run has to end right, or with one sentence and status 2.
 """
 
-import argparse
 import collections
 import contextlib
 import json
@@ -17,14 +12,12 @@ import re
 import resource
 import shutil
 import sys
-import tempfile
 import time
 
 import numpy as np
 import tiny
 from processes import Run, fork_server
 
-ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 30
 
 
@@ -34,7 +27,7 @@ class Trials:
   Attributes:
     folder: for all that they write.
     rng: what is random.
-    rows: (fault, tried, Counter of how they ended), the table.
+    rows: (fault, tried, Counter of how they ended).
   """
 
   def __init__(self, folder, seed=0):
@@ -114,8 +107,8 @@ class Trials:
       shutil.rmtree(workdir)
     writing = killed["while a checkpoint was written"]
     total = sum(killed.values())
-    self.add(f"SIGKILL, {total} times in {number} runs, {writing} of them while"
-             " a checkpoint was written", outcomes)  # fmt: skip
+    name = f"SIGKILL, {total} times in {number} runs, {writing} of them while"
+    self.add(f"{name} a checkpoint was written", outcomes)
     return killed
 
   def kill_one(self, workdir, at_write):
@@ -217,9 +210,8 @@ class Trials:
     refused = code == 2 and "another process is training" in text
     outcome = "said" if refused else f"wrong: {text[-500:]}"
     self.add("a second process on a workdir", [outcome])
-    self.add("the first process, meanwhile", [
-      self.judge(workdir, *first.wait())
-    ])  # fmt: skip
+    ended = self.judge(workdir, *first.wait())
+    self.add("the first process, meanwhile", [ended])
 
   def long_run(self, steps):
     """A run of many steps.
@@ -259,15 +251,6 @@ class Trials:
     files = [p for p in workdir.rglob("*") if p.is_file()]
     return late / early, len(files)
 
-  def table(self):
-    """The table, in Markdown."""
-    lines = ["| fault | tried | went on right | said, status 2 | wrong |"]
-    lines.append("|---|---|---|---|---|")
-    for fault, tried, counted in self.rows:
-      ends = " | ".join(str(counted[x]) for x in ("right", "said", "wrong"))
-      lines.append(f"| {fault} | {tried} | {ends} |")
-    return "\n".join(lines)
-
 
 def spoil(path, how, rng):
   """Flips a bit of a file, or cuts it off."""
@@ -277,40 +260,3 @@ def spoil(path, how, rng):
     return
   data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
   path.write_bytes(data)
-
-
-def main():
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--scale", type=float, default=1.0)
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--only", default="")
-  parser.add_argument("--write", action="store_true")
-  args = parser.parse_args()
-  with tempfile.TemporaryDirectory() as folder:
-    trials = Trials(folder, args.seed)
-    for name, count in (
-      ("damage", 200),
-      ("missing", None),
-      ("writes", 20),
-      ("two_at_once", None),
-      ("long_run", 20_000),
-      ("kills", 50),
-    ):
-      if args.only and name not in args.only.split(","):
-        continue
-      function = getattr(trials, name)
-      began = time.monotonic()
-      function(*([max(1, round(count * args.scale))] if count else []))
-      print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-    table = trials.table()
-  print(table)
-  if args.write:
-    page = ROOT / "docs" / "reliability.md"
-    text = page.read_text()
-    begin, end = "<!-- faults -->\n", "<!-- end of faults -->"
-    old = re.search(f"{begin}.*{end}", text, re.DOTALL)[0]
-    page.write_text(text.replace(old, f"{begin}{table}\n{end}"))
-
-
-if __name__ == "__main__":
-  main()

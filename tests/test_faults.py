@@ -40,6 +40,7 @@ def check(trials, function, *arguments):
   """Runs a kind of trials; none may have ended wrong."""
   trials.rows.clear()
   function(*arguments)
+  print(*trials.rows, sep="\n")
   assert trials.rows
   for fault, tried, ends in trials.rows:
     assert ends["wrong"] == 0, fault
