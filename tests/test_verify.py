@@ -12,7 +12,10 @@ from vit_ssl_jax.kernels import dispatch, verify
 from vit_ssl_jax.parallel import hosts
 from vit_ssl_jax.train import kernel_checks
 
-CONFIG = types.SimpleNamespace(kernels="auto")
+
+def config(kernels="auto"):
+  model = types.SimpleNamespace(image_size=3)
+  return types.SimpleNamespace(kernels=kernels, batch_size=4, model=model)
 
 
 def square(x, b):
@@ -56,7 +59,7 @@ def use(monkeypatch, tmp_path):
     kernel = dispatch.Kernel("test", lambda *_: True, function)
 
     def step(state, batch):
-      x, b = batch, jnp.ones((1, 3))
+      x, b = batch["image"][:, :, 0, 0] / 255, jnp.ones((1, 3))
       return state, dispatch.dispatch({"gpu": [kernel]}, square, (x,), (b,))
 
     return step
@@ -67,17 +70,17 @@ def use(monkeypatch, tmp_path):
 def uses_kernel(step):
   """Whether a program traced now holds a call that was checked."""
   with dispatch.recording() as calls:
-    jax.eval_shape(step, 0.0, X)
+    jax.eval_shape(step, 0.0, BATCH)
   return calls.keys() <= dispatch.policy.accepted
 
 
-X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+BATCH = {"image": np.arange(108, dtype=np.uint8).reshape(4, 3, 3, 3)}
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_only_a_right_kernel_is_used(name, use, capsys):
   step = use(KERNELS[name])
-  kernel_checks.select(CONFIG, step, 0.0, X)
+  kernel_checks.select(config(), step, 0.0)
   assert uses_kernel(step) == (name == "right")
   line = capsys.readouterr().err.strip()
   assert line.startswith("kernel test float32[4, 3] float32[1, 3]: ")
@@ -86,14 +89,15 @@ def test_only_a_right_kernel_is_used(name, use, capsys):
     "does not compile": "not used, it does not run (no lowering for this shape",
   }
   assert reason.get(name, "not used, wrong: error") in line
-  _, y = jax.jit(step)(0.0, X)
-  np.testing.assert_allclose(y, square(X, 1.0), rtol=1e-6)
+  _, y = jax.jit(step)(0.0, BATCH)
+  x = BATCH["image"][:, :, 0, 0] / 255
+  np.testing.assert_allclose(y, square(x, 1.0), rtol=1e-6)
 
 
 def test_a_slower_kernel_is_not_used(use, monkeypatch, capsys):
   monkeypatch.setattr(verify, "time_ratio", lambda *_: 1.3)
   step = use(square)
-  kernel_checks.select(CONFIG, step, 0.0, X)
+  kernel_checks.select(config(), step, 0.0)
   assert not uses_kernel(step)
   assert "not used, slower: 1.30 of XLA's time" in capsys.readouterr().err
 
@@ -103,12 +107,12 @@ def test_times_are_medians_of_rounds_that_take_turns(monkeypatch):
     np.cumsum([0, 1, 0, 4, 0, 1, 0, 4, 0, 90, 0, 4] + [0, 1, 0, 4] * 2)
   )
   monkeypatch.setattr(verify.time, "perf_counter", lambda: next(clock))
-  assert verify.time_ratio(jnp.sin, jnp.cos, [X]) == 1 / 4
+  assert verify.time_ratio(jnp.sin, jnp.cos, [1.0]) == 1 / 4
 
 
 def test_without_a_check_no_kernel_is_used(use):
   assert not uses_kernel(use(square))
-  kernel_checks.select(types.SimpleNamespace(kernels="xla"), use(square), 0, X)
+  kernel_checks.select(config("xla"), use(square), 0.0)
   assert dispatch.policy == dispatch.Policy("xla")
 
 
@@ -119,26 +123,26 @@ def test_processes_that_disagree_use_no_kernel(use, monkeypatch, capsys):
 
   monkeypatch.setattr(hosts, "all_gather", other_rejects)
   step = use(square)
-  kernel_checks.select(CONFIG, step, 0.0, X)
+  kernel_checks.select(config(), step, 0.0)
   assert not uses_kernel(step)
   assert "not used, slower" in capsys.readouterr().err
 
 
 def test_a_resume_uses_the_same_kernels(use, tmp_path, monkeypatch):
   step = use(square)
-  kernel_checks.select(CONFIG, step, 0.0, X, tmp_path)
+  kernel_checks.select(config(), step, 0.0, tmp_path)
   content = json.loads((tmp_path / "kernels.json").read_text())
   assert list(content) == [verify.environment()]
   monkeypatch.setattr(verify, "check", None)  # neither run again
   monkeypatch.setattr(verify, "verify", lambda calls, folder: {})
-  kernel_checks.select(CONFIG, step, 0.0, X, tmp_path)
+  kernel_checks.select(config(), step, 0.0, tmp_path)
   assert uses_kernel(step)
 
 
 def test_checks_are_cached(use, tmp_path, monkeypatch):
   step = use(square)
-  kernel_checks.select(CONFIG, step, 0.0, X)
+  kernel_checks.select(config(), step, 0.0)
   monkeypatch.setattr(verify, "check", None)
   monkeypatch.setattr(dispatch, "policy", dispatch.Policy())
-  kernel_checks.select(CONFIG, step, 0.0, X, tmp_path)
+  kernel_checks.select(config(), step, 0.0, tmp_path)
   assert uses_kernel(step)

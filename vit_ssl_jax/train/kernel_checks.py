@@ -3,12 +3,15 @@
 import json
 import pathlib
 
+import jax
+import numpy as np
+
 from vit_ssl_jax import cli, files, kernels
-from vit_ssl_jax.kernels import verify
+from vit_ssl_jax.kernels import dispatch, verify
 from vit_ssl_jax.parallel import hosts
 
 
-def select(config, step, state, batch, workdir=None):
+def select(config, step, state, workdir=None):
   """Checks the kernels of a training step and sets which ones are used.
 
   The answers stand in the workdir's kernels.json, for a resume on the same kind
@@ -16,13 +19,19 @@ def select(config, step, state, batch, workdir=None):
 
   Args:
     config: the run's.
-    step: (state, batch) -> (state, metrics), in the mesh in use.
-    state, batch: arrays or their shapes.
-    workdir: the run's folder; None is no run.
+    step: a pure function (state, batch) -> (state, metrics).
+    state: arrays or their shapes.
+    workdir: the run's folder; None where a step is only timed.
   """
   kernels.use(config.kernels)
-  if config.kernels == "xla":
+  if config.kernels == "xla" or dispatch.platform() == "cpu":
     return
+  side = config.model.image_size
+  images = (config.batch_size, side, side, 3)
+  batch = {
+    "image": jax.ShapeDtypeStruct(images, np.uint8),
+    "label": jax.ShapeDtypeStruct(images[:1], np.int32),
+  }
   calls = verify.calls_of(step, state, batch)
   if not calls:
     return
