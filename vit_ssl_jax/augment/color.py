@@ -209,8 +209,7 @@ def random_grayscale(key, image, probability):
 
 
 def random_blur(key, image, probability):
-  """`gaussian_blur` with the given probability; the radius is uniform in
-  BLUR_RADIUS."""
+  """`gaussian_blur` with the given probability and a radius in BLUR_RADIUS."""
   apply, radius = jax.random.uniform(key, (2,))
   low, high = BLUR_RADIUS
   radius = low + radius * (high - low)

@@ -148,8 +148,8 @@ def find_classes(root, folders, files):
     raise UserError(
       f"{place} has no images in {enumerated(empty)}; each class must have some"
     )
-  for part, found in classes.items():
-    if new := sorted(found - classes[first]):
+  for part, names in classes.items():
+    if new := sorted(names - classes[first]):
       raise UserError(
         f"{root} has classes in {folders[part]} that {folders[first]} lacks:"
         f" {enumerated(new)}"

@@ -114,7 +114,7 @@ def generate(name, root, progress):
 
 
 def writable(root):
-  """Whether `root`, or its nearest existing parent, is writable."""
+  """True if `root`, or its nearest existing parent, is writable."""
   if "://" in os.fspath(root):
     return True
   while not root.exists():

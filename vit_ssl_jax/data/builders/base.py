@@ -128,7 +128,7 @@ def manual_dir(manager):
 
 
 def present(place, name, archives):
-  """Whether the archive or its extracted folder is there."""
+  """True if the archive or its extracted folder is there."""
   folder = archives[name]
   return bool(folder and (place / folder).is_dir()) or (place / name).is_file()
 
