@@ -1,4 +1,4 @@
-"""The authors' weights by name, from a server of our own."""
+"""The authors' weights by name, from a local server."""
 
 import functools
 import http.server
@@ -84,31 +84,18 @@ def test_names_are_those_of_the_release():
   "name", ["authors:vit", "authors:vit,digits", "authors:"]
 )
 def test_names_that_nobody_released(name):
-  with pytest.raises(UserError, match="have released authors:ARCH,DATASET"):
+  with pytest.raises(UserError, match=r"have not released .* possible are"):
     pretrained.read(name)
-
-
-def test_downloaded_once_and_compared_later(server, released, cache):
-  given = pretrained.read("authors:vit,cifar10")
-  assert given.architecture == "vit"
-  assert given.about["dataset"] == "cifar10"
-  assert given.num_classes == 10
-  server.shutdown()
-  again = pretrained.read("authors:vit,cifar10")
-  assert again.arrays.keys() == given.arrays.keys()
-  data = bytearray((cache / NAME).read_bytes())
-  data[-9] ^= 1
-  (cache / NAME).write_bytes(data)
-  with pytest.raises(UserError, match="is not what was downloaded first"):
-    pretrained.read("authors:vit,cifar10")
 
 
 def test_an_interrupted_download_leaves_nothing(server, cache, monkeypatch):
   monkeypatch.setattr(Handler, "cut", 1000)
-  with pytest.raises(UserError, match=r"after 1,000 of|IncompleteRead"):
+  with pytest.raises(UserError, match="holds no weights: it is truncated"):
     pretrained.read("authors:vit,cifar10")
   assert not list(cache.iterdir())
   monkeypatch.setattr(Handler, "cut", None)
+  assert pretrained.read("authors:vit,cifar10").num_classes == 10
+  server.shutdown()  # it is downloaded once
   assert pretrained.read("authors:vit,cifar10").num_classes == 10
 
 
@@ -120,7 +107,7 @@ def test_a_damaged_download_leaves_nothing(server, released, cache, tmp_path):
 
 
 def test_a_file_that_is_missing(server):
-  with pytest.raises(UserError, match="cannot be downloaded: "):
+  with pytest.raises(UserError, match="could not download"):
     pretrained.read("authors:cait,svhn")
 
 

@@ -1,17 +1,18 @@
-"""Exports a trained model to where it is to be used next.
+"""Exports a trained model to other frameworks.
 
   python -m vit_ssl_jax.export --workdir=B --to=reference --out=vit.safetensors
   python -m vit_ssl_jax.export --workdir=B --to=transformers --out=my_vit
 
-of a pretraining the teacher's backbone, of a fine-tuning the classifier.
+exports the teacher's backbone of a pretraining, the classifier of a
+fine-tuning.
 
 formats:
   reference     the paper's PyTorch classes: FILE.safetensors, or FILE.pth
   timm          timm's VisionTransformer, SwinTransformer or Cait:
                 FILE.safetensors, or FILE.pth; the arguments of
                 timm.create_model are printed and in the file's metadata
-  transformers  a folder that AutoModelForImageClassification and
-                AutoImageProcessor open (ViT and Swin), with a model card
+  transformers  a folder for AutoModelForImageClassification and
+                AutoImageProcessor (ViT and Swin), with a model card
   stablehlo     a compiled program, from uint8 images (b, S, S, 3) to
                 probabilities, on CPU, CUDA and TPU, which jax.export runs
                 without this package
@@ -19,10 +20,10 @@ formats:
   npz           FILE.npz of NumPy arrays with flat names such as
                 blocks/attn/qkv/kernel
 
-Each names in its metadata the architecture and its sizes, the classes, mean and
-standard deviation, the run's config (without the folders of this machine) and
-its result. All can be read back, by --init_from of evaluate and predict, and
-all but programs by --config.init_from of a fine-tuning.
+Metadata holds the architecture and its sizes, the classes, mean and standard
+deviation, the run's config (without the folders of this machine) and its
+result. All formats except stablehlo can be read back, by --init_from of
+evaluate and predict and by --config.init_from of a fine-tuning.
 """
 
 import json
@@ -44,24 +45,28 @@ from vit_ssl_jax.interop import (
   renaming,
   timm,
   transformers,
-  writing,
+  write,
 )
 from vit_ssl_jax.run import checkpoints
 
-# What the name of a file ends with.
+# Suffixes of the formats that are files.
 SUFFIXES = {
   "reference": (".safetensors", ".pth"),
   "timm": (".safetensors", ".pth"),
   "npz": (".npz",),
   "stablehlo": (".stablehlo",),
 }
-# What is in a folder of transformers'.
-FOLDER = {"config.json", "preprocessor_config.json", "README.md"}
-FOLDER |= {pretrained.SAFETENSORS}
+# Content of a folder of transformers.
+FOLDER = {
+  "config.json",
+  "preprocessor_config.json",
+  "README.md",
+  pretrained.SAFETENSORS,
+}
 
 
 def main(argv=None):
-  """Runs the command line; a user's mistake costs one sentence and status 2."""
+  """Runs the command."""
   args = parse(argv)
   with reporting_errors():
     configure()
@@ -99,38 +104,38 @@ def export(workdir, to, out, overwrite=False):
   """Exports a run's model.
 
   Args:
-    workdir: as of `checkpoints.read`.
-    to: a key of WRITERS.
-    out: the new file or folder; what it is named after has to fit `to`.
-    overwrite: whether what is there may be replaced.
+    workdir: a run's folder or one of its checkpoints.
+    to: a key of `WRITERS`.
+    out: the new file or folder, with a suffix that fits `to`.
+    overwrite: whether an earlier export may be replaced.
 
   Returns:
-    Lines that say what was written, its SHA-256, and how to open it.
+    A message with the path, its SHA-256 and how to open it.
 
   Raises:
-    UserError: nothing can be written there, the workdir holds no finished
-      checkpoint, or the format cannot express the model.
+    UserError: `out` cannot be written, there is no finished checkpoint, or the
+      format cannot express the model.
   """
   out = pathlib.Path(os.path.abspath(out))
   check_out(out, to, overwrite)
-  given = pretrained.read(workdir)
-  if given.workdir is None:
+  weights = pretrained.read(workdir)
+  if weights.workdir is None:
     raise UserError(
-      f"--workdir={workdir} is no workdir, nor one of its checkpoints"
+      f"--workdir={workdir} must be a run or one of its checkpoints"
     )
-  sizes = {k: v for k, v in given.about["model"].items() if k != "name"}
-  model = models.build(given.about["architecture"], **sizes)
+  sizes = {k: v for k, v in weights.about["model"].items() if k != "name"}
+  model = models.build(weights.architecture, **sizes)
   params, _ = pretrained.fit(
-    given, model.clone(num_classes=0), f"--workdir={workdir}"
+    weights, model.clone(num_classes=0), f"--workdir={workdir}"
   )
-  about = public(given) | {"layout": to}
+  about = public(weights) | {"layout": to}
   try:
     usage, digest = WRITERS[to](out, model, params, about)
   except UserError:
     raise
   except (OSError, ValueError, RuntimeError) as e:  # Orbax raises many kinds
-    why = getattr(e, "strerror", None) or line(e)
-    raise UserError(f"{out} cannot be written: {why}") from e
+    reason = getattr(e, "strerror", None) or line(e)
+    raise UserError(f"{out} cannot be written: {reason}") from e
   return (
     f"{out}: the {about['part']} at step {about['step']},"
     f" {count(params):,} parameters\nSHA-256 {digest}\n\n{usage}"
@@ -138,23 +143,23 @@ def export(workdir, to, out, overwrite=False):
 
 
 def check_out(out, to, overwrite):
-  """Raises a UserError where nothing is to be written.
+  """Checks that `out` can be written.
 
-  What is there is replaced only if it is an export of ours: never a run, a
-  data set, or what others have added files to.
+  Only an export to the same format is replaced: never a run, a data set, or a
+  folder with other files.
   """
   suffixes = SUFFIXES.get(to, ())
   if suffixes and out.suffix not in suffixes:
     raise UserError(
-      f"--out={out} has to end with {' or '.join(suffixes)} for --to={to}"
+      f"--out={out} must end with {' or '.join(suffixes)} for --to={to}"
     )
-  among = [p.parent for p in out.parents if p.name == checkpoints.FOLDER]
-  if checkpoints.workdir_of(out) or any(map(checkpoints.workdir_of, among)):
+  runs = [p.parent for p in out.parents if p.name == checkpoints.FOLDER]
+  if any(map(checkpoints.workdir_of, [out, *runs])):
     raise UserError(f"--out={out} is a run, or lies among a run's checkpoints")
   if os.path.lexists(out):
     if not overwrite:
-      raise UserError(f"{out} exists already: --overwrite replaces it")
-    if out.is_symlink() or not is_ours(out, to):
+      raise UserError(f"{out} exists: --overwrite replaces it")
+    if out.is_symlink() or not is_export(out, to):
       raise UserError(
         f"{out} is no export to {to}: --overwrite replaces nothing else"
       )
@@ -164,29 +169,28 @@ def check_out(out, to, overwrite):
     raise UserError(f"--out={out} cannot be written: {e.strerror}") from e
 
 
-def is_ours(out, to):
-  """Whether a file or a folder is an export of ours to a format."""
-  if to == "transformers" and out.is_dir():
-    others = {path.name for path in out.iterdir()} - FOLDER
-    if others:
-      return False
+def is_export(out, to):
+  """Whether a file or a folder is an export to a format."""
   try:
-    if out.is_file() and programs.is_program(out):
-      about = provenance.from_text(programs.read(out).metadata, out)
+    if to == "transformers" and {x.name for x in out.iterdir()} - FOLDER:
+      return False
+    if to == "stablehlo":
+      content = files.read_json(programs.metadata_path(out))
+      about = provenance.from_text(content["metadata"], out)
     else:
       about = pretrained.read(out).about
-  except UserError:
+  except (UserError, OSError, TypeError, KeyError):
     return False
   return about.get("layout") == to
 
 
-def public(given):
-  """What is known of a run, without the folders of this machine."""
-  config = provenance.without_folders(given.about["config"])
-  return given.about | {
+def public(weights):
+  """Returns the metadata without the folders of this machine."""
+  config = provenance.without_folders(weights.about["config"])
+  return weights.about | {
     "dataset": config["dataset"],
     "config": config,
-    "command": provenance.commands(given.workdir),
+    "command": provenance.commands(weights.workdir),
   }
 
 
@@ -197,34 +201,36 @@ def count(params):
 def write_weights(out, model, params, about):
   """Writes a file in a layout of PyTorch's.
 
-  This and what follows returns how to open it, and a SHA-256.
+  Like the other writers it returns how to open the file, and its SHA-256.
   """
   layout = about["layout"]
   if layout == "reference":
-    renaming.check(model, "the paper's code")
+    renaming.check_locality(model, "the paper's code")
   arrays = interop.to_torch(params, model, layout)
   metadata = provenance.to_text(about)
+  usage = [f"model = ...  # the paper's {type(model).__name__}"]
   if layout == "timm":
-    name, arguments = timm.arguments(model)
-    metadata["timm"] = json.dumps({"name": name, "arguments": arguments})
-    written = "".join(f", {k}={v!r}" for k, v in arguments.items())
-    if swin := about["architecture"] == "swin":
-      # A class, which JSON cannot hold.
+    name, kwargs = timm.arguments(model)
+    metadata["timm"] = json.dumps({"name": name, "arguments": kwargs})
+    written = "".join(f", {k}={v!r}" for k, v in kwargs.items())
+    imports = "import timm"
+    if timm.is_swin(model):  # norm_layer is a class, which JSON cannot hold
       norm = "functools.partial(torch.nn.LayerNorm, eps=1e-6)"
       metadata["timm_norm_layer"] = norm
-      written += f", norm_layer={norm}"
-    usage = ["import functools, torch"] if swin else []
-    usage += ["import timm", f"model = timm.create_model({name!r}{written})"]
-  else:
-    usage = [f"model = ...  # the paper's {type(model).__name__}"]
+      imports, written = (
+        "import functools, timm, torch",
+        f"{written}, norm_layer={norm}",
+      )
+    usage = [imports, f"model = timm.create_model({name!r}{written})"]
   usage += [*loading(out), "model.load_state_dict(state, strict=True)"]
-  write = writing.pth if out.suffix == ".pth" else writing.safetensors
-  write(out, arrays, metadata)
-  return "\n".join(usage), writing.sha256(out)
+  is_pth = out.suffix == ".pth"
+  writer = write.write_pth if is_pth else write.write_safetensors
+  writer(out, arrays, metadata)
+  return "\n".join(usage), write.sha256(out)
 
 
 def loading(out):
-  """Python that reads a file as PyTorch's state dict, in lines."""
+  """Returns lines of Python that read a file as PyTorch's state dict."""
   if out.suffix == ".pth":
     return ["import torch", f"state = torch.load({str(out)!r})"]
   return [
@@ -236,8 +242,8 @@ def loading(out):
 def write_npz(out, model, params, about):
   """Writes an npz with flat names."""
   arrays = traverse_util.flatten_dict(params, sep="/")
-  writing.npz(out, arrays, provenance.to_text(about))
-  return f"arrays = np.load({str(out)!r})", writing.sha256(out)
+  write.write_npz(out, arrays, provenance.to_text(about))
+  return f"arrays = np.load({str(out)!r})", write.sha256(out)
 
 
 def write_orbax(out, model, params, about):
@@ -256,13 +262,13 @@ def write_stablehlo(out, model, params, about):
   logits = evaluate.make_predict(model, about["mean"], about["std"])
 
   def predict(params, images):
-    # Elsewhere than on a CPU, products of float32 are rounded by default.
+    # Accelerators round products of float32 by default.
     with jax.default_matmul_precision("highest"):
       y = logits(params, images)
     return jax.nn.softmax(y) if model.num_classes else y
 
   metadata = provenance.to_text(about)
-  programs.write(out, predict, params, model.image_size, metadata)
+  programs.write_program(out, predict, params, model.image_size, metadata)
   kind = "probabilities" if model.num_classes else "features"
   S = model.image_size
   usage = (
@@ -270,11 +276,11 @@ def write_stablehlo(out, model, params, about):
     "program = export.deserialize(bytearray(data))\n"
     f"{kind} = program.call(images)  # uint8 (b, {S}, {S}, 3)"
   )
-  return usage, writing.sha256(out)
+  return usage, write.sha256(out)
 
 
 def write_transformers(out, model, params, about):
-  """Writes a folder as transformers has it, with a model card."""
+  """Writes a folder of transformers, with a model card."""
   labels = about["classes"] or None if model.num_classes else None
   config = transformers.transformers_config(model, labels)
   images = transformers.image_processor(
@@ -291,18 +297,18 @@ def write_transformers(out, model, params, about):
     usage = opening(out.name, model)
     text = card.text(about, count(params), about["command"], usage)
     files.write(folder / "README.md", provenance.printable(text))
-    writing.safetensors(
-      folder / "model.safetensors", arrays, provenance.to_text(about)
-    )
-  return opening(str(out), model), writing.sha256(out / "model.safetensors")
+    file = folder / pretrained.SAFETENSORS
+    write.write_safetensors(file, arrays, provenance.to_text(about))
+    digest = write.sha256(file)
+  return opening(str(out), model), digest
 
 
 def opening(folder, model):
-  """Python that opens a folder of transformers'."""
+  """Returns Python that opens a folder of transformers."""
   kind, rest = "AutoModelForImageClassification", ""
   if not model.num_classes:
     kind = "AutoModel"
-    if models.name_of(model) == "vit":
+    if not transformers.is_swin(model):
       rest = ", add_pooling_layer=False"
   return (
     f"from transformers import AutoImageProcessor, {kind}\n"

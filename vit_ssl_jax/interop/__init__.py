@@ -1,10 +1,10 @@
 """Parameters under other frameworks' names and layouts.
 
-Layouts are "reference", the paper's own PyTorch classes, "timm", which
-`timm_arguments` goes with, and "transformers", with `transformers_config`.
+Layouts are "reference", the paper's own PyTorch classes, "timm", with
+`timm_arguments`, and "transformers", with `transformers_config`.
 """
 
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, did_you_mean
 from vit_ssl_jax.interop import reference, timm, transformers
 from vit_ssl_jax.interop.timm import timm_arguments
 from vit_ssl_jax.interop.transformers import transformers_config
@@ -17,10 +17,10 @@ LAYOUTS = {
 
 
 def to_torch(params, model, layout="reference"):
-  """Gives parameters another framework's names and layouts.
+  """Converts parameters to another framework's names and layouts.
 
   Args:
-    params: parameters of `model`, as `model.init` made them.
+    params: parameters of `model`, as returned by `model.init`.
     model: a model of `models.build`, or, in the reference's layout alone, a
       `models.ProjectionHead`.
     layout: a key of `LAYOUTS`.
@@ -30,16 +30,16 @@ def to_torch(params, model, layout="reference"):
     `relative_position_index` of Swin, which timm alone does not keep.
 
   Raises:
-    UserError: an unknown layout, or a model that the framework cannot express.
+    UserError: unknown layout, or a model that the framework cannot express.
   """
-  return module_of(layout).to_torch(params, model)
+  return find_layout(layout).to_torch(params, model)
 
 
 def from_torch(state_dict, model, layout="reference"):
-  """Reads parameters of another framework's names, strictly by name.
+  """Converts another framework's state dict to parameters, strictly by name.
 
   Args:
-    state_dict: name to array (anything that NumPy reads).
+    state_dict: name -> array (anything that NumPy reads).
     model: as in `to_torch`; a head's input width is read from the weights.
     layout: a key of `LAYOUTS`.
 
@@ -47,17 +47,18 @@ def from_torch(state_dict, model, layout="reference"):
     The parameters of `model`, float32.
 
   Raises:
-    UserError: as of `to_torch`; or names are missing or left over, or shapes
-      differ, and it lists them.
+    UserError: unknown layout, a model that the framework cannot express, or
+      names or shapes that do not fit, all of which it lists.
   """
-  return module_of(layout).from_torch(state_dict, model)
+  return find_layout(layout).from_torch(state_dict, model)
 
 
-def module_of(layout):
-  if layout not in LAYOUTS:
-    known = ", ".join(map(repr, LAYOUTS))
-    raise UserError(f"unknown layout {layout!r}: possible are {known}")
-  return LAYOUTS[layout]
+def find_layout(name):
+  if name not in LAYOUTS:
+    hint = did_you_mean(name, LAYOUTS)
+    hint = hint or f": possible are {', '.join(LAYOUTS)}"
+    raise UserError(f"unknown layout {name!r}{hint}")
+  return LAYOUTS[name]
 
 
 __all__ = [

@@ -1,18 +1,15 @@
-"""The weights that the paper's authors have released, by name.
+"""Weights that the paper's authors have released (v1.0), by name.
 
-They lie on the release page of their repository (v1.0), one file for each
-architecture and set. Nobody has published checksums: the SHA-256 of the first
-download is kept, and later files are compared with it.
+Each architecture and data set has one file on the release page; there are no
+published checksums.
 """
 
 import http.client
-import urllib.error
-import urllib.request
 
-from vit_ssl_jax import cli, files, models
+from vit_ssl_jax import files, models
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.interop import weights, writing
+from vit_ssl_jax.interop import read
 
 PREFIX = "authors:"
 URL = (
@@ -20,7 +17,7 @@ URL = (
   "/v1.0"
 )
 ARCHITECTURES = ("vit", "swin", "cait")
-# Our name of a set: theirs.
+# Our name of a data set -> the release's.
 SETS = {
   "cifar10": "cifar10",
   "cifar100": "cifar100",
@@ -37,113 +34,70 @@ PUBLISHED = {
   "cinic10": ((83.73, 86.91), (83.75, 87.84), (85.44, 88.27)),
   "svhn": ((97.82, 98.03), (97.83, 98.01), (98.13, 98.18)),
 }
-SECONDS = 60  # to wait for the server
-CHUNK = 1 << 20
 
 
 def parse(name):
-  """ "authors:vit,cifar10" -> ("vit", "cifar10").
-
-  Raises:
-    UserError: the authors have released no such file.
-  """
+  """ "authors:vit,cifar10" -> ("vit", "cifar10")."""
   arch, _, dataset = name.removeprefix(PREFIX).partition(",")
   if arch not in ARCHITECTURES or dataset not in SETS:
     raise UserError(
-      f"{name}: the authors have released {PREFIX}ARCH,DATASET with ARCH of"
-      f" {', '.join(ARCHITECTURES)} and DATASET of {', '.join(SETS)}"
+      f"the authors have not released {name!r}: possible are"
+      f" {PREFIX}ARCH,DATASET with ARCH of {', '.join(ARCHITECTURES)} and"
+      f" DATASET of {', '.join(SETS)}"
     )
   return arch, dataset
 
 
-def patch_size(arch, dataset):
-  patch_sizes = models.ARCHITECTURES[arch].patch_sizes
-  return patch_sizes[registry.SETS[dataset].image_size]
-
-
-def file_name(arch, dataset):
-  """What the file is called on the release page."""
-  facts = registry.SETS[dataset]
-  patch, side = patch_size(arch, dataset), facts.image_size
-  return f"{arch}_{SETS[dataset]}_patch{patch}_input{side}.pth"
-
-
 def about(name):
-  """What a name says, of `metadata.KEYS`."""
+  """Returns the metadata of released weights, of `metadata.KEYS`."""
   arch, dataset = parse(name)
-  facts = registry.SETS[dataset]
-  model = {
-    "image_size": facts.image_size,
-    "patch_size": patch_size(arch, dataset),
+  return {
+    "architecture": arch,
+    "dataset": dataset,
+    "model": input_sizes(arch, dataset),
   }
-  return {"architecture": arch, "dataset": dataset, "model": model}
+
+
+def input_sizes(arch, dataset):
+  """Returns the image size and patch size of a released model."""
+  side = registry.SETS[dataset].image_size
+  patch = models.ARCHITECTURES[arch].patch_sizes[side]
+  return {"image_size": side, "patch_size": patch}
 
 
 def published(name):
-  """The paper's accuracy of weights by their name, in percent."""
+  """Returns the paper's top-1 in percent for weights by their name."""
   arch, dataset = parse(name)
   return PUBLISHED[dataset][ARCHITECTURES.index(arch)][1]
 
 
-def download(name):
-  """The path of a released file, which is downloaded once.
+def file_name(arch, dataset):
+  """Returns a file's name on the release page."""
+  side, patch = input_sizes(arch, dataset).values()
+  return f"{arch}_{SETS[dataset]}_patch{patch}_input{side}.pth"
 
-  Args:
-    name: such as "authors:vit,cifar10".
+
+def download(name):
+  """Downloads a released file once, and returns its path.
 
   Raises:
-    UserError: there is no such file, it cannot be downloaded, or it is not what
-      was downloaded first.
+    UserError: there is no such file, it cannot be downloaded, or the download
+      holds no weights.
   """
-  arch, dataset = parse(name)
-  path = files.cache_directory("authors", file_name(arch, dataset))
-  if not path.exists():
-    if (arch, dataset) == ("vit", "cifar100"):
-      cli.log(
-        "the paper's README links the ViT of CIFAR-10 for CIFAR-100 too; this"
-        f" is {path.name} of the same release"
-      )
-    fetch(f"{URL}/{path.name}", path)
-  known = path.with_suffix(".sha256")
-  digest = writing.sha256(path)
-  if not known.exists():
-    files.write(known, digest + "\n")
-  if known.read_text().strip() != digest:
-    raise UserError(
-      f"{path} is not what was downloaded first: remove it to download it"
-      f" again, and {known} too if the authors have replaced it"
-    )
-  return path
-
-
-def fetch(url, path):
-  """Downloads a file of weights, whole or not at all."""
+  path = files.cache_directory("authors", file_name(*parse(name)))
+  if path.exists():
+    return path
+  torch = read.import_torch(name)
+  url = f"{URL}/{path.name}"
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.atomic_write(path) as temporary:
     try:
-      with urllib.request.urlopen(url, timeout=SECONDS) as response:
-        size = int(response.headers.get("Content-Length") or 0)
-        copy(response, temporary, size, path.name)
+      torch.hub.download_url_to_file(url, str(temporary))
+      read.read_file(temporary)
     except (OSError, http.client.HTTPException) as e:
-      reason = getattr(e, "reason", None) or e
-      raise UserError(f"{url} cannot be downloaded: {reason}") from e
-    if size and temporary.stat().st_size != size:
-      raise UserError(
-        f"{url} cannot be downloaded: the connection ended after"
-        f" {temporary.stat().st_size:,} of {size:,} bytes"
-      )
-    try:
-      weights.read(temporary)
+      reason = getattr(e, "reason", e)
+      raise UserError(f"could not download {url}: {reason}") from e
     except UserError as e:
-      why = str(e).replace(str(temporary), "it")
-      raise UserError(f"{url} holds no weights: {why}") from e
-
-
-def copy(response, path, size, label):
-  with (
-    path.open("wb") as file,
-    cli.progress_bar(size or None, "B", label=label) as bar,
-  ):
-    while data := response.read(CHUNK):
-      file.write(data)
-      bar.update(len(data))
+      reason = str(e).replace(str(temporary), "it")
+      raise UserError(f"{url} holds no weights: {reason}") from e
+  return path

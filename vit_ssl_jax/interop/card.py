@@ -1,28 +1,25 @@
-"""A model card: what a model is, what it was trained on, how good it is."""
+"""Model cards for the Hugging Face Hub."""
 
 import math
 
-# What result.json may hold, in percent.
+# Figures of result.json, in percent.
 FIGURES = {
   "top1": "top-1 on the test images after the last step",
   "best_top1_on_test": "best of all epochs, chosen on the test images",
   "top1_at_best_val": "top-1 on the test images at the best epoch by validation"
   " images",
-  "knn": "nearest neighbours on the features, test images, last epoch",
+  "knn": "k-NN on the features, test images, last epoch",
 }
 
 
 def text(about, parameters, command, usage):
-  """A model card in Markdown, with the head that the Hub reads.
+  """Returns a model card in Markdown, with the Hub's front matter.
 
   Args:
-    about: what is known of a model, of `interop.metadata.KEYS`.
-    parameters: how many it has.
-    command: the command that trained it.
+    about: metadata of `interop.metadata.KEYS`.
+    parameters: their number.
+    command: the command that trained the model.
     usage: Python code that opens it.
-
-  Returns:
-    The text of a README.md.
   """
   config = about["config"]
   sizes = {k: v for k, v in about["model"].items() if k != "name"}
@@ -51,23 +48,21 @@ def text(about, parameters, command, usage):
 
 
 def accuracy(about):
-  """What was measured: figures in percent, or that there are none."""
+  """Returns a table of the measured figures."""
   result = about.get("result", {})
   rows = [
-    f"| {words} | {result[key]:.2f} % |"
-    for key, words in FIGURES.items()
+    f"| {meaning} | {result[key]:.2f} % |"
+    for key, meaning in FIGURES.items()
     if isinstance(result.get(key), float)
   ]
   if not rows:
-    return (
-      f"None was measured: the training had not ended at step {about['step']}."
-    )
+    return f"Not measured: training had not ended at step {about['step']}."
   return "\n".join(["| measured | |", "|---|---|", *rows])
 
 
 def data(about):
-  """The set, its parts and its statistics."""
-  counts = [f"{n:,} {part}" for part, n in about["images"].items() if n]
+  """Describes the data set, its splits and its statistics."""
+  counts = [f"{n:,} {split}" for split, n in about["images"].items() if n]
   size = about["model"]["image_size"]
   mean, std = (
     ", ".join(f"{x:.4f}" if math.isfinite(x) else "?" for x in about[key])
@@ -82,7 +77,7 @@ def data(about):
 
 
 def classes(names):
-  """How many there are, and the first ones' names; nothing where none are."""
+  """Yields a sentence with the first 20 class names, if there are any."""
   few = ", ".join(" ".join(name.split()) for name in names[:20])
   if names:
     yield f"{len(names)} classes: {few}{', ...' if len(names) > 20 else ''}."

@@ -1,4 +1,4 @@
-"""What is known of a model, and how an exported file says it."""
+"""Metadata of a model, and its form in exported files."""
 
 import json
 import pathlib
@@ -11,29 +11,29 @@ from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.recipes import schema
 from vit_ssl_jax.run import checkpoints, workdir as workdirs
 
-# What is known of a model and its training, in an exported file's metadata
-# too: each name's value as text, in JSON where it is not text itself.
+# The metadata of a model, and of exported files: there every value is text, in
+# JSON except for TEXTS.
 KEYS = (
-  "architecture",  # vit, swin or cait
+  "architecture",  # a key of models.ARCHITECTURES
   "model",  # its sizes
   "part",  # classifier, or teacher's backbone
   "classes",  # their names, in the order of the logits
   "mean",  # of the channels, in [0, 1]
   "std",
   "dataset",  # its name
-  "images",  # how many of each part
+  "images",  # number of images by split
   "step",
   "config",  # the run's
   "result",  # the content of its result.json
-  "command",  # what trained it
-  "layout",  # whose names the arrays have, in an exported file
+  "command",  # that trained it
+  "layout",  # of the exported file
 )
 TEXTS = ("architecture", "part", "dataset", "command", "layout")
 PRODUCER = {"producer": "vit-ssl-jax"}
 
 
 def to_text(about):
-  """What is known of weights as metadata: name -> text."""
+  """Converts metadata to name -> text."""
   texts = {
     key: about[key]
     if key in TEXTS
@@ -45,19 +45,12 @@ def to_text(about):
 
 
 def printable(text):
-  """Text as UTF-8 can hold it.
-
-  A folder's name, and so a class's, may have bytes that are no letters.
-  """
+  """Escapes bytes of a folder's name, and so a class's, that are no UTF-8."""
   return text.encode("utf-8", "backslashreplace").decode()
 
 
 def from_text(metadata, path):
-  """The inverse of `to_text`; what is not ours is left out.
-
-  Raises:
-    UserError: it is ours and damaged.
-  """
+  """Inverts `to_text`; metadata of other programs is ignored."""
   about = {}
   if not PRODUCER.items() <= metadata.items():
     return about
@@ -67,23 +60,23 @@ def from_text(metadata, path):
         text = metadata[key]
         about[key] = text if key in TEXTS else json.loads(text)
       except (ValueError, TypeError) as e:
-        raise UserError(f"{path}: what it says of its {key} is damaged") from e
+        raise UserError(f"{path}: metadata field {key!r} is invalid") from e
   return about
 
 
 def check(about, num_classes, path):
-  """Checks that what is known of weights makes sense.
+  """Checks the types and lengths of metadata.
 
   Args:
-    about: a dict of KEYS.
-    num_classes: of their head; 0 without one.
-    path: where they are from, for the message.
+    about: a dict of `KEYS`.
+    num_classes: of the head; 0 without one.
+    path: the file, for the message.
 
   Raises:
-    UserError: it does not.
+    UserError: a field is invalid.
   """
   names = about.get("classes", [])
-  fine = {
+  valid = {
     "model": isinstance(about.get("model", {}), dict),
     "config": isinstance(about.get("config", {}), dict),
     "classes": isinstance(names, list | tuple)
@@ -92,16 +85,16 @@ def check(about, num_classes, path):
   }
   for key in ("mean", "std"):
     numbers = about.get(key, [])
-    fine[key] = isinstance(numbers, list | tuple) and (
+    valid[key] = isinstance(numbers, list | tuple) and (
       not numbers or (len(numbers) == 3 and np.isreal(numbers).all())
     )
-  for key, good in fine.items():
-    if not good:
-      raise UserError(f"{path}: what it says of its {key} is damaged")
+  for key, is_valid in valid.items():
+    if not is_valid:
+      raise UserError(f"{path}: metadata field {key!r} is invalid")
 
 
 def without_folders(config):
-  """A run's config, a dict, without the folders of this machine."""
+  """Reduces the paths in a run's config to their last names."""
   kind, colon, path = config["dataset"].partition(":")
   dataset = kind + colon + last_name(path)
   config = config | {"dataset": dataset, "data_dir": ""}
@@ -111,31 +104,30 @@ def without_folders(config):
 
 
 def last_name(path):
-  """/a/b/c -> c, and of a run's checkpoint WORKDIR/checkpoints/STEP."""
+  """/a/b/c -> c; of a run's checkpoint, WORKDIR/checkpoints/STEP."""
   path = pathlib.PurePath(path)
   in_run = path.parent.name == checkpoints.FOLDER
   return "/".join(path.parts[-3 if in_run else -1 :])
 
 
 def commands(workdir):
-  """The commands that trained a run, without the folders of this machine.
+  """Returns the commands that trained a run, without this machine's folders.
 
-  The first is that of its pretraining, where config.init_from is a run that is
-  still there.
+  They begin with the pretraining's, if config.init_from is a run that exists.
   """
-  found = [workdir]
+  runs = [workdir]
   source = schema.read_config(workdir).get("init_from")
   if source and (before := checkpoints.workdir_of(source)):
-    found.insert(0, before)
-  lines = [shown(workdirs.command(each)) for each in found]
+    runs.insert(0, before)
+  lines = [without_paths(workdirs.command(run)) for run in runs]
   return "\n".join(line for line in lines if line)
 
 
-def shown(command):
-  """A command, of whose absolute paths the last names are left."""
+def without_paths(command):
+  """Reduces the absolute paths in a command to their last names."""
 
-  def cut(found):
-    return found[1] + last_name(found[2])
+  def cut(match):
+    return match[1] + last_name(match[2])
 
   return shlex.join(
     re.sub(r"(^|[=:,])(/[^=:,]*)", cut, word) for word in shlex.split(command)

@@ -1,4 +1,4 @@
-"""Weights to begin from: of a run, of an Orbax checkpoint, or of any file."""
+"""Initial weights: of a run, an Orbax checkpoint or an exported file."""
 
 import dataclasses
 import pathlib
@@ -12,31 +12,30 @@ from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import (
   authors,
   metadata as provenance,
-  programs,
+  read as reader,
   recognise,
   transformers,
-  weights,
 )
 from vit_ssl_jax.run import checkpoints, workdir as workdirs
 
-SAFETENSORS = "model.safetensors"  # of a folder of transformers'
-# What other folders of transformers hold, and what there is to say.
-ELSEWHERE = {
+SAFETENSORS = "model.safetensors"  # of a folder of transformers
+# Other files that such a folder may have instead, and a hint.
+UNREAD = {
   "pytorch_model.bin": "give its pytorch_model.bin itself",
-  "model.safetensors.index.json": "its weights lie in several files",
+  "model.safetensors.index.json": "its weights are split into several files",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """Weights, and what is known of them.
+  """Weights and their metadata.
 
   Attributes:
-    path: where they are from, as it was given.
-    arrays: our own parameters, nested dicts, or name -> array of other names.
-    about: what is known of `provenance.KEYS`.
-    left_out: names of what is there beside them.
-    workdir: the run's folder, if it is a run.
+    path: where they were read from, as given.
+    arrays: our own parameters, nested dicts, or foreign name -> array.
+    about: metadata of `metadata.KEYS`.
+    left_out: names of other content of the file.
+    workdir: the run's folder, or None.
   """
 
   path: str
@@ -47,13 +46,13 @@ class Pretrained:
 
   @property
   def architecture(self):
-    """Its name: as they say themselves, or as their names tell; or ""."""
+    """The architecture by the metadata, or else by the names; or ""."""
     names = traverse_util.flatten_dict(self.arrays, sep="/")
     return self.about.get("architecture") or recognise.architecture(names)
 
   @property
   def num_classes(self):
-    """How many classes their head has; 0 without one."""
+    """The number of classes of the head; 0 without one."""
     head = self.arrays.get("head")
     if isinstance(head, dict) and np.ndim(head.get("kernel")) == 2:
       return head["kernel"].shape[-1]
@@ -62,211 +61,192 @@ class Pretrained:
 
 
 def read(path):
-  """Reads weights, and what is known of them.
+  """Reads weights and their metadata.
 
   Args:
     path: a workdir, one of its checkpoints, a checkpoint of Orbax, a folder of
-      transformers', a file that `interop.weights.read` reads, or a name of
+      transformers, a safetensors, npz or PyTorch file, or a name of
       `interop.authors`.
 
   Raises:
-    UserError: it is none of them, damaged, or a pickle that would execute
-      something.
+    UserError: it is none of them, or damaged.
   """
-  given = found_at(path)
-  provenance.check(given.about, given.num_classes, path)
-  return given
+  weights = read_any(path)
+  provenance.check(weights.about, weights.num_classes, path)
+  return weights
 
 
-def found_at(path):
-  """As `read`, without looking at what is said."""
+def read_any(path):
+  """Reads weights without checking their metadata."""
   if str(path).startswith(authors.PREFIX):
-    given = of_file(path, weights.read(authors.download(str(path))))
-    about = given.about | authors.about(str(path))
-    return dataclasses.replace(given, about=about)
+    weights = read_file(path, authors.download(str(path)))
+    about = weights.about | authors.about(str(path))
+    return dataclasses.replace(weights, about=about)
   folder = pathlib.Path(path)
   if not folder.exists():
     raise UserError(f"there is no file or folder {path}")
+  if folder.suffix == ".stablehlo":
+    raise UserError(f"{path} is a compiled program, not weights")
   if not folder.is_dir():
-    if programs.is_program(path):
-      raise UserError(
-        f"{path} is a compiled program, whose weights cannot be taken out"
-      )
-    return of_file(path, weights.read(path))
+    return read_file(path)
   if checkpoints.workdir_of(folder):
-    return of_run(path)
+    return read_run(path)
   if (folder / SAFETENSORS).is_file():
-    return of_transformers(path)
+    return read_transformers(folder)
   if checkpoints.is_tree(folder):
     tree, metadata = checkpoints.read_tree(folder)
     params, part = backbone_of(tree, path)
     about = {"part": part} | provenance.from_text(metadata, path)
     return Pretrained(str(path), params, about)
-  for name in ELSEWHERE:
+  for name, hint in UNREAD.items():
     if (folder / name).is_file():
-      raise UserError(f"{path} is no folder that is read: {ELSEWHERE[name]}")
-  return of_run(path)  # which says what is missing
+      raise UserError(f"{path} cannot be read as a folder: {hint}")
+  return read_run(path)  # which says what is missing
 
 
-def of_run(path):
-  """The teacher's backbone of a pretraining, or a classifier."""
+def read_run(path):
+  """Reads the teacher's backbone of a pretraining, or a classifier."""
   state, config = checkpoints.read(path)
   params, part = backbone_of(state, path)
   workdir = checkpoints.workdir_of(path)
-  about = workdir / "dataset.json"
-  dataset = files.read_json(about) if about.is_file() else {}
-  given = Pretrained(str(path), params, {}, workdir=workdir)
-  return dataclasses.replace(
-    given,
-    about={
-      "architecture": config["model"]["name"],
-      "model": config["model"] | {"num_classes": given.num_classes},
-      "part": part,
-      "classes": dataset.get("classes", []),
-      "mean": config.get("mean", []),
-      "std": config.get("std", []),
-      "dataset": config["dataset"],
-      "images": dataset.get("images", {}),
-      "step": int(state["step"]),
-      "config": config,
-      "result": workdirs.finished(workdir, int(state["step"])) or {},
-    },
-  )
+  facts = workdir / "dataset.json"
+  dataset = files.read_json(facts) if facts.is_file() else {}
+  weights = Pretrained(str(path), params, {}, workdir=workdir)
+  step = int(state["step"])
+  about = {
+    "architecture": config["model"]["name"],
+    "model": config["model"] | {"num_classes": weights.num_classes},
+    "part": part,
+    "classes": dataset.get("classes", []),
+    "mean": config.get("mean", []),
+    "std": config.get("std", []),
+    "dataset": config["dataset"],
+    "images": dataset.get("images", {}),
+    "step": step,
+    "config": config,
+    "result": workdirs.finished(workdir, step) or {},
+  }
+  return dataclasses.replace(weights, about=about)
 
 
 def backbone_of(tree, path):
-  """The parameters in a checkpoint's tree, and what they are.
-
-  Raises:
-    UserError: they are no nested dicts of arrays.
-  """
+  """Returns the parameters in a checkpoint's tree, and the model's part."""
   part = ""
+  params = tree.get("params", tree) if isinstance(tree, dict) else None
   if isinstance(tree, dict) and "teacher" in tree:
-    tree, part = tree["teacher"], "teacher's backbone"
-    params = tree.get("backbone") if isinstance(tree, dict) else None
-  else:
-    params = tree.get("params", tree) if isinstance(tree, dict) else None
+    part, teacher = "teacher's backbone", tree["teacher"]
+    params = teacher.get("backbone") if isinstance(teacher, dict) else None
 
-  def named(x):
+  def is_tree(x):
     if isinstance(x, dict):
-      return all(isinstance(k, str) and named(v) for k, v in x.items())
+      return all(isinstance(k, str) and is_tree(v) for k, v in x.items())
     return isinstance(x, np.ndarray)
 
-  if not (isinstance(params, dict) and named(params)):
+  if not (isinstance(params, dict) and is_tree(params)):
     raise UserError(f"{path} holds no parameters: no nested dicts of arrays")
   return params, part or ("classifier" if "head" in params else "backbone")
 
 
-def of_file(path, found):
-  """The Pretrained of `weights.Weights`."""
-  arrays, about = found.arrays, provenance.from_text(found.metadata, path)
-  left_out = list(found.left_out)
+def read_file(path, file=None):
+  """Reads the weights of a file, `path` if None."""
+  content = reader.read_file(file or path)
+  arrays, left_out = content.arrays, list(content.left_out)
   if any("/" in name for name in arrays):  # our own names
     try:
       arrays = traverse_util.unflatten_dict(arrays, sep="/")
     except (IndexError, TypeError, AttributeError, ValueError) as e:
       raise UserError(f"{path} holds no tree of names") from e
     arrays, _ = backbone_of(arrays, path)
-  else:  # transformers' ViTModel has one more layer, which is of no use here
+  else:  # transformers' ViTModel has a pooler, which no classifier uses
     left_out += [name for name in arrays if name.startswith("pooler.")]
     arrays = {k: x for k, x in arrays.items() if k not in left_out}
+  about = provenance.from_text(content.metadata, path)
   return Pretrained(str(path), arrays, about, tuple(left_out))
 
 
-def of_transformers(path):
-  """The Pretrained of a folder as transformers writes it.
+def read_transformers(folder):
+  """Reads a folder of transformers.
 
-  It may have been trained there since we wrote it: its config counts.
+  Its config.json counts more than our metadata: it may have been trained since.
   """
-  folder = pathlib.Path(path)
-  given = of_file(path, weights.read(folder / SAFETENSORS))
-  about = dict(given.about)
+  weights = read_file(folder / SAFETENSORS)
+  about = dict(weights.about)
   config = files.read_json(folder / "config.json")
   images = folder / "preprocessor_config.json"
-  seen = files.read_json(images) if images.is_file() else {}
   try:
-    found = transformers.about(config)
-    found["model"] = about.get("model", {}) | found["model"]
-    about |= found
-    if seen:
-      about |= transformers.statistics(seen)
+    described = transformers.about(config)
+    described["model"] = about.get("model", {}) | described["model"]
+    about |= described
+    if images.is_file():
+      about |= transformers.statistics(files.read_json(images))
   except UserError:
     raise
   except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise UserError(
-      f"{folder} is no folder of transformers that is read: its config lacks"
-      f" or misuses {e}"
-    ) from e
-  return dataclasses.replace(given, about=about)
+    raise UserError(f"{folder}: its config is invalid or lacks {e}") from e
+  return dataclasses.replace(weights, path=str(folder), about=about)
 
 
-def fit(given, model, what):
-  """Puts weights into a model without classes, by name and strictly.
+def fit(weights, model, source):
+  """Converts weights to parameters of a model, by name and strictly.
 
   Args:
-    given: a Pretrained.
+    weights: Pretrained.
     model: a model of `models.build`, with num_classes=0.
-    what: the weights, for messages, such as "init_from=A".
+    source: a name of the weights for messages, such as "init_from=A".
 
   Returns:
-    The parameters, with those of a head if the weights have one; and a sentence
-    for each thing that was left out or resized.
+    The parameters, with a head if the weights have one; and a sentence for
+    everything that was left out or resized.
 
   Raises:
-    UserError: they are of another model; it lists what does not fit.
+    UserError: the weights are another model's; it lists what does not fit.
   """
-  check_sizes(given, model, what)
-  params = given.arrays
+  check_sizes(weights, model, source)
+  params = weights.arrays
   if not any(isinstance(x, dict) for x in params.values()):
-    foreign = recognise.with_sizes_of(params, model)
-    layout = recognise.layout(params, foreign, interop.LAYOUTS)
+    original = recognise.with_sizes_of(params, model)
+    layout = recognise.layout(params, original, interop.LAYOUTS)
     try:
-      params = interop.from_torch(params, foreign, layout)
+      params = interop.from_torch(params, original, layout)
     except UserError as e:
-      raise UserError(f"{what}: {e}") from e
+      raise UserError(f"{source}: {e}") from e
   params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
-  params, lines = models.resize_parameters(params, model)
-  expected = models.shapes(model.clone(num_classes=given.num_classes))
-  models.check_parameters(expected, params, what)
-  if given.left_out:
-    few = ", ".join(given.left_out[:5])
-    more = ", ..." if len(given.left_out) > 5 else ""
-    lines.insert(0, f"left out: {few}{more}")
-  return params, [f"{what}: {line}" for line in lines]
+  params, notes = models.resize_parameters(params, model)
+  expected = models.shapes(model.clone(num_classes=weights.num_classes))
+  models.check_parameters(expected, params, source)
+  if weights.left_out:
+    few = ", ".join(weights.left_out[:5])
+    more = ", ..." if len(weights.left_out) > 5 else ""
+    notes.insert(0, f"left out: {few}{more}")
+  return params, [f"{source}: {note}" for note in notes]
 
 
-def check_sizes(given, model, what):
-  """Raises a UserError where weights are of another kind of model.
-
-  Some sizes change no parameter's shape, and so have to be compared.
-  """
-  theirs = given.architecture
-  ours = models.name_of(model)
-  if theirs != ours:
-    raise UserError(
-      f"{what} holds no weights of a {ours}"
-      + (f" but those of a {theirs}" if theirs else "")
-    )
-  sizes = given.about.get("model", {})
+def check_sizes(weights, model, source):
+  """Compares the architecture, and sizes that change no parameter's shape."""
+  arch = models.name_of(model)
+  if weights.architecture != arch:
+    other = weights.architecture and f" but those of a {weights.architecture}"
+    raise UserError(f"{source} holds no weights of a {arch}{other}")
+  sizes = weights.about.get("model", {})
   for key in ("num_heads", "locality"):
     new = getattr(model, key, None)
     old = sizes.get(key, new)
     if not np.array_equal(old, new):
       raise UserError(
-        f"{what} was trained with model.{key}={old!r} and not {new!r}"
+        f"{source} was trained with model.{key}={old!r} and not {new!r}"
       )
 
 
 def head(params, about, classes):
-  """What becomes of the head of weights, where a model is to tell classes.
+  """Decides whether a pretrained classifier head can be kept.
 
   Args:
-    params: as of `fit`.
-    about: what is known of the weights.
-    classes: names of the classes, in the order of the logits.
+    params: of `fit`.
+    about: metadata of the weights.
+    classes: the new classes' names, in the order of the logits.
 
   Returns:
-    Whether it can stay, and a sentence on that, or "" where there is no head.
+    Whether it can be kept, and a sentence on it; "" without a head.
   """
   if "head" not in params:
     return False, ""

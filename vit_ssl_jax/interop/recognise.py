@@ -1,52 +1,46 @@
-"""What the names and shapes of foreign weights tell of their model."""
+"""Infers the architecture and its sizes from a state dict."""
 
 import math
 import re
 
-from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import reference
 
 HEADS = ("head.weight", "head.fc.weight", "classifier.weight")
 POSITIONS = ("pos_embed", "position_embeddings")
 TABLE = "relative_position_bias_table"
+# A parameter that an architecture alone has; the first that occurs decides.
+MARKS = {"swin": TABLE, "cait": "blocks_token_only", "vit": "cls_token"}
 
 
 def architecture(names):
-  """The architecture whose weights have such names, or "".
-
-  It works for our own names as well.
-  """
+  """Infers the architecture from parameters' names, ours or foreign; or ""."""
   text = "\n".join(names)
-  if TABLE in text:
-    return "swin"
-  if "blocks_token_only" in text:
-    return "cait"
-  return "vit" if "cls_token" in text else ""
+  return next((arch for arch, mark in MARKS.items() if mark in text), "")
 
 
 def with_sizes_of(state_dict, model):
-  """A model with those sizes of foreign weights that may be changed.
+  """Returns the model with the sizes of foreign weights that may differ.
 
   Args:
     state_dict: name -> array, in any of the layouts.
     model: a model of `models.build`.
 
   Returns:
-    The model with the weights' number of classes and with an image size, and a
-    window size, in which their position embeddings and tables of relative
-    positions fit; with the model's own where they tell none.
+    The model with the weights' number of classes, and with the image and window
+    size to which their position embeddings and tables of relative positions
+    belong.
   """
   sizes, windows = {"num_classes": 0}, {}
   for name, x in state_dict.items():
     if name in HEADS:
       sizes["num_classes"] = len(x)
     elif name.endswith(POSITIONS) and x.ndim == 3:
-      side = math.isqrt(x.shape[1])  # the class token's adds nothing to a root
+      side = math.isqrt(x.shape[1])  # the class token does not change the root
       sizes["image_size"] = side * model.patch_size
-    elif found := re.search(rf"layers\.(\d+)\..*{TABLE}$", name):
-      windows[int(found[1])] = (math.isqrt(len(x)) + 1) // 2
-  if windows and isinstance(model, models.SwinTransformer):
+    elif match := re.search(rf"layers\.(\d+)\..*{TABLE}$", name):
+      windows[int(match[1])] = (math.isqrt(len(x)) + 1) // 2
+  if windows and hasattr(model, "window_size"):
     largest = max(windows.values())
     # A window is smaller only where it fills its stage.
     side = next(
@@ -58,11 +52,11 @@ def with_sizes_of(state_dict, model):
 
 
 def layout(state_dict, model, layouts):
-  """The name of that layout which has most names in common with weights.
+  """Returns the layout that shares the most names with the weights.
 
   Args:
     state_dict: name -> array.
-    model: a model of their sizes, as `with_sizes_of` gives it.
+    model: a model of their sizes, as returned by `with_sizes_of`.
     layouts: name -> module.
   """
   zeros = reference.template(model, state_dict)
@@ -70,7 +64,7 @@ def layout(state_dict, model, layouts):
   def in_common(name):
     try:
       names = layouts[name].to_torch(zeros, model).keys()
-    except UserError:  # the model cannot be expressed in it
+    except UserError:  # the framework cannot express the model
       return 0
     return len(names & state_dict.keys())
 

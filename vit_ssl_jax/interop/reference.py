@@ -1,9 +1,8 @@
 """The names and layouts of the paper's PyTorch code.
 
 There a linear layer's weight is (out, in), a convolution's (out, in, kh, kw);
-here they are (in, out) and (kh, kw, in, out), and CaiT's blocks, each with a
-name of its own there, are stacked along a leading axis. Among the names there
-is a constant, Swin's table of relative positions.
+here they are (in, out) and (kh, kw, in, out). CaiT's blocks are stacked along a
+leading axis here, and have a name each there.
 """
 
 import re
@@ -16,7 +15,7 @@ from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.models import swin
 
 INDEX = "relative_position_index"
-# Patterns of our names, and the reference's.
+# Patterns of our names, and their replacements in the reference.
 RENAMED = [
   (r"^blocks_(\d+)_(\d+)\.", r"layers.\1.blocks.\2."),  # Swin's
   (r"^blocks_(\d+)\.", r"blocks.\1."),
@@ -30,25 +29,16 @@ RENAMED = [
 
 
 def to_torch(params, model):
-  """Gives parameters the reference's names and layouts.
+  """Converts parameters as the package's `to_torch` does.
 
-  What locality adds to a model has no counterpart there, and keeps the name it
-  has here.
-
-  Args:
-    params: parameters of `model`, as `model.init` made them.
-    model: a model of `models.build`, or a `models.ProjectionHead`.
-
-  Returns:
-    A dict from name to NumPy array: float32, and int64 for Swin's constant
-    `relative_position_index`.
+  Parameters of model.locality, which the reference lacks, keep our names.
   """
   state = weights(params, model)
   return state | position_indices(state)
 
 
 def weights(params, model):
-  """What `to_torch` gives, without constants."""
+  """Returns `to_torch` without constants."""
   state = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     keys = [key.key for key in path]
@@ -63,7 +53,7 @@ def weights(params, model):
 
 
 def position_indices(state):
-  """What Swin's code stores beside each table: (window², window²) int64."""
+  """Returns Swin's constants, (window², window²) int64 for each table."""
   indices = {}
   for name, x in state.items():
     if name.endswith("relative_position_bias_table"):
@@ -74,19 +64,7 @@ def position_indices(state):
 
 
 def from_torch(state_dict, model):
-  """Reads parameters that carry the reference's names, strictly by name.
-
-  Args:
-    state_dict: name to array (anything that NumPy reads).
-    model: a model of `models.build`, or a `models.ProjectionHead`, whose input
-      width is then read from the weights.
-
-  Returns:
-    The parameters of `model`, float32.
-
-  Raises:
-    UserError: names are missing or left over, or shapes differ; it lists them.
-  """
+  """Converts a state dict as the package's `from_torch` does."""
   state = as_floats(state_dict)
   zeros = template(model, state)
   models.check_parameters(to_torch(zeros, model), state, "the state dict")
@@ -101,14 +79,14 @@ def as_floats(state_dict):
 
 
 def check_positions(state):
-  """Raises a UserError where windows' tokens are numbered in another way."""
+  """Checks that windows' tokens are numbered row by row."""
   for name, index in position_indices(state).items():
     if not np.array_equal(state[name], index):
       raise UserError(f"{name} is not that of windows numbered row by row")
 
 
 def from_weights(state, template, model):
-  """Puts arrays of the reference's names into a tree like the template."""
+  """Inverts `weights`: name -> array to a tree like the template."""
 
   def read(path, leaf):
     keys = [key.key for key in path]
@@ -121,7 +99,7 @@ def from_weights(state, template, model):
 
 
 def template(model, state):
-  """Zeros in the shapes of a model's parameters, which take no memory."""
+  """Returns zeros in the shapes of a model's parameters, without memory."""
   return jax.tree.map(
     lambda leaf: np.broadcast_to(np.float32(0), leaf.shape),
     abstract_params(model, state),
@@ -129,7 +107,7 @@ def template(model, state):
 
 
 def abstract_params(model, state):
-  """The shapes of a model's parameters, without computing any."""
+  """Returns the shapes of a model's parameters, without computing any."""
   if not isinstance(model, models.ProjectionHead):
     return models.shapes(model)
   width = state.get("mlp.0.weight", np.zeros((0, 1))).shape[1]
@@ -143,32 +121,37 @@ def stacked(keys):
 
 
 def torch_names(keys, count, model):
-  """The reference's name of each slice of a parameter."""
+  """Returns the reference's name of each slice of a parameter."""
   leaf = {"kernel": "weight", "scale": "weight"}.get(keys[-1], keys[-1])
   name = ".".join([*keys[:-1], leaf])
   if stacked(keys):
     inner = name.removeprefix("blocks.")
     return [f"blocks.{i}.{inner}" for i in range(count)]
-  if isinstance(model, models.CaiT):
+  if has_linear_patches(model):
     name = name.replace("patch_embed.proj", "patch_embed.1")
-  for ours, theirs in RENAMED:
-    name = re.sub(ours, theirs, name)
+  for pattern, replacement in RENAMED:
+    name = re.sub(pattern, replacement, name)
   return [name]
 
 
 def to_layout(keys, x, model):
-  """One parameter in PyTorch's layout."""
+  """Converts one parameter to PyTorch's layout."""
   if x.ndim == 4:  # a convolution over patches
     x = x.transpose(3, 2, 0, 1)
-    linear = isinstance(model, models.CaiT) or model.has("spt")
+    linear = has_linear_patches(model) or model.has("spt")
     x = x.transpose(0, 2, 3, 1).reshape(len(x), -1) if linear else x
   elif keys[-1] == "kernel":
     x = x.T
-  return np.array(x, order="C")  # as what writes files takes for granted
+  return np.array(x, order="C")  # which safetensors takes for granted
+
+
+def has_linear_patches(model):
+  """Whether the reference embeds patches by a linear layer, as CaiT's does."""
+  return isinstance(model, models.CaiT)
 
 
 def from_layout(keys, x, shape):
-  """One parameter in our layout, of this shape."""
+  """Converts one parameter to our layout and shape."""
   if x.ndim == 4:
     x = x.transpose(2, 3, 1, 0)
   elif keys[-1] == "kernel":

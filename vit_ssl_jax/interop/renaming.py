@@ -1,7 +1,7 @@
-"""What the layouts of other frameworks share: they rename the reference's.
+"""What timm's and transformers' layouts share: they rename the reference's.
 
-A framework's `names(name, model)` gives, for the reference's name of an array,
-the list of its own, one for each of the equal parts that rows are cut into.
+A framework's `names(name, model)` maps the reference's name of an array to the
+framework's names, one for each of the equal parts that its rows are split into.
 """
 
 import numpy as np
@@ -12,9 +12,19 @@ from vit_ssl_jax.interop import reference
 
 
 def check(model, framework):
-  """Raises a UserError where no framework has a counterpart of a model."""
+  """Checks that "timm" or "transformers" can express a model."""
   if isinstance(model, models.ProjectionHead):
     raise UserError(f"{framework} has no counterpart of the projection head")
+  arch = models.name_of(model)
+  if not getattr(models.ARCHITECTURES[arch], framework):
+    raise UserError(
+      f"{framework} has no {arch}: possible are {models.those_with(framework)}"
+    )
+  check_locality(model, framework)
+
+
+def check_locality(model, framework):
+  """Checks that a model has no locality, which no framework has."""
   if model.locality:
     raise UserError(
       f"{framework} has no counterpart of model.locality={model.locality!r}:"
@@ -24,28 +34,27 @@ def check(model, framework):
 
 
 def to_torch(params, model, names):
-  """A model's parameters under the framework's names, without constants."""
+  """Converts parameters to a framework's names, without constants."""
   state = {}
   for name, x in reference.weights(params, model).items():
-    theirs = names(name, model)
-    state |= zip(theirs, np.split(x, len(theirs)), strict=True)
+    foreign = names(name, model)
+    state |= zip(foreign, np.split(x, len(foreign)), strict=True)
   return state
 
 
 def from_torch(state_dict, model, names, to_torch):
-  """The inverse of the framework's own `to_torch(params, model)`; strict."""
+  """Inverts the framework's own `to_torch(params, model)`, strictly."""
   state = reference.as_floats(state_dict)
   zeros = reference.template(model, state)
   models.check_parameters(to_torch(zeros, model), state, "the state dict")
-  reference_names = reference.weights(zeros, model)
   back = {
-    name: np.concatenate([state[theirs] for theirs in names(name, model)])
-    for name in reference_names
+    name: np.concatenate([state[foreign] for foreign in names(name, model)])
+    for name in reference.weights(zeros, model)
   }
   return reference.from_weights(back, zeros, model)
 
 
 def stages(model):
-  """Of each stage of Swin: its number, depth and patches a side."""
+  """Yields the number, depth and patches a side of each stage of Swin."""
   for stage, depth in enumerate(model.depths):
     yield stage, depth, model.side // 2**stage

@@ -1,8 +1,8 @@
 """The names of transformers' checkpoints (Wolf et al., 2020), and its config.
 
-They are the names in a checkpoint's file, which versions 4 and 5 both read and
-write; inside a model of version 5 some are called otherwise. There queries,
-keys and values have a linear layer each.
+These are the names in a checkpoint's file, which versions 4 and 5 both read and
+write; inside a model of version 5 some differ. Queries, keys and values have a
+linear layer each.
 """
 
 import numpy as np
@@ -18,29 +18,26 @@ MODULES = {
   "pos_embed": "embeddings.position_embeddings",
   "norm": "layernorm",
 }
-# There Swin's embeddings are normalised with an epsilon of 1e-5 that no config
-# changes. Before a normalisation a factor counts for nothing but the epsilon:
-# this one makes it act as 0.6e-6, near our 1e-6, and loses no bit.
+# transformers normalises Swin's embeddings with an epsilon of 1e-5 that no
+# config changes. A factor before a normalisation only rescales its epsilon:
+# this one makes it 0.6e-6, near our 1e-6, and loses no bit.
 SCALED = "embeddings.patch_embeddings.projection"
 SCALE = 4
-# What a config holds that no size of ours changes.
+# Values of a config that no size of ours changes.
 FIXED = {
   "hidden_act": "gelu",
   "layer_norm_eps": 1e-6,
   "num_channels": 3,
   "qkv_bias": True,
 }
-# Our sizes by their names in a config.
-BOTH = {"image_size": "image_size", "patch_size": "patch_size"}
+# Our sizes -> their names in a config.
 SIZES = {
-  "vit": BOTH
-  | {
+  "vit": {
     "embed_dim": "hidden_size",
     "depth": "num_hidden_layers",
     "num_heads": "num_attention_heads",
   },
-  "swin": BOTH
-  | {
+  "swin": {
     name: name
     for name in (
       "depths",
@@ -52,6 +49,8 @@ SIZES = {
     )
   },
 }
+for sizes in SIZES.values():
+  sizes |= {"image_size": "image_size", "patch_size": "patch_size"}
 IN_BLOCK = {
   "norm1": "layernorm_before",
   "attn.proj": "attention.output.dense",
@@ -62,14 +61,13 @@ IN_BLOCK = {
 
 
 def transformers_config(model, labels=None):
-  """What config.json holds, for a model that has the same logits.
+  """Returns the content of config.json for a model's counterpart.
 
-  The architecture is ViTForImageClassification or SwinForImageClassification;
-  without classes it is ViTModel, to be made with add_pooling_layer=False, whose
-  first token's last_hidden_state are the features, or SwinModel, whose
-  pooler_output they are.
+  It is ViTForImageClassification or SwinForImageClassification; without classes
+  ViTModel, to be made with add_pooling_layer=False, whose first token's
+  last_hidden_state is the features, or SwinModel, whose pooler_output is.
 
-  Images have to be of `model.image_size`. Swin's merged patches are normalised
+  Images must be of `model.image_size`. Swin's merged patches are normalised
   with an epsilon of 1e-5 that no config changes, and ours with 1e-6: logits
   of the paper's size differed by up to 1e-5 where the largest was 5.6.
 
@@ -78,21 +76,19 @@ def transformers_config(model, labels=None):
     labels: names of the classes, in order; None calls them LABEL_0 and so on.
 
   Returns:
-    A dict to be written as JSON.
+    A dict that JSON can hold.
 
   Raises:
-    UserError: transformers cannot express the model, or there are not as many
-      labels as classes.
+    UserError: transformers cannot express the model, or the labels are not as
+      many as its classes.
   """
   check(model)
-  swin = isinstance(model, models.SwinTransformer)
-  type_name = models.name_of(model)
-  kind = models.ARCHITECTURES[type_name].transformers
-  config = FIXED | {"model_type": type_name}
-  for ours, theirs in SIZES[type_name].items():
-    value = getattr(model, ours)
-    config[theirs] = list(value) if isinstance(value, tuple) else value
-  if swin:
+  arch = models.name_of(model)
+  config = FIXED | {"model_type": arch}
+  for size, key in SIZES[arch].items():
+    value = getattr(model, size)
+    config[key] = list(value) if isinstance(value, tuple) else value
+  if arch == "swin":
     config |= {"use_absolute_embeddings": False}
   else:
     config |= {
@@ -100,17 +96,13 @@ def transformers_config(model, labels=None):
       "hidden_dropout_prob": 0.0,
       "intermediate_size": int(model.embed_dim * model.mlp_ratio),
     }
-  classes = model.num_classes
-  suffix = "ForImageClassification" if classes else "Model"
-  return (
-    config
-    | {"architectures": [kind + suffix]}
-    | names_of_classes(labels, classes)
-  )
+  suffix = "ForImageClassification" if model.num_classes else "Model"
+  config["architectures"] = [models.ARCHITECTURES[arch].transformers + suffix]
+  return config | names_of_classes(labels, model.num_classes)
 
 
 def names_of_classes(labels, classes):
-  """The part of a config that names the classes."""
+  """Returns a config's entries that name the classes."""
   if labels is None:
     labels = [f"LABEL_{i}" for i in range(classes)]
   if len(labels) != classes:
@@ -125,14 +117,7 @@ def names_of_classes(labels, classes):
 
 
 def about(config):
-  """What config.json says of a model, in our words.
-
-  Args:
-    config: its content.
-
-  Returns:
-    A dict of architecture, model (the sizes of `models.build`, and its name)
-    and classes, which are () where they have no names.
+  """Converts config.json's content to metadata of `interop.metadata.KEYS`.
 
   Raises:
     UserError: it is none of our models.
@@ -140,16 +125,16 @@ def about(config):
   kind = config.get("model_type")
   if kind not in SIZES:
     raise UserError(
-      f"config.json is of model_type {kind!r}: possible are"
+      f"config.json has model_type {kind!r}: possible are"
       f" {models.those_with('transformers')}"
     )
-  for key, ours in FIXED.items():
-    if config.get(key, ours) != ours:
+  for key, value in FIXED.items():
+    if config.get(key, value) != value:
       raise UserError(
-        f"config.json has {key}={config[key]!r}, and our {kind} {ours!r}"
+        f"config.json has {key}={config[key]!r}: it must be {value!r}"
       )
   sizes = {"name": kind, "num_classes": 0}
-  sizes |= {ours: config[theirs] for ours, theirs in SIZES[kind].items()}
+  sizes |= {size: config[key] for size, key in SIZES[kind].items()}
   if kind == "vit":
     sizes["mlp_ratio"] = config["intermediate_size"] / config["hidden_size"]
   labels = []
@@ -166,15 +151,15 @@ def about(config):
 
 
 def image_processor(model, mean, std, resize):
-  """What preprocessor_config.json holds, for images as ours are read.
+  """Returns the content of preprocessor_config.json.
 
-  Where images are cropped, ours are cropped first and then resized, theirs are
-  resized first: those that are not square differ a little.
+  We crop before we resize, transformers resizes first: cropped images that are
+  not square differ a little.
 
   Args:
     model: a model of `models.build`.
     mean, std: of the channels, in [0, 1].
-    resize: "crop" or "squash", as of the data.
+    resize: "crop" or "squash", as in config.resize.
   """
   S = model.image_size
   config = {
@@ -199,54 +184,49 @@ def image_processor(model, mean, std, resize):
 
 
 def statistics(config):
-  """Mean and std of preprocessor_config.json's content, as a dict."""
+  """Returns mean and std from preprocessor_config.json's content."""
   return {"mean": config["image_mean"], "std": config["image_std"]}
 
 
 def check(model):
-  """Raises a UserError where transformers cannot express a model."""
+  """Checks that transformers can express a model."""
   renaming.check(model, "transformers")
-  name = models.name_of(model)
-  if not models.ARCHITECTURES[name].transformers:
-    raise UserError(
-      f"transformers has no {name}: possible are"
-      f" {models.those_with('transformers')}"
-    )
-  if not isinstance(model, models.SwinTransformer):
-    return
-  for stage, _, side in renaming.stages(model):
+  for stage, _, side in renaming.stages(model) if is_swin(model) else ():
     if side < model.window_size:
       raise UserError(
         "transformers' Swin has tables of relative positions of one size:"
-        f" model.window_size={model.window_size} is larger than the {side}"
-        f" patches a side of stage {stage}, where our window shrinks"
+        f" model.window_size={model.window_size} must not exceed the {side}"
+        f" patches a side of stage {stage}"
       )
 
 
+def is_swin(model):
+  return isinstance(model, models.SwinTransformer)
+
+
 def names(name, model):
-  """transformers' names of the reference's array."""
-  swin = isinstance(model, models.SwinTransformer)
+  """Returns transformers' names of the reference's array."""
   if name.startswith("head."):
     return [name.replace("head", "classifier", 1)]
-  prefix = ("swin." if swin else "vit.") if model.num_classes else ""
+  prefix = f"{models.name_of(model)}." if model.num_classes else ""
   match name.split("."):
     case ["blocks", i, *inner]:
       prefix += f"encoder.layer.{i}."
-      theirs = names_in_block(inner, "attention")
+      foreign = names_in_block(inner, "attention")
     case ["layers", stage, "blocks", i, *inner]:
       prefix += f"encoder.layers.{stage}.blocks.{i}."
-      theirs = names_in_block(inner, "self")
+      foreign = names_in_block(inner, "self")
     case ["layers", *_]:
-      theirs = [f"encoder.{name}"]
+      foreign = [f"encoder.{name}"]
     case [("cls_token" | "pos_embed") as module]:
-      theirs = [MODULES[module]]
+      foreign = [MODULES[module]]
     case [*modules, leaf]:
-      theirs = [f"{MODULES['.'.join(modules)]}.{leaf}"]
-  return [prefix + x for x in theirs]
+      foreign = [f"{MODULES['.'.join(modules)]}.{leaf}"]
+  return [prefix + x for x in foreign]
 
 
 def names_in_block(name, attention):
-  """The names of an array within a block, given its parts."""
+  """Returns the names of an array within a block, given its parts."""
   *modules, leaf = name
   match modules:
     case ["attn"]:
@@ -260,14 +240,14 @@ def names_in_block(name, attention):
 
 
 def to_torch(params, model):
-  """As in the package's `to_torch`."""
+  """Converts parameters as the package's `to_torch` does."""
   check(model)
   state = scaled(renaming.to_torch(params, model, names), model, SCALE)
   return state | reference.position_indices(state)
 
 
 def from_torch(state_dict, model):
-  """As in the package's `from_torch`.
+  """Converts a state dict as the package's `from_torch` does.
 
   Version 5 does not write `relative_position_index`; it may be missing.
   """
@@ -282,8 +262,8 @@ def from_torch(state_dict, model):
 
 
 def scaled(state, model, factor):
-  """The state with Swin's projection of patches times a factor."""
-  if not isinstance(model, models.SwinTransformer):
+  """Multiplies Swin's projection of patches by a factor."""
+  if not is_swin(model):
     return state
   return {
     name: x * np.float32(factor) if SCALED in name else x
