@@ -7,22 +7,19 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-# Added to a score that is not to count; finite, so that a token with nobody
-# else to attend to gets a number.
+# Mask value; finite, so that a token without any other token gets a number.
 MASKED = -1e9
 
 
 def with_shifted_copies(images, pixels):
-  """Puts four diagonally shifted copies behind the channels of images.
-
-  What is shifted in from outside is zero.
+  """Appends four diagonally shifted copies, padded with zeros, as channels.
 
   Args:
     images: (B, H, W, C).
-    pixels: how far, along both axes.
+    pixels: shift along both axes.
 
   Returns:
-    (B, H, W, 5 · C): the images, then those moved down and right, down and
+    (B, H, W, 5 · C): the images, then those shifted down and right, down and
     left, up and right, up and left.
   """
   _, H, W, _ = images.shape
@@ -37,7 +34,7 @@ def with_shifted_copies(images, pixels):
 
 
 def cut(images, patch_size):
-  """Images (B, H, W, C) to the pixels of patches, (B, H/p, W/p, p·p·C)."""
+  """Images (B, H, W, C) -> the pixels of patches (B, H/p, W/p, p·p·C)."""
   B, H, W, C = images.shape
   p = patch_size
   x = images.reshape(B, H // p, p, W // p, p, C)
@@ -45,11 +42,10 @@ def cut(images, patch_size):
 
 
 def scale_queries(module, q):
-  """Multiplies queries by a learned inverse temperature of each head (LSA).
+  """Multiplies queries (..., N, H, d) by a learned inverse temperature.
 
-  Args:
-    module: an attention module in its compact method, which gets the parameter.
-    q: (..., N, H, d).
+  An attention module calls it in its compact method, and gets the parameter,
+  one number per head.
   """
   H, d = q.shape[-2:]
   init = nn.initializers.constant(d**-0.5)
@@ -58,5 +54,5 @@ def scale_queries(module, q):
 
 
 def diagonal_mask(size):
-  """(N, N) to be added to scores, so that no token attends to itself."""
+  """(N, N) added to scores: no token attends to itself."""
   return MASKED * np.eye(size, dtype=np.float32)
