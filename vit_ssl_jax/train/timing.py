@@ -1,4 +1,4 @@
-"""A step on random images: for how fast it is and how it is compiled."""
+"""Compiles and times a training step on random images."""
 
 import time
 import types
@@ -7,17 +7,18 @@ import jax
 import numpy as np
 
 from vit_ssl_jax.parallel import hosts, mesh as meshes
+from vit_ssl_jax.train import kernel_checks
 
 STEPS_PER_EPOCH = 100  # of the schedules; the step takes as long with any
 
 
 def stage(config, make_stage, classes, mesh=None):
-  """A stage's () -> state, and its step (state, batch) -> (state, metrics).
+  """Builds a stage's initial state, a function, and its step.
 
   Args:
-    config: of either stage, with mean and std.
+    config: of any stage, with mean and std.
     make_stage: as for `loop.run`.
-    classes: how many.
+    classes: number of classes.
     mesh: over which the state is sharded; None is one device.
   """
   dataset = types.SimpleNamespace(classes=range(classes))  # not evaluated
@@ -26,11 +27,11 @@ def stage(config, make_stage, classes, mesh=None):
 
 
 def trace(config, make_stage, classes, mesh):
-  """A step on a mesh as JAX traces it, and what it is given.
+  """Traces a step on a mesh.
 
   Returns:
-    The traced step, which donates the state; state and batch, functions that
-    make them; and their shardings.
+    The traced step, which donates the state; () -> state, and a batch; and the
+    shardings of both.
   """
   init, step = stage(config, make_stage, classes, mesh)
   state = jax.eval_shape(init)
@@ -58,18 +59,18 @@ def random_batch(config, classes):
 
 
 def compiled(config, make_stage, classes):
-  """A step for the devices that there are, and what it begins with on them.
+  """Compiles a step for the devices present, with the kernels of a run.
 
   Returns:
-    The compiled step (state, batch) -> (state, metrics); a state and a batch;
-    and how many seconds it took to compile.
-
-  Raises:
-    UserError: the devices do not divide the batch.
+    The compiled step (state, batch) -> (state, metrics), a state, a batch, and
+    the seconds of compilation.
   """
   mesh = meshes.make_mesh(
     config.mesh.fsdp, config.batch_size, config.accumulate_steps
   )
+  init, step = stage(config, make_stage, classes, mesh)
+  with jax.set_mesh(mesh):
+    kernel_checks.select(config, step, jax.eval_shape(init))
   traced, (init, batch), shardings = trace(config, make_stage, classes, mesh)
   state = meshes.device_put_global(init(), shardings[0])
   batch = jax.device_put(batch, shardings[1])
@@ -80,15 +81,11 @@ def compiled(config, make_stage, classes):
 
 
 def rate(config, make_stage, classes, seconds):
-  """Images a second, of the steps of some seconds after compilation.
-
-  Raises:
-    UserError: the devices do not divide the batch.
-  """
+  """Times a compiled step for some seconds; images per second."""
   step, state, batch, _ = compiled(config, make_stage, classes)
   state, _ = jax.block_until_ready(step(state, batch))
   began, steps = time.perf_counter(), 0
-  # All processes make as many.
+  # All processes make the same number.
   while hosts.broadcast(time.perf_counter() - began < seconds):
     state, _ = jax.block_until_ready(step(state, batch))
     steps += 1
