@@ -129,11 +129,12 @@ def make_stage(setup, dataset, init, update, warn=lambda *_: None):
     warn: of `loop.Stage`.
   """
   key = loop.init_key(setup.config)
+  first_state = jax.jit(functools.partial(init, setup, key))
   evaluate_state, baselines = make_evaluate(
-    setup, dataset, lambda: init(setup, key).teacher["backbone"]
+    setup, dataset, lambda: first_state().teacher["backbone"]
   )
   return loop.Stage(
-    init=jax.jit(functools.partial(init, setup, key)),
+    init=first_state,
     step=make_step(setup, update),
     evaluate=evaluate_state,
     baselines=baselines,
