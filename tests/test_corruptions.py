@@ -91,15 +91,6 @@ def test_published_files_are_read_severity_by_severity(cifar10_c, monkeypatch):
     assert images.flags.writeable  # a copy: the file may go
 
 
-def test_severities_may_have_labels_of_their_own(own):
-  labels = labels_of(10)
-  labels[COUNT:] = labels[COUNT:][::-1]
-  replace(own / "labels.npy", labels.astype(np.int64))
-  read = corruptions.read(corruptions.find(f"cifar10_c:{own}"), 32)
-  next(read)
-  np.testing.assert_array_equal(next(read)[3], labels[COUNT : 2 * COUNT])
-
-
 def test_images_are_resized(cifar10_c):
   place = corruptions.find(f"cifar10_c:{cifar10_c}")
   _, _, images, _ = next(corruptions.read(place, 48))
@@ -184,17 +175,6 @@ def test_files_that_are_not_as_published(own, file, content, words):
   error = refused(f"cifar10_c:{own}")
   for word in [str(path), *words]:
     assert word in error
-
-
-def test_the_last_file_is_checked_before_any_is_read(own):
-  replace(own / "saturate.npy", (own / "saturate.npy").read_bytes()[:-1])
-  error = refused(f"cifar10_c:{own}")
-  assert f"{own}/saturate.npy is truncated" in error
-
-
-def test_cifar10_c_is_not_cifar100_c(own):
-  error = refused(f"cifar100_c:{own}")
-  assert "labels are in [0, 9]; those of cifar100_c must be in [0, 99]" in error
 
 
 @pytest.fixture(scope="module")

@@ -74,27 +74,13 @@ def parse(argv):
   )
   model.add_arguments(parser, batch_size=512)
   option = parser.add_argument
-  option(
-    "--suite",
-    default="test",
-    metavar="SUITE[,SUITE...]",
-    help="default: %(default)s. Sets that TFDS keeps:"
-    f" {', '.join(registry.SETS)}",
-  )
+  text = f"default: %(default)s. TFDS keeps {', '.join(registry.SETS)}"
+  option("--suite", default="test", metavar="SUITE[,SUITE...]", help=text)
   option("--beside", default="", metavar="PATH", help="another workdir or FILE")
-  option(
-    "--image_size",
-    type=int,
-    default=0,
-    metavar="S",
-    help="for attention: another size than in training",
-  )
-  option(
-    "--out",
-    default="",
-    metavar="FOLDER",
-    help="for pictures; default: the workdir",
-  )
+  text = "for attention: another size than in training"
+  option("--image_size", type=int, default=0, metavar="S", help=text)
+  text = "for pictures; default: the workdir"
+  option("--out", default="", metavar="FOLDER", help=text)
   option("--json", action="store_true", help="print evaluation.json, no table")
   return parser.parse_args(argv)
 
@@ -205,42 +191,28 @@ def read_results(workdir):
 
 def write_results(workdir, results):
   """Adds results to evaluation.json."""
-  path = workdir / "evaluation.json"
   text = json.dumps(read_results(workdir) | results, indent=2) + "\n"
-  try:
-    files.write(path, text)
-  except OSError as e:
-    raise UserError(f"{path} cannot be written: {e.strerror}") from e
+  files.write(workdir / "evaluation.json", text)
 
 
-# A key of a suite's scores -> columns of its table.
+# A key that only such scores have -> columns of their table.
 TABLES = {
-  "confusion": {
-    "images": "images",
-    "top1": "top-1",
-    "top5": "top-5",
-    "calibration_error": "calibration error",
-    "published": "published",
-  },
-  "raw_pixels": {
-    "images": "images",
-    "top1": "top-1",
-    "raw_pixels": "raw pixels",
-    "untrained": "untrained",
-  },
+  "confusion": ("images", "top1", "top5", "calibration_error", "published"),
+  "raw_pixels": ("images", "top1", "raw_pixels", "untrained"),
 }
+TITLES = {"top1": "top-1", "top5": "top-5"}
 
 
 def tables(results):
   """Formats results as tables, in percent."""
   parts = []
-  for marker, titles in TABLES.items():
+  for marker, columns in TABLES.items():
     rows = {key: x for key, x in results.items() if marker in x}
-    columns = [x for x in titles if any(x in row for row in rows.values())]
+    columns = [x for x in columns if any(x in row for row in rows.values())]
     cells = [(key, *map(row.get, columns)) for key, row in rows.items()]
     if cells:
-      header = ("suite", *(titles[x] for x in columns))
-      parts.append(cli.table(header, cells))
+      titles = [TITLES.get(x, x.replace("_", " ")) for x in columns]
+      parts.append(cli.table(("suite", *titles), cells))
   for key, scores in results.items():
     if "picture" in scores:
       parts.append(f"{key}: {scores['picture']}")

@@ -114,11 +114,8 @@ def tfds_build(folder):
 def read(place, image_size):
   """Yields (corruption, severity, images, labels), one part at a time.
 
-  Images are (N, S, S, 3) uint8, resized to S = image_size; labels (N,). Sets
-  that TFDS prepared come in its order, not in that of the test set.
-
-  Raises:
-    UserError: a file is damaged.
+  Images are (N, S, S, 3) uint8, resized to S = image_size. TFDS's order is not
+  that of the test set.
   """
   read_part = read_prepared if place.prepared else read_published
   for corruption, severity in itertools.product(place.corruptions, SEVERITIES):

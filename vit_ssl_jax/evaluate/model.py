@@ -184,10 +184,7 @@ def read(path, arch="", dataset="", data_dir="", image_size=0):
 
 
 def identify(path, about, arch, dataset):
-  """Returns architecture and data set, as given or as the weights name them.
-
-  The set is "" where it is unknown and not needed.
-  """
+  """Returns architecture and data set; the set is "" if nothing needs it."""
   named = about.get("architecture", "")
   if arch and named and arch != named:
     raise UserError(f"--arch={arch}: {path} is a {named}")
