@@ -8,9 +8,10 @@ import pytest
 import tiny
 from sklearn import neighbors
 
-from vit_ssl_jax import evaluate, models
-from vit_ssl_jax.evaluate import accuracy, metrics, pictures, probes
+from vit_ssl_jax import evaluate, models, predict
+from vit_ssl_jax.evaluate import accuracy, command, metrics, pictures, probes
 from vit_ssl_jax.parallel import mesh as sharding
+from vit_ssl_jax.report import build
 
 
 def test_extract_covers_every_image_once_and_in_order():
@@ -113,3 +114,10 @@ def test_attention_maps_by_head_are_shares(arch, tiny_npz):
     np.testing.assert_allclose(sums, 1, rtol=1e-5)
   else:  # the class token keeps some for itself
     assert (sums < 1).all()
+
+
+@pytest.mark.parametrize("module", [command, predict, build])
+def test_commands_have_help(module, capsys):
+  with pytest.raises(SystemExit, match="0"):
+    module.main(["--help"])
+  assert "python -m vit_ssl_jax." in capsys.readouterr().out

@@ -366,12 +366,3 @@ def test_workdirs_that_cannot_be_evaluated(
   assert "does not fit the model: missing blocks_2.attn" in refused(
     capsys, f"--workdir={own}"
   )
-
-
-def test_help(capsys):
-  with pytest.raises(SystemExit) as stop:
-    command.main(["--help"])
-  assert stop.value.code == 0
-  text = capsys.readouterr().out
-  for word in ("--workdir=B --suite=test,cifar10_c", "tiny_imagenet", "--json"):
-    assert word in text

@@ -163,7 +163,7 @@ def open_published(place, corruption):
       raise UserError(f"{path} cannot be read: {e.strerror}") from e
     except ValueError as e:
       raise UserError(
-        f"{path} is truncated or not an .npy file; unpack its archive again"
+        f"{path} is truncated or not an .npy file: unpack its archive again"
       ) from e
   check(place, paths, arrays, len(SEVERITIES) * IMAGES)
   return arrays

@@ -13,57 +13,17 @@ NEIGHBORS = 8
 
 
 def attention(networks, dataset, count=8):
-  """Draws attention on test images, one of each class.
+  """Draws test images, attention maps, and masks of the most attended patches.
 
   Args:
-    networks: title -> `model.Network`. A single one is drawn head by head.
-    dataset: a `load.Dataset` at their image size.
+    networks: title -> `model.Network`; a single one is drawn head by head too.
+    dataset: a `load.Dataset` at their image size, of which one image of each
+      class is drawn.
     count: images at most.
   """
   images = examples(dataset, count)
   maps_of = {k: x.attention(images, len(images)) for k, x in networks.items()}
-  return draw_attention(images, maps_of, heads=len(networks) == 1)
-
-
-def features(network, dataset, batch_size, count=2000):
-  """Draws the features of at most `count` test images.
-
-  Raises:
-    UserError: there are fewer than 10 test images.
-  """
-  total = len(dataset.test_labels)
-  if total < 10:
-    raise UserError(f"--suite=features needs 10 test images, not {total}")
-  chosen = np.sort(np.random.default_rng(0).permutation(total)[:count])
-  images = np.asarray(dataset.test_images[chosen])
-  labels = np.asarray(dataset.test_labels)[chosen]
-  vectors = network.features(images, batch_size)
-  return draw_features(vectors, labels, images, dataset.classes)
-
-
-def examples(dataset, count):
-  """The first test image of each of `count` classes at most."""
-  _, first = np.unique(np.asarray(dataset.test_labels), return_index=True)
-  return np.asarray(dataset.test_images[first[:count]])
-
-
-def blank_axes(fig, rows, columns):
-  """Adds axes without frames to a figure; returns them, (rows, columns)."""
-  axes = fig.subplots(rows, columns, squeeze=False)
-  for axis in axes.flat:
-    axis.set_axis_off()
-  return axes
-
-
-def draw_attention(images, maps_of, heads=True):
-  """Draws images, attention maps, and masks of the most attended patches.
-
-  Args:
-    images: (B, S, S, 3) uint8.
-    maps_of: model's title -> maps (B, heads, rows, columns) of
-      `models.attention_maps`.
-    heads: draws each head too, beside the mean over the heads.
-  """
+  heads = len(networks) == 1
   columns = 1 + sum(2 + heads * maps.shape[1] for maps in maps_of.values())
   size = (1.1 * columns + 0.2, 1.1 * len(images) + 0.6)
   fig = Figure(figsize=size, layout="constrained")
@@ -83,6 +43,20 @@ def draw_attention(images, maps_of, heads=True):
   for axis, title in zip(axes[0], titles, strict=True):
     axis.set_title(title, fontsize=8)
   return fig
+
+
+def examples(dataset, count):
+  """The first test image of each of `count` classes at most."""
+  _, first = np.unique(np.asarray(dataset.test_labels), return_index=True)
+  return np.asarray(dataset.test_images[first[:count]])
+
+
+def blank_axes(fig, rows, columns):
+  """Adds axes without frames to a figure; returns them, (rows, columns)."""
+  axes = fig.subplots(rows, columns, squeeze=False)
+  for axis in axes.flat:
+    axis.set_axis_off()
+  return axes
 
 
 def mask(maps, mass=MASS):
@@ -124,37 +98,33 @@ def darken(axis, image, mask):
   axis.imshow((image * (0.25 + 0.75 * mask)).astype(np.uint8))
 
 
-def draw_features(features, labels, images, classes):
-  """Draws PCA, t-SNE, and the nearest neighbours of some images.
+def features(network, dataset, batch_size, count=2000):
+  """Draws PCA, t-SNE and nearest neighbours of at most `count` test images.
 
-  Args:
-    features: (N, D), N of at least 10.
-    labels: (N,) integers.
-    images: (N, S, S, 3) uint8.
-    classes: their names.
+  Raises:
+    UserError: there are fewer than 10 test images.
   """
+  total = len(dataset.test_labels)
+  if total < 10:
+    raise UserError(f"--suite=features needs 10 test images, not {total}")
+  chosen = np.sort(np.random.default_rng(0).permutation(total)[:count])
+  images = np.asarray(dataset.test_images[chosen])
+  labels = np.asarray(dataset.test_labels)[chosen]
+  vectors = network.features(images, batch_size)
   fig = Figure(figsize=(12, 11), layout="constrained")
   above, below = fig.subfigures(2, height_ratios=[1.2, 1])
-  perplexity = min(30, (len(features) - 1) / 3)
-  methods = {
-    "PCA": decomposition.PCA(2, random_state=0),
-    "t-SNE": manifold.TSNE(
-      init="pca",
-      # The approximation is slower for few points.
-      method="exact" if len(features) <= 500 else "barnes_hut",
-      perplexity=perplexity,
-      max_iter=500,
-      random_state=0,
-    ),
-  }
+  tsne = {"init": "pca", "max_iter": 500, "random_state": 0}
+  tsne["perplexity"] = min(30, (len(chosen) - 1) / 3)
+  pca, tsne = decomposition.PCA(2, random_state=0), manifold.TSNE(**tsne)
   axes = above.subplots(1, 2)
-  for axis, (title, method) in zip(axes, methods.items(), strict=True):
-    scatter(axis, method.fit_transform(features), labels, classes)
+  for axis, title, method in zip(
+    axes, ("PCA", "t-SNE"), (pca, tsne), strict=True
+  ):
+    scatter(axis, method.fit_transform(vectors), labels, dataset.classes)
     axis.set_title(title)
-  axes[-1].legend(
-    loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, markerscale=2
-  )
-  draw_neighbors(below, features, labels, images, classes)
+  right = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+  axes[-1].legend(fontsize=7, markerscale=2, **right)
+  draw_neighbors(below, vectors, labels, images, dataset.classes)
   return fig
 
 
