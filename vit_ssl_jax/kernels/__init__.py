@@ -21,14 +21,7 @@ from vit_ssl_jax.kernels.windows import from_windows, to_windows
 
 ATTENTION = {
   "cpu": [Kernel("cpu", xla.no_mixing, xla.cpu_attention)],
-  "gpu": [
-    Kernel(
-      "triton", gpu_attention.triton_supports, gpu_attention.triton_attention
-    ),
-    Kernel(
-      "cudnn", gpu_attention.cudnn_supports, gpu_attention.cudnn_attention
-    ),
-  ],
+  "gpu": [Kernel("triton", gpu_attention.supports, gpu_attention.attention)],
   "tpu": [
     Kernel("tpu_matrix", tpu_matrix.supports, tpu_matrix.attention),
     Kernel("tpu_vector", tpu_vector.supports, tpu_vector.attention),

@@ -14,17 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 
 class Kernel(NamedTuple):
-  """A kernel of an operation.
-
-  Attributes:
-    name: as it stands in logs and files.
-    supports: (arrays, shared, **options) -> whether it takes these shapes.
-    function: (*arrays, *shared, **options) -> an array, differentiable.
-  """
+  """A kernel of an operation, with its name in logs and files."""
 
   name: str
-  supports: Callable
-  function: Callable
+  supports: Callable  # (arrays, shared, **options) -> bool, by their shapes
+  function: Callable  # (*arrays, *shared, **options) -> array, differentiable
 
 
 class Call(NamedTuple):
@@ -94,11 +88,11 @@ def dispatch(kernels, reference, arrays, shared=(), **options):
     usable = [x for x in candidates if x.supports(arrays, shared, **options)]
     function = usable[0].function if usable else reference
     return function(*arrays, *shared, **options)
-  share = [shape_of(x, len(x) // mesh_size()) for x in arrays]
+  share = tuple(shape_of(x, len(x) // mesh_size()) for x in arrays)
+  shapes = jax.tree.map(lambda x: shape_of(x, len(x)), shared)
   for kernel in candidates:
     if kernel.supports(share, shared, **options):
-      shapes = jax.tree.map(lambda x: shape_of(x, len(x)), shared)
-      call = Call(kernel, reference, tuple(share), shapes, options)
+      call = Call(kernel, reference, share, shapes, options)
       if recorded is not None:
         recorded[call.key] = call
       if policy.implementation == "unchecked" or call.key in policy.accepted:

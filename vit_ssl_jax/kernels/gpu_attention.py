@@ -1,7 +1,7 @@
-"""Attention on GPUs in half precision: Triton for short sequences, or cuDNN.
+"""Attention of short sequences on GPUs, as a Pallas kernel for Triton.
 
 cuDNN's kernels are made for long sequences: on an H200 they took 28 of the 53
-ms of ViT's pretraining step, for 65 and 17 tokens and heads of 16. Triton's,
+ms of ViT's pretraining step, for 65 and 17 tokens and heads of 16. This one,
 with queries, keys and values in one array, took 7 of 27 (jax 0.11.2,
 2026-11-27). One program has all scores of a head of an image in its registers;
 the backward pass keeps queries, keys and values alone.
@@ -19,44 +19,15 @@ WIDTHS = (16, 32)  # of a head; others were not tried
 HIDDEN = -1e30  # the score of a token that is padding
 
 
-def triton_supports(arrays, shared, scale):
-  """Short sequences of equal length, no bias."""
+def supports(arrays, shared, scale):
+  """Half precision, short sequences of equal length, no bias."""
   q, k, _ = arrays
+  half = q.dtype in (jnp.bfloat16, jnp.float16)
   short = q.ndim == 4 and q.shape[1] <= LONGEST and q.shape[-1] in WIDTHS
-  return is_half(q) and short and q.shape == k.shape and shared == (None, None)
+  return half and short and q.shape == k.shape and shared == (None, None)
 
 
-def cudnn_supports(arrays, shared, scale):
-  """Heads of 8 channels, no bias, and more than one query, which is padded."""
-  q = arrays[0]
-  fits = q.ndim == 4 and q.shape[-1] % 8 == 0 and q.shape[1] > 1
-  return is_half(q) and fits and shared == (None, None)
-
-
-def is_half(x):
-  return x.dtype in (jnp.bfloat16, jnp.float16)
-
-
-def cudnn_attention(q, k, v, bias, mixing, *, scale, implementation="cudnn"):
-  """`kernels.attention`; cuDNN's gradients need sequences of even length."""
-
-  def even(x):
-    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
-
-  def lengths(x):
-    return jnp.full(len(x), x.shape[1], jnp.int32)
-
-  out = jax.nn.dot_product_attention(
-    *(even(q), even(k), even(v)),
-    scale=scale,
-    query_seq_lengths=lengths(q),
-    key_value_seq_lengths=lengths(k),
-    implementation=implementation,
-  )
-  return out[:, : q.shape[1]]
-
-
-def triton_attention(q, k, v, bias, mixing, *, scale, interpret=False):
+def attention(q, k, v, bias, mixing, *, scale, interpret=False):
   """`kernels.attention`; `interpret` runs the kernel on any device."""
   return attend(q, k, v, scale, interpret)
 
@@ -66,19 +37,22 @@ def attend(q, k, v, scale, interpret):
   return call(forward_kernel, scale, interpret, q, k, v)[0]
 
 
-def backward(scale, interpret, residuals, g):
-  return tuple(call(backward_kernel, scale, interpret, *residuals, g))
+attend.defvjp(
+  lambda *args: (attend(*args), args[:3]),
+  lambda *args: tuple(call(backward_kernel, *args[:2], *args[2], args[3])),
+)
 
 
-attend.defvjp(lambda *args: (attend(*args), args[:3]), backward)
+def padded(N):
+  """A block's size for N tokens: a power of 2."""
+  return max(16, pl.next_power_of_2(N))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def call(kernel, scale, interpret, *arrays):
   """Runs a kernel for each image and head; traced once for equal shapes."""
   (B, N, H, d), dtype = arrays[0].shape, arrays[0].dtype
-  outputs = 1 if kernel is forward_kernel else 3
-  products = 2 if kernel is forward_kernel else 5
+  outputs, products = (1, 2) if kernel is forward_kernel else (3, 5)
   return pl.pallas_call(
     functools.partial(kernel, scale),
     out_shape=[jax.ShapeDtypeStruct((B, N, H, d), dtype)] * outputs,
@@ -94,11 +68,6 @@ def call(kernel, scale, interpret, *arrays):
       bytes_accessed=(len(arrays) + outputs) * B * N * H * d * dtype.itemsize,
     ),
   )(*arrays)
-
-
-def padded(N):
-  """The size of a block of N tokens: a power of 2, as Triton needs it."""
-  return max(16, pl.next_power_of_2(N))
 
 
 def head_of(ref):

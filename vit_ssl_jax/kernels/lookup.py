@@ -71,14 +71,9 @@ def table_lookup(table, levels):
 
 
 def pixels(levels, rows, columns):
-  """Gathers pixels of an image.
+  """Gathers pixels of an image (H, W, C), whole numbers from 0 to 255.
 
-  Args:
-    levels: (H, W, C) float32, whole numbers from 0 to 255.
-    rows, columns: (h, w) int32.
-
-  Returns:
-    (h, w, C) float32.
+  By rows and columns (h, w) int32: (h, w, C) float32.
   """
   small = levels.shape[0] * levels.shape[1] <= MOST
   return (few_pixels if small else gathered)(levels, rows, columns)

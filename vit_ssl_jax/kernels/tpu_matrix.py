@@ -68,19 +68,14 @@ def attend(q, k, v, heads, scale):
   return call(forward_kernel, heads, scale, q, k, v)[0]
 
 
-def attend_forward(q, k, v, heads, scale):
-  return attend(q, k, v, heads, scale), (q, k, v)
-
-
-def attend_backward(heads, scale, residuals, g):
-  return tuple(call(backward_kernel, heads, scale, *residuals, g))
-
-
-attend.defvjp(attend_forward, attend_backward)
+attend.defvjp(
+  lambda *args: (attend(*args), args[:3]),
+  lambda *args: tuple(call(backward_kernel, *args[:2], *args[2], args[3])),
+)
 
 
 def fits(N, heads, D):
-  """Whether the kernel takes N tokens of D channels, in the chip's memory."""
+  """N tokens of D channels fit into the chip's memory."""
   d, slot, rows = D // heads, slot_of(N), rows_of(N)
   if N > LANES + REST or slot < SUBLANES or d % SUBLANES or LANES % d:
     return False
@@ -119,8 +114,7 @@ def call(kernel, heads, scale, *arrays):
   """Runs a kernel over blocks of views; a model's blocks share its trace."""
   (N, B, D), dtype = arrays[0].shape, arrays[0].dtype
   views = min(VIEWS, B)
-  outputs = 1 if kernel is forward_kernel else 3
-  products = 2 if kernel is forward_kernel else 5
+  outputs, products = (1, 2) if kernel is forward_kernel else (3, 5)
   block = pl.BlockSpec((N, views, D), lambda i: (0, i, 0))
   rows = rows_of(N) * (views + 1)
   scratch = pltpu.VMEM((pl.cdiv(D, LANES), rows, LANES), jnp.float32)
@@ -143,35 +137,28 @@ def call(kernel, heads, scale, *arrays):
 
 def forward_kernel(tiles, scale, q, k, v, out, *scratch):
   """o = softmax(scale q kᵀ) v, a step for all views before the next step."""
-  N, views, _ = out.shape
-  *inputs, result = scratch
-  for block, ref in zip((q, k, v), inputs, strict=True):
-    read_block(block, ref)
-  arrays = cut(inputs, views, tiles)
+  N = len(out)
+  arrays = read(tiles, (q, k, v), scratch[:3])
   scores = [products(heads_apart(q, t), k) for t, q, k, _ in arrays]
   softmaxes = [softmax(x, scale, N) for x in scores]
   o = [
     [combine(weights, v, t, factors)]
     for (t, _, _, v), (weights, factors) in zip(arrays, softmaxes, strict=True)
   ]
-  join([result], views, o, N)
-  write_block(out, result)
+  write([out], scratch[3:], o)
 
 
 def backward_kernel(tiles, scale, q, k, v, g, dq, dk, dv, *scratch):
   """The gradients of q, k and v."""
-  N, views, _ = g.shape
-  inputs, results = scratch[:4], scratch[4:]
-  for block, ref in zip((q, k, v, g), inputs, strict=True):
-    read_block(block, ref)
+  arrays = read(tiles, (q, k, v, g), scratch[:4])
   begun, ended = [], []
-  for t, q, k, v, do in cut(inputs, views, tiles):
+  for t, q, k, v, do in arrays:
     of_q, of_do = heads_apart(q, t), heads_apart(do, t)
-    begun.append(
-      (t, q, k, do, of_q, of_do, products(of_q, k), products(of_do, v))
-    )
+    scores, dp = products(of_q, k), products(of_do, v)
+    begun.append((t, q, k, do, of_q, of_do, scores, dp))
   for t, q, k, do, of_q, of_do, scores, dp in begun:
-    p = [e * r for e, r in zip(*softmax(scores, scale, N), strict=True)]
+    softmaxes = softmax(scores, scale, len(g))
+    p = [e * r for e, r in zip(*softmaxes, strict=True)]
     ds = [
       x * (y - jnp.sum(x * y, 0, keepdims=True))
       for x, y in zip(p, dp, strict=True)
@@ -179,43 +166,60 @@ def backward_kernel(tiles, scale, q, k, v, g, dq, dk, dv, *scratch):
     grad_q = combine(ds, k, t) * scale
     grad_k = spread(ds, of_q, q, t) * scale
     ended.append([grad_q, grad_k, spread(p, of_do, do, t)])
-  join(results, views, ended, N)
-  for block, ref in zip((dq, dk, dv), results, strict=True):
-    write_block(block, ref)
+  write([dq, dk, dv], scratch[4:], ended)
 
 
-def cut(refs, views, tiles):
-  """[(tile, array (R, W) of each ref)] of each view, tile by tile."""
+def read(tiles, blocks, refs):
+  """[(tile, array (R, W) of each block)] of each view, tile by tile.
+
+  Blocks (N, views, width) are copied to refs (i, R · (views + 1), 128): tokens
+  are views + 1 rows apart, for a view's tokens then lie in different banks of
+  the memory. Rows for tokens that are padding are zero.
+  """
+  N, views, width = blocks[0].shape
+  rows = refs[0].shape[1] // (views + 1)
+  for block, ref in zip(blocks, refs, strict=True):
+    if rows > N:
+      padding = slice(N * (views + 1), ref.shape[1])
+      ref[:, padding] = jnp.zeros_like(ref[:, padding])
+    for n in range(N):
+      for i, lanes, w in lane_tiles(width):
+        x = block[n, :, lanes].astype(jnp.float32)
+        ref.at[i][pl.ds(n * (views + 1), views), :w] = x
   parts = []
   for view in range(views):
-    rows = pl.ds(view, refs[0].shape[1] // (views + 1), views + 1)
+    at = pl.ds(view, rows, views + 1)
     arrays = [
-      jnp.concatenate([ref.at[i][rows, :] for i in range(len(ref))], 1)
+      jnp.concatenate([ref.at[i][at, :] for i in range(len(ref))], 1)
       for ref in refs
     ]
-    for t in tiles:
-      parts.append((t, *(x[:, t.channels] for x in arrays)))
+    parts += [(t, *(x[:, t.channels] for x in arrays)) for t in tiles]
   return parts
 
 
-def join(refs, views, parts, N):
-  """Stores, for each view and tile, an array (N or more, W) of each ref."""
+def write(blocks, refs, parts):
+  """Stores, for each view and tile, an array (N or more, W) of each block."""
+  N, views, width = blocks[0].shape
   tiles = len(parts) // views
   for view in range(views):
     per_ref = zip(*parts[view * tiles : (view + 1) * tiles], strict=True)
     for ref, arrays in zip(refs, per_ref, strict=True):
       x = jnp.concatenate([y[:N] for y in arrays], 1)
-      for i, lanes, w in lane_tiles(x.shape[1]):
+      for i, lanes, w in lane_tiles(width):
         ref.at[i][pl.ds(view, N, views + 1), :w] = x[:, lanes]
+  for block, ref in zip(blocks, refs, strict=True):
+    for n in range(N):
+      for i, lanes, w in lane_tiles(width):
+        x = ref.at[i][pl.ds(n * (views + 1), views), :w]
+        block[n, :, lanes] = x.astype(block.dtype)
 
 
 def heads_apart(x, tile):
   """Queries (R, W) as the matrices whose products with keys are scores.
 
-  Returns:
-    For each group (heads · slot, W): a row for each head and query, zero but
-    for the head's channels; then for each query of the rest (W, W): a row for
-    each channel, so that its scores come once for each channel of a head.
+  For each group (heads · slot, W): a row for each head and query, zero but for
+  the head's channels. Then for each query of the rest (W, W): a row for each
+  channel, so that its scores come once for each channel of a head.
   """
   W = x.shape[1]
   head = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, (W, W), 1), tile.d)
@@ -229,20 +233,19 @@ def heads_apart(x, tile):
 
 
 def products(queries, k):
-  """Keys (R, W) by queries with `heads_apart`: (R, heads · slot or W) each."""
+  """Keys (R, W) by `heads_apart`'s queries: (R, heads · slot or W) each."""
   return [dot(k, x, ((1,), (1,))) for x in queries]
 
 
 def softmax(scores, scale, N):
   """Exponentials of scale · scores, and 1 / their sums over N keys."""
-  weights, factors = [], []
+  weights = []
   for x in scores:
     keys = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
     x = jnp.where(keys < N, x, HIDDEN)
-    e = jnp.exp2((x - jnp.max(x, 0, keepdims=True)) * (scale * LOG2E))
-    weights.append(e)
-    factors.append(1 / jnp.sum(e, 0, keepdims=True))
-  return weights, factors
+    x -= jnp.max(x, 0, keepdims=True)
+    weights.append(jnp.exp2(x * (scale * LOG2E)))
+  return weights, [1 / jnp.sum(e, 0, keepdims=True) for e in weights]
 
 
 def combine(weights, x, tile, factors=None):
@@ -283,31 +286,6 @@ def dot(x, y, axes):
   """A product over these axes; a TPU rounds its operands to bfloat16."""
   default = jax.lax.Precision.DEFAULT
   return jax.lax.dot_general(x, y, (axes, ((), ())), default)
-
-
-def read_block(block, ref):
-  """Copies a block (N, views, width) to tiles (i, N · (views + 1), 128).
-
-  Tokens are views + 1 rows apart, for a view's tokens then lie in different
-  banks of the memory. Rows for tokens that are padding are zero.
-  """
-  N, views, width = block.shape
-  padding = slice(N * (views + 1), ref.shape[1])
-  if padding.start < padding.stop:
-    ref[:, padding] = jnp.zeros_like(ref[:, padding])
-  for n in range(N):
-    for i, lanes, w in lane_tiles(width):
-      x = block[n, :, lanes].astype(jnp.float32)
-      ref.at[i][pl.ds(n * (views + 1), views), :w] = x
-
-
-def write_block(block, ref):
-  """Copies tiles, laid out as by `read_block`, to a block."""
-  N, views, width = block.shape
-  for n in range(N):
-    for i, lanes, w in lane_tiles(width):
-      x = ref.at[i][pl.ds(n * (views + 1), views), :w]
-      block[n, :, lanes] = x.astype(block.dtype)
 
 
 def lane_tiles(width):

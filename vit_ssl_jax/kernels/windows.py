@@ -24,21 +24,21 @@ def to_windows(x, window, shift):
   by `shift` tokens.
   """
   H, W = x.shape[1:3]
-  size = {"H": H, "W": W, "window": window, "shift": shift}
-  return dispatch(TO_WINDOWS, cut, (x,), **size)
+  sizes = {"H": H, "W": W, "window": window, "shift": shift}
+  return dispatch(TO_WINDOWS, cut, (x,), **sizes)
 
 
 def from_windows(x, H, W, window, shift):
   """Joins windows (B, windows, window², C) into tokens (B, H, W, C)."""
-  size = {"H": H, "W": W, "window": window, "shift": shift}
-  return dispatch(FROM_WINDOWS, join, (x,), **size)
+  sizes = {"H": H, "W": W, "window": window, "shift": shift}
+  return dispatch(FROM_WINDOWS, join, (x,), **sizes)
 
 
 def cut(x, *, H, W, window, shift):
   """XLA's form of `to_windows`."""
   B, C = len(x), x.shape[-1]
-  Hp, Wp = padded_size(H, W, window)
-  x = jnp.pad(x, ((0, 0), (0, Hp - H), (0, Wp - W), (0, 0)))
+  x = jnp.pad(x, ((0, 0), (0, -H % window), (0, -W % window), (0, 0)))
+  Hp, Wp = x.shape[1:3]
   x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
   x = x.reshape(B, Hp // window, window, Wp // window, window, C)
   return x.swapaxes(2, 3).reshape(B, -1, window**2, C)
@@ -47,16 +47,11 @@ def cut(x, *, H, W, window, shift):
 def join(x, *, H, W, window, shift):
   """XLA's form of `from_windows`."""
   B, C = len(x), x.shape[-1]
-  Hp, Wp = padded_size(H, W, window)
+  Hp, Wp = H + -H % window, W + -W % window
   x = x.reshape(B, Hp // window, Wp // window, window, window, C)
   x = x.swapaxes(2, 3).reshape(B, Hp, Wp, C)
   x = jnp.roll(x, (shift, shift), (1, 2)) if shift else x
   return x[:, :H, :W]
-
-
-def padded_size(H, W, window):
-  """The height and width of an image in whole windows."""
-  return -(-H // window) * window, -(-W // window) * window
 
 
 def supports(arrays, shared, *, H, W, window, shift):
