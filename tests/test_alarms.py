@@ -66,7 +66,26 @@ def test_warning_names_what_to_change(pretrain_tiny):
   assert warn(alive, untrained=30.0) is None
 
 
-def test_a_loss_that_jumps_is_said():
-  lines = [{"loss": 1.0 + 0.1 * (i % 3)} for i in range(90)]
-  assert alarms.loss_spike_warning(lines + lines[:10]) is None
-  assert "jumped" in alarms.loss_spike_warning(lines + [{"loss": 9.0}] * 10)
+def warned(losses, every=20):
+  """Steps of a run after whose log the loss is warned of."""
+  lines = [{"loss": float(x)} for x in losses]
+  return [
+    step
+    for step in range(every, len(lines) + 1, every)
+    if alarms.loss_spike_warning(lines[max(0, step - 100) : step])
+  ]
+
+
+def test_a_loss_that_jumps_is_warned_of():
+  """Mixed batches have twice the loss of others, which is no jump."""
+  for seed in range(20):
+    rng = np.random.default_rng(seed)
+    mixed = rng.random(1000) < 0.5
+    decay = np.exp(-np.arange(1000) / 200)
+    good = 0.55 + 1.7 * decay + mixed * (0.75 - 0.5 * decay)
+    good *= rng.normal(1, 0.08, 1000)
+    assert not warned(good)
+    diverged = [*good, *rng.normal(2.5, 0.1, 40)]
+    assert warned(diverged) == [1020, 1040]
+    spike = [*good, 9.0, *good[-59:]]  # one step alone
+    assert not warned(spike)

@@ -1,4 +1,4 @@
-"""Warnings of a run: that nothing is being learnt, or that its loss jumped."""
+"""Training health checks: collapse and loss spikes."""
 
 import math
 import statistics
@@ -11,24 +11,23 @@ MARGIN = 1.0
 # Share of ln K below which a signal is faint. It is 0.02 to 0.05 in runs that
 # fail, 0.14 in one that starts slowly, and 0.3 and more in those that learn.
 FAINT = 0.05
+SPIKE = 1.5  # times the usual loss
 
 
 def collapse_warning(
   config, steps_per_epoch, lines, evaluated, baselines, share
 ):
-  """A sentence where nothing is being learnt, with remedies, or None.
+  """A warning with remedies if the teacher has collapsed, or None.
 
   Args:
     config: the run's.
-    steps_per_epoch: of the run.
+    steps_per_epoch: the run's.
     lines, evaluated: the recent and the evaluated lines of metrics.
-    baselines: what was measured before training.
-    share: of the run's steps that are done.
+    baselines: figures in percent before training.
+    share: fraction of the run that is done.
   """
   if len(lines) < 50 or lines[0]["step"] < steps_per_epoch:
     return None
-  if config.objective == "mae":
-    return None  # pixels cannot collapse
   out_dim, t = config.head.out_dim, config.teacher
   kind = collapse(lines, out_dim)
   if kind == "one-hot":
@@ -38,9 +37,9 @@ def collapse_warning(
       " teacher temperatures, a smaller optim.learning_rate; see"
       " docs/training.md, Small sets"
     )
-  found = None
+  symptom = None
   if kind == "uniform":
-    found = (
+    symptom = (
       "the teacher's outputs have collapsed to uniform (the loss stays at"
       f" ln {out_dim} = {math.log(out_dim):.4f})"
     )
@@ -48,11 +47,11 @@ def collapse_warning(
     out_dim, baselines.get("knn_untrained", 0.0), evaluated
   ):
     first, last = (evaluated[i]["signal"] for i in (0, -1))
-    found = (
+    symptom = (
       "the teacher's signal is dying: its targets differ less and less from"
       f" image to image ({first:.3f}, then {last:.3f} nats)"
     )
-  if not found:
+  if not symptom:
     return None
   helps = []
   if t.centering != "sinkhorn":
@@ -72,13 +71,13 @@ def collapse_warning(
     "less colour jitter",
   ]
   return (
-    f"{found}, and nothing is being learnt; what helps: {', '.join(helps)}; see"
+    f"{symptom}, and nothing is being learnt; what helps: {', '.join(helps)}; see"
     " docs/training.md, Small sets"
   )
 
 
 def collapse(lines, outputs):
-  """Says how a teacher's outputs have collapsed, or None where they have not.
+  """The kind of a teacher's collapse, or None.
 
   Args:
     lines: the last steps' metrics: "loss", "teacher_entropy", "teacher_kl".
@@ -102,11 +101,10 @@ def collapse(lines, outputs):
 
 
 def teacher_signal_vanishes(outputs, untrained, evaluated):
-  """Whether a pretraining learns nothing, and is not about to.
+  """True if the teacher's targets differ less and less between images.
 
-  Its features are no better than the untrained network's, and the teacher's
-  targets hardly differ from image to image, and less and less. In a run that
-  only starts slowly they differ by more than `FAINT`.
+  Its features must also be no better than the untrained network's. In a run
+  that only starts slowly the targets differ by more than `FAINT`.
 
   Args:
     outputs: K, the number of outputs.
@@ -123,19 +121,23 @@ def teacher_signal_vanishes(outputs, untrained, evaluated):
 
 
 def loss_spike_warning(lines):
-  """A sentence where the loss has jumped to twice what it was, or None.
+  """A warning if all recent losses are far above the usual ones, or None.
+
+  The smallest of the last ten is compared with the upper quartile of those
+  before: half of the batches are mixed in fine-tuning, and these have a higher
+  loss, so that a few steps' median says nothing.
 
   Args:
-    lines: the last steps' metrics; the last tenth is compared with the others.
+    lines: metrics of the last steps.
   """
   if len(lines) < 100:
     return None
   values = [line["loss"] for line in lines]
-  before, now = statistics.median(values[:-10]), statistics.median(values[-10:])
-  if now <= 2 * before:
+  *_, usual = statistics.quantiles(values[:-10], n=4)
+  if min(values[-10:]) <= SPIKE * usual:
     return None
   return (
-    "the loss has jumped to more than twice its value; if it does not come"
-    " down again, a lower optim.learning_rate, a longer optim.warmup_epochs or"
-    " dtype=float32 may help"
+    "the loss has jumped and stays high; if it does not come down again, a"
+    " lower optim.learning_rate, a longer optim.warmup_epochs or dtype=float32"
+    " may help"
   )
