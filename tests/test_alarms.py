@@ -86,6 +86,6 @@ def test_a_loss_that_jumps_is_warned_of():
     good *= rng.normal(1, 0.08, 1000)
     assert not warned(good)
     diverged = [*good, *rng.normal(2.5, 0.1, 40)]
-    assert warned(diverged) == [1020, 1040]
+    assert warned(diverged) == [1020]
     spike = [*good, 9.0, *good[-59:]]  # one step alone
     assert not warned(spike)

@@ -101,7 +101,7 @@ def test_budgets(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "0", "0m", "soon", "30 m", "-5", "1.5h"])
 def test_budgets_that_make_no_sense(text):
-  with pytest.raises(UserError, match="has to be a time such as 30m"):
+  with pytest.raises(UserError, match="must be a time such as 30m"):
     resolve.seconds_of(text)
 
 

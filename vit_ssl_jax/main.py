@@ -162,7 +162,7 @@ def main(argv):
 
 def outlook(config, workdir):
   """Lines on what to do next, and on what there is to compare with."""
-  from vit_ssl_jax.data import load
+  from vit_ssl_jax.recipes.keys import KEYS
   from vit_ssl_jax.run import workdir as workdirs
 
   if config.stage == "pretrain":
@@ -171,7 +171,7 @@ def outlook(config, workdir):
     command += [f"--workdir={str(workdir).rstrip('/')}_finetuned"]
     command += [f"--config.init_from={workdir}"]
     # What the images and the network are is the same.
-    kept = ("model.", "dataset", "data_dir", "split_seed", *load.KEYS)
+    kept = ("model.", *(name for name, key in KEYS.items() if key.data))
     kept = tuple(f"--config.{key}" for key in kept)
     command += [x for x in sys.argv if x.startswith(kept) and "=" in x]
     yield f"next: {shlex.join(command)}"

@@ -97,7 +97,7 @@ def check(config):
       raise UserError(unknown("the config's key", name, list(KEYS)))
     if not fits(key, value):
       near = nearest(value, key.possible)
-      raise UserError(f"{name}={value!r} has to be {key.possible}{near}")
+      raise UserError(f"{name}={value!r} must be {key.possible}{near}")
   check_relations(values)
 
 
@@ -133,7 +133,7 @@ def check_relations(values):
 
   if values["optim.warmup_epochs"] >= values["epochs"]:
     raise UserError(
-      f"optim.warmup_epochs={values['optim.warmup_epochs']} has to be less than"
+      f"optim.warmup_epochs={values['optim.warmup_epochs']} must be less than"
       f" epochs={values['epochs']}"
     )
   at_most(

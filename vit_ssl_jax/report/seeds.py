@@ -3,15 +3,14 @@
 import numpy as np
 import scipy.stats
 
-from vit_ssl_jax.recipes import schema
-from vit_ssl_jax.run import workdir as workdirs
+from vit_ssl_jax.recipes import keys, schema
 
 # Keys that titles name, that differ between repetitions, or that do not change
 # a run's result.
 NOT_COMPARED = {
   *("model.name", "dataset", "data_fraction", "init_from"),
   *("seed", "split_seed", "evaluate_every_epochs"),
-  *workdirs.MAY_CHANGE,
+  *keys.RESUMABLE,
 } - {"max_steps"}
 SOURCES = ("from scratch", "pretrained")
 NOTE = (

@@ -17,28 +17,9 @@ import numpy as np
 from vit_ssl_jax import cli, files
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts
-from vit_ssl_jax.recipes import schema
+from vit_ssl_jax.recipes import keys, schema
 from vit_ssl_jax.run import checkpoints, metrics
 
-# Keys that may change when a run resumes: no step's result depends on them.
-MAY_CHANGE = (
-  "max_steps",
-  "log_every_steps",
-  "checkpoint_every_steps",
-  "keep_last",
-  "keep_every_epochs",
-  "data_dir",
-  "placement",
-  "memory_share",
-  "tensorboard",
-  "evaluate_batch_size",
-  "mesh.fsdp",
-  "accumulate_steps",
-  "remat",
-  "kernels",
-  "steps_per_dispatch",
-  "on_collapse",
-)
 SHARED_SECONDS = 10  # until a file of process 0 must be seen by all
 
 
@@ -93,7 +74,7 @@ def changes(old, new):
   """Lists the differences between flat configs that a resume does not allow."""
   return [
     f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
-    for key in sorted((old.keys() | new.keys()) - {"format", *MAY_CHANGE})
+    for key in sorted((old.keys() | new.keys()) - {"format", *keys.RESUMABLE})
     if old.get(key) != new.get(key)
     # Not yet computed from the images.
     and not (key in ("mean", "std") and new.get(key) == [])
@@ -258,7 +239,7 @@ def scratch_beside(workdir):
     except UserError:
       continue
     differ = {k for k in own | other if own.get(k) != other.get(k)}
-    differ -= {*MAY_CHANGE, "mean", "std"} - {"max_steps"}
+    differ -= {*keys.RESUMABLE, "mean", "std"} - {"max_steps"}
     if differ == {"init_from"} and other["init_from"] == "" and top1:
       yield path.parent, top1
 

@@ -71,8 +71,8 @@ def collapse_warning(
     "less colour jitter",
   ]
   return (
-    f"{symptom}, and nothing is being learnt; what helps: {', '.join(helps)}; see"
-    " docs/training.md, Small sets"
+    f"{symptom}, and nothing is being learnt; what helps: {', '.join(helps)};"
+    " see docs/training.md, Small sets"
   )
 
 

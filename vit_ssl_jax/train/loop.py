@@ -12,7 +12,7 @@ from vit_ssl_jax import cli
 from vit_ssl_jax.data import load
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts, mesh as meshes
-from vit_ssl_jax.recipes import keys
+from vit_ssl_jax.recipes import key_types
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
 from vit_ssl_jax.train import alarms, dispatch, kernel_checks
 
@@ -71,10 +71,10 @@ def run(config, workdir, make_stage, dataset=None):
     config.tensorboard = False
   stage = make_stage(config, dataset, source.steps_per_epoch, mesh)
   plan = Plan(config, source.steps_per_epoch)
-  if plan.total > keys.MOST:  # the step is an int32
+  if plan.total > key_types.MOST:  # the step is an int32
     raise UserError(
       f"epochs={config.epochs} of {source.steps_per_epoch} steps each are more"
-      f" than {keys.MOST:,} steps"
+      f" than {key_types.MOST:,} steps"
     )
   with jax.set_mesh(mesh), workdirs.opened(config, workdir, dataset):
     state, start, lines, shardings = first_state(workdir, mesh, stage.init)

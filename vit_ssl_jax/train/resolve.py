@@ -35,7 +35,7 @@ def seconds_of(text):
     parts = zip(UNITS.values(), found.groups(), strict=True)
     seconds = sum(unit * int(x or 0) for unit, x in parts)
   if not seconds:
-    raise UserError(f"budget={text!r} has to be {POSSIBLE}")
+    raise UserError(f"budget={text!r} must be {POSSIBLE}")
   return seconds
 
 
