@@ -75,7 +75,7 @@ def test_folders_without_a_finished_run_are_refused(runs, tmp_path, capsys):
   assert "has not finished" in refused(capsys, half, out)
   (half / "result.json").write_text('{"step": 1}')
   assert "without test images" in refused(capsys, half, out)
-  assert "named twice" in refused(capsys, *[runs / "A"] * 2, out)
+  assert "given twice" in refused(capsys, *[runs / "A"] * 2, out)
   assert not (tmp_path / "none.html").exists()
 
 

@@ -110,11 +110,6 @@ def images_at(path):
 def predictions(classifier, files, batch_size):
   """Decodes and predicts batch by batch, so that memory does not grow.
 
-  Args:
-    classifier: a `model.Network`.
-    files: paths of N images.
-    batch_size: images at a time.
-
   Yields:
     (file, probabilities (C,) float64, "") for each image in order, or (file,
     None, error) where it is broken.

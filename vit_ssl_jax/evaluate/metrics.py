@@ -8,17 +8,12 @@ BINS = 15  # of confidence, as in Guo et al., 2017
 
 
 def classification(logits, labels):
-  """Computes all metrics of a classifier on a set.
-
-  Args:
-    logits: (N, C).
-    labels: (N,) integers.
+  """Computes all metrics of logits (N, C) and integer labels (N,).
 
   Returns:
     A JSON-compatible dict: images; in percent top1, above five classes top5,
     calibration_error and per_class, the top-1 of each class (None of a class
-    without images); confusion, the counts of predictions (columns) by class
-    (rows).
+    without images); confusion, counts of predictions (columns) by class (rows).
   """
   classes = range(logits.shape[-1])
   predictions = np.argmax(logits, -1)
@@ -41,12 +36,7 @@ def classification(logits, labels):
 
 
 def calibration_error(logits, labels):
-  """Expected calibration error in percent (Guo et al., 2017, equation 3).
-
-  Args:
-    logits: (N, C).
-    labels: (N,) integers.
-  """
+  """Expected calibration error in percent (Guo et al., 2017, equation 3)."""
   probabilities = scipy.special.softmax(logits.astype(np.float64), axis=-1)
   confidence = probabilities.max(-1)
   correct = np.argmax(logits, -1) == labels

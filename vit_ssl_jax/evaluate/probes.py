@@ -14,13 +14,7 @@ LBFGS_STEPS = 300
 
 
 def probe(kind, network, dataset, batch_size):
-  """Probes frozen features and both baselines.
-
-  Args:
-    kind: "knn" or "linear".
-    network: a `model.Network`.
-    dataset: a `load.Dataset` at its image size.
-    batch_size: images at a time.
+  """Probes features of a `model.Network` on a `load.Dataset`, and baselines.
 
   Returns:
     A JSON-compatible dict: images; in percent top1, raw_pixels (less the set's
@@ -48,14 +42,8 @@ def probe(kind, network, dataset, batch_size):
 def linear_accuracy(train_features, train_labels, test_features, test_labels):
   """Computes the top-1 accuracy of a linear probe in percent.
 
-  Multinomial logistic regression on standardised features. Its regularisation
-  is selected on a fifth of at most `SELECTION_IMAGES` training images.
-
-  Args:
-    train_features: (N, D).
-    train_labels: (N,) integers.
-    test_features: (M, D).
-    test_labels: (M,) integers.
+  Multinomial logistic regression on standardised features (N, D) and (M, D);
+  regularisation is selected on a fifth of at most `SELECTION_IMAGES` images.
   """
   order = np.random.default_rng(0).permutation(len(train_labels))
   subset = order[:SELECTION_IMAGES]

@@ -21,10 +21,11 @@ from matplotlib.figure import Figure
 
 from vit_ssl_jax import cli, files
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.evaluate import metrics, model, pictures
+from vit_ssl_jax.evaluate import model, pictures
+from vit_ssl_jax.evaluate.metrics import classification
 from vit_ssl_jax.recipes import schema
 from vit_ssl_jax.report import figures, page, seeds
-from vit_ssl_jax.run import metrics as lines, workdir as workdirs
+from vit_ssl_jax.run import metrics, workdir as workdirs
 
 BATCH = 512
 ATTENTION_IMAGES = 6
@@ -43,16 +44,13 @@ def main(argv=None):
   args = parser.parse_args(argv)
   with cli.reporting_errors():
     cli.configure()
-    runs = [read_run(path) for path in args.runs]
-    if len({run["title"] for run in runs}) < len(runs):
-      raise UserError("a run is named twice")
-    text = build(runs, args.data_dir)
+    text = build([read_run(path) for path in args.runs], args.data_dir)
     files.write(pathlib.Path(args.out), text)
     cli.log(f"{args.out}: {len(text) / 1e6:.1f} MB")
 
 
 def read_run(path):
-  """Reads a run: title, workdir, config, result, lines of metrics, command.
+  """Reads a run: workdir, config, result, lines of metrics, command.
 
   Raises:
     UserError: not a workdir, or it has no result.
@@ -67,11 +65,10 @@ def read_run(path):
   if config["stage"] == "finetune" and "top1" not in result:
     raise UserError(f"{path} was trained in memory, without test images")
   return {
-    "title": str(path).rstrip("/"),
     "workdir": workdir,
     "config": config,
     "result": result,
-    "lines": lines.read(workdir),
+    "lines": metrics.read(workdir),
     "command": workdirs.command(workdir),
   }
 
@@ -79,7 +76,7 @@ def read_run(path):
 def build(runs, data_dir=""):
   """Builds the page, HTML, of runs of `read_run`."""
   with mpl.rc_context(page.STYLE):
-    runs = with_short_titles(runs)
+    runs = with_titles(runs)
     sections = [summarize(runs)]
     tuned = [x for x in runs if x["config"]["stage"] == "finetune"]
     pretrained = [x for x in runs if x["config"]["stage"] == "pretrain"]
@@ -101,9 +98,11 @@ def build(runs, data_dir=""):
     return page.render("Training from a small data set", subtitle, sections)
 
 
-def with_short_titles(runs):
-  """Makes titles relative to the folder that all runs share."""
-  folders = [pathlib.Path(run["title"]).absolute() for run in runs]
+def with_titles(runs):
+  """Adds titles: workdirs relative to the folder that all runs share."""
+  folders = [run["workdir"].absolute() for run in runs]
+  if len(set(folders)) < len(folders):
+    raise UserError("a run is given twice")
   common = os.path.commonpath([folder.parent for folder in folders])
   return [
     run | {"title": str(folder.relative_to(common))}
@@ -178,7 +177,7 @@ def add_mistakes(section, network, dataset):
   """Adds the confusion matrix and the most confident mistakes."""
   logits = network.logits(dataset.test_images, BATCH)
   labels, classes = np.asarray(dataset.test_labels), network.classes
-  scores = metrics.classification(logits, labels)
+  scores = classification(logits, labels)
   section.note(
     f"Top-1 on {len(labels):,} test images: {scores['top1']:.2f} %; expected"
     f" calibration error: {scores['calibration_error']:.1f} %."

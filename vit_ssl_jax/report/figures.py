@@ -25,11 +25,7 @@ MAX_TICKS = 30  # classes that a confusion matrix names
 
 
 def draw_curves(runs):
-  """Draws each metric of `CURVES` that the runs have; returns the figures.
-
-  Args:
-    runs: title -> lines of metrics.jsonl.
-  """
+  """Draws each metric of `CURVES` of runs, title -> lines of metrics.jsonl."""
   figures = []
   for metric, label in CURVES.items():
     curves = {
@@ -59,11 +55,7 @@ def draw_curve(curves, label):
 
 
 def draw_bars(accuracies):
-  """Draws means with 95 % intervals, and each seed as a point.
-
-  Args:
-    accuracies: title -> top-1 of each seed in percent.
-  """
+  """Draws title -> top-1 of each seed: means, 95 % intervals, points."""
   height = 0.7 + 0.65 * len(accuracies)
   fig = Figure(figsize=(4.4, height), layout="constrained")
   axis = fig.subplots()
@@ -107,14 +99,7 @@ def draw_confusion(matrix, classes):
 
 
 def draw_mistakes(images, labels, predictions, confidence, classes):
-  """Draws misclassified images under their class and the predicted one.
-
-  Args:
-    images: (N, S, S, 3) uint8.
-    labels, predictions: (N,) integers.
-    confidence: (N,) in [0, 1].
-    classes: names.
-  """
+  """Draws images (N, S, S, 3) uint8 under their class and the predicted one."""
   rows = -(-len(images) // 6)
   fig = Figure(figsize=(10, 2 * rows), layout="constrained")
   axes = pictures.blank_axes(fig, rows, 6).ravel()
@@ -162,12 +147,7 @@ def mask_patches(key, view, patch_size):
 
 
 def draw_contact_sheet(config, rows):
-  """Draws training images by class, and the views of the first one.
-
-  Args:
-    config: the pretraining's config.
-    rows: (class, images (N, H, W, 3) uint8) pairs.
-  """
+  """Draws (class, images (N, H, W, 3) uint8) pairs, and views of the first."""
   columns = max(len(images) for _, images in rows)
   fig = Figure(figsize=(columns + 2, len(rows) + 2), layout="constrained")
   above, below = fig.subfigures(2, height_ratios=[len(rows), 1.6])
@@ -184,10 +164,10 @@ def draw_summary(config, images, maps, pretraining, finetunings):
   """Draws a pretraining and the fine-tunings that follow.
 
   Args:
-    config: the pretraining's config.
+    config: the pretraining's.
     images: (N, H, W, 3) uint8; the views are of the first one.
     maps: (N, rows, columns), the teacher's attention, averaged over the heads.
-    pretraining: the pretraining's workdir.
+    pretraining: a workdir.
     finetunings: title -> workdir.
   """
   fig = Figure(figsize=(12, 9), layout="constrained")

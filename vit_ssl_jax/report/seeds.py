@@ -33,14 +33,11 @@ def interval(values):
 
 
 def group(runs):
-  """Groups fine-tunings that differ by their seed alone.
-
-  Args:
-    runs: dicts with "title", "config" and "result".
+  """Groups fine-tunings of `build.read_run` that differ by their seed alone.
 
   Returns:
-    title (architecture, share of the images, ...) -> source, one of SOURCES ->
-    seed -> top-1. A run that repeats another's seed is a group of its own.
+    title -> source, one of SOURCES -> seed -> top-1. A run that repeats
+    another's seed is a group of its own.
   """
   configs = [schema.flat(run["config"]) for run in runs]
   groups = {}
@@ -91,12 +88,7 @@ def gains(groups):
 
 
 def rows(values_of, sign=""):
-  """Yields (title, seeds, mean, standard deviation, interval) for a table.
-
-  Args:
-    values_of: title -> a value for each seed.
-    sign: "+" shows it.
-  """
+  """Yields (title, seeds, mean, standard deviation, interval) for a table."""
   for title, values in values_of.items():
     mean, spread, bounds = f"{np.mean(values):{sign}.2f}", None, None
     if ends := interval(values):
