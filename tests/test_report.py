@@ -11,20 +11,25 @@ import tiny
 from PIL import Image
 from sklearn import decomposition, manifold
 
-from vit_ssl_jax import files, train
+from vit_ssl_jax import files
 from vit_ssl_jax.report import build, figures, seeds
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, trained, tiny_npz):
+def runs(tmp_path_factory, trained, make_workdir):
   """The folder of a pretraining A and two fine-tunings, B<& and SCRATCH."""
   folder = tmp_path_factory.mktemp("runs")
-  train.run(tiny.config("pretrain", "vit", tiny_npz), folder / "A")
+  workdir, result = trained
   for name in ("B<&", "SCRATCH"):
-    shutil.copytree(trained[0], folder / name)
+    shutil.copytree(workdir, folder / name)
   path = folder / "B<&" / "config.json"
   config = json.loads(path.read_text()) | {"init_from": str(folder / "A")}
   path.write_text(json.dumps(config))
+  shutil.copytree(make_workdir("pretrain", "vit", ["0", "1"]), folder / "A")
+  knn = {"knn": 61.25, "knn_raw_pixels": 52.5, "knn_untrained": 43.75}
+  (folder / "A" / "result.json").write_text(json.dumps(result | knn))
+  lines = (workdir / "metrics.jsonl").read_text().replace("top1", "knn")
+  (folder / "A" / "metrics.jsonl").write_text(lines)
   return folder
 
 
@@ -50,7 +55,8 @@ def test_the_page_is_self_contained(page):
     assert f"<h2>{title}</h2>" in text
   for alt in ("views", "attention", "features", "confusion"):
     assert f'aria-label="{alt}"' in text
-  assert "from scratch" in text
+  for words in ("from scratch", "61.25", "52.50", "43.75"):
+    assert words in text
   # Pictures are drawn in the page's color, as curves are.
   assert "<img" not in text
   assert "currentColor" in text
