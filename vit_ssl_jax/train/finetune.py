@@ -15,49 +15,28 @@ from vit_ssl_jax import evaluate, models
 from vit_ssl_jax.augment import mix, pipelines
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.run import metrics
-from vit_ssl_jax.train import (
-  gradients,
-  loop,
-  losses,
-  optimizers,
-  schedules,
-)
+from vit_ssl_jax.train import gradients, loop, losses, optimizers, schedules
 
 
 @flax.struct.dataclass
 class FinetuneState:
-  """The state of training.
+  """The state of training."""
 
-  Attributes:
-    step: () int32, number of steps done.
-    params: the classifier's parameters, float32.
-    offset_head: parameters of the drloc head, or {}.
-    opt_state: the optimizer's state, of both.
-  """
-
-  step: jax.Array
-  params: dict
-  offset_head: dict
-  opt_state: optax.OptState
+  step: jax.Array  # () int32, steps done
+  params: dict  # the classifier's, float32
+  offset_head: dict  # parameters of the drloc head, or {}
+  opt_state: optax.OptState  # of both
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """Static components of the training step.
-
-  Attributes:
-    config: the run's config.
-    model: the classifier.
-    learning_rate: a function of the step.
-    optimizer: an optax transformation.
-    mesh: over which the state is sharded; None is one device.
-  """
+  """Static components of the training step."""
 
   config: ml_collections.ConfigDict
-  model: Any
-  learning_rate: Callable
+  model: Any  # the classifier
+  learning_rate: Callable  # a function of the step
   optimizer: optax.GradientTransformation
-  mesh: jax.sharding.Mesh | None = None
+  mesh: jax.sharding.Mesh | None = None  # None is one device
 
 
 def make_setup(config, num_classes, steps_per_epoch, mesh=None):
@@ -86,10 +65,8 @@ def init_state(setup, key):
 
 
 def state_of(params, offset_head, optimizer):
-  """The state of step 0 with these parameters."""
   opt_state = optimizer.init((params, offset_head))
-  step = jnp.zeros((), jnp.int32)
-  return FinetuneState(step, params, offset_head, opt_state)
+  return FinetuneState(jnp.int32(0), params, offset_head, opt_state)
 
 
 def update(setup, state, images, targets, key):
@@ -101,9 +78,6 @@ def update(setup, state, images, targets, key):
     images: (B, H, W, 3), normalised.
     targets: (B, C), each row of which sums to 1.
     key: PRNG key of drop path and of drloc's pairs of tokens.
-
-  Returns:
-    The new state, and a dict of scalars.
   """
   config = setup.config
   gather = meshes.all_gather_params(setup.mesh)
@@ -144,12 +118,10 @@ def update(setup, state, images, targets, key):
 
 
 def make_step(setup):
-  """Makes the training step.
+  """Builds the step of {"image": (B, H, W, 3) uint8, "label": (B,)}.
 
-  Returns:
-    A pure function (state, {"image": (B, H, W, 3) uint8, "label": (B,)}) ->
-    (state, metrics); its randomness comes from config.seed and state.step
-    alone.
+  It is pure: (state, batch) -> (state, metrics); its randomness comes from
+  config.seed and state.step alone.
   """
   config = setup.config
   root = loop.step_key(config)
@@ -193,12 +165,7 @@ def make_evaluate(setup, dataset):
 
 
 def make_stage(config, dataset, steps_per_epoch, mesh, initial=None):
-  """The stage as the loop runs it.
-
-  Args:
-    config, dataset, steps_per_epoch, mesh: the run's.
-    initial: `initial.Weights` to start from; None is from scratch.
-  """
+  """The stage as the loop runs it, from `initial.Weights` or from scratch."""
   setup = make_setup(config, len(dataset.classes), steps_per_epoch, mesh)
   weights = initial.params_for(dataset.classes) if initial else {}
   fresh = jax.jit(functools.partial(init_state, setup, loop.init_key(config)))

@@ -8,17 +8,11 @@ from vit_ssl_jax.interop import pretrained
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """Weights that fit the model but for the head.
+  """Weights that fit the model, apart from the head."""
 
-  Attributes:
-    source: config.init_from.
-    params: parameters, with those of a head where there is one.
-    about: metadata, of `metadata.KEYS`.
-  """
-
-  source: str
-  params: dict
-  about: dict
+  source: str  # config.init_from
+  params: dict  # with a head's, if there is one
+  about: dict  # of `metadata.KEYS`
 
   def params_for(self, classes):
     """The parameters, without a head that is not for these classes."""
@@ -29,15 +23,7 @@ class Weights:
 
 
 def read(config, model):
-  """Reads config.init_from into `Weights`.
-
-  Args:
-    config: the run's.
-    model: a model without classes, which the parameters must fit.
-
-  Raises:
-    UserError: init_from cannot be read, or does not fit.
-  """
+  """Reads config.init_from into `Weights` that fit a model without classes."""
   weights = pretrained.read(config.init_from)
   source = f"init_from={config.init_from}"
   params, lines = pretrained.fit(weights, model, source)

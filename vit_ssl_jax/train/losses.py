@@ -31,7 +31,7 @@ def sinkhorn_targets(logits, temperature, iterations=3):
   Args:
     logits: (..., K) the teacher's outputs; all leading axes are one batch.
     temperature: a number above 0.
-    iterations: how often rows and columns are normalised in turn.
+    iterations: of normalising rows and columns in turn.
 
   Returns:
     (..., K) probabilities.
@@ -104,7 +104,7 @@ def update_center(center, teacher_logits, momentum):
 
 
 def entropy_and_divergence(probabilities):
-  """How far the teacher's targets are from collapse.
+  """Measures how far the teacher's targets are from collapse.
 
   Args:
     probabilities: (..., K); all leading axes are one batch.
@@ -145,7 +145,7 @@ def dense_relative_localization(predict, grid, keys, pairs):
       the other, (B, M, 2 · D) -> (B, M, 2).
     grid: (B, h, w, D) tokens.
     keys: (B,) PRNG keys, one for each image.
-    pairs: M, how many random pairs of tokens of each image.
+    pairs: M, the number of random pairs of tokens in each image.
 
   Returns:
     `offset_error` of the predictions, a scalar.
@@ -165,16 +165,7 @@ def dense_relative_localization(predict, grid, keys, pairs):
 
 
 def sample_pairs(key, pairs, grid):
-  """Positions of random pairs of an image's tokens.
-
-  Args:
-    key: PRNG key.
-    pairs: M, how many.
-    grid: (h, w) the number of rows and of columns.
-
-  Returns:
-    (2, M, 2) rows and columns, independent and uniform.
-  """
+  """Rows and columns (2, M, 2) of M random pairs of tokens of a grid (h, w)."""
   ends = jnp.asarray(grid)[None, None]
   return jax.random.randint(key, (2, pairs, 2), 0, ends)
 

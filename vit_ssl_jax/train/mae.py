@@ -17,18 +17,11 @@ from vit_ssl_jax.train import gradients, losses, teacher
 
 @flax.struct.dataclass
 class MaeState:
-  """The state of training.
+  """The state of training."""
 
-  Attributes:
-    step: () int32, number of steps done.
-    student: {"backbone": ..., "head": ...}, float32; the head is the decoder.
-    teacher: the same tree, the student's exponential moving average.
-    opt_state: the optimizer's state.
-  """
-
-  step: jax.Array
-  student: dict
-  teacher: dict
+  step: jax.Array  # () int32, steps done
+  student: dict  # {"backbone": …, "head": the decoder's}, float32
+  teacher: dict  # the student's exponential moving average
   opt_state: optax.OptState
 
 
@@ -57,16 +50,7 @@ def init_state(setup, key):
 def update(setup, state, views, _, key):
   """The step after augmentation (He et al., 2022, section 3).
 
-  No drop path is active.
-
-  Args:
-    setup: a `teacher.Setup`.
-    state: a `MaeState`.
-    views: global views (B, 2, S, S, 3), normalised; local ones are not used.
-    key: PRNG key of the masking.
-
-  Returns:
-    The new state, and a dict of scalars.
+  `views` are the global ones, (B, 2, S, S, 3), normalised; no drop path.
   """
   gather = meshes.all_gather_params(setup.mesh)
   visible = models.random_masking(key, views.shape[:2], setup.head.patches)

@@ -18,21 +18,13 @@ from vit_ssl_jax.train import alarms, gradients, losses, schedules, teacher
 
 @flax.struct.dataclass
 class PretrainState:
-  """The state of training.
+  """The state of training."""
 
-  Attributes:
-    step: () int32, number of steps done.
-    student: {"backbone": ..., "head": ...}, float32.
-    teacher: the same tree, the student's exponential moving average.
-    opt_state: the optimizer's state.
-    center: (K,) float32, running mean of the teacher's outputs.
-  """
-
-  step: jax.Array
-  student: dict
-  teacher: dict
+  step: jax.Array  # () int32, steps done
+  student: dict  # {"backbone": …, "head": …}, float32
+  teacher: dict  # the student's exponential moving average
   opt_state: optax.OptState
-  center: jax.Array
+  center: jax.Array  # (K,) float32, running mean of the teacher's outputs
 
 
 def make_setup(config, steps_per_epoch, mesh=None):
@@ -60,16 +52,7 @@ def init_state(setup, key):
 
 
 def project(setup, params, views):
-  """Outputs of backbone and projection head for views of several sizes.
-
-  Args:
-    setup: a `teacher.Setup`.
-    params: {"backbone", "head"}.
-    views: of `with_drop_path`.
-
-  Returns:
-    (B, V of all sizes, K) float32.
-  """
+  """Projects views of all sizes, of `with_drop_path`: (B, V, K) float32."""
   features = []
   for images, keep in views:
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (images, keep))
@@ -83,10 +66,7 @@ def project(setup, params, views):
 
 
 def with_drop_path(model, groups, key):
-  """Pairs of views (B, V, S, S, 3) and keep-factors (B, V, depth, 2) or None.
-
-  `key` None is without drop path.
-  """
+  """Pairs views (B, V, S, S, 3) with keep-factors (B, V, depth, 2) or None."""
   views = []
   for i, images in enumerate(groups):
     keep = None
@@ -114,9 +94,6 @@ def update(setup, state, global_views, local_views, key):
     global_views: (B, 2, S, S, 3), normalised.
     local_views: (B, V, s, s, 3), normalised; V may be 0.
     key: PRNG key of drop path.
-
-  Returns:
-    The new state, and a dict of scalars.
   """
   config, t = setup.config, setup.config.teacher
   scheduled = setup.scheduled(state.step)

@@ -1,4 +1,4 @@
-"""What both objectives of pretraining share: a student and its EMA teacher."""
+"""A student and its EMA teacher, shared by both objectives of pretraining."""
 
 import dataclasses
 import functools
@@ -19,23 +19,14 @@ from vit_ssl_jax.train import gradients, loop, optimizers, schedules
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """Static components of the training step.
-
-  Attributes:
-    config: the run's config.
-    model: the backbone of student and teacher.
-    head: their `models.ProjectionHead` or `models.PixelDecoder`.
-    schedules: functions of the step, by name.
-    optimizer: an optax transformation.
-    mesh: over which the state is sharded; None is one device.
-  """
+  """Static components of the training step."""
 
   config: ml_collections.ConfigDict
-  model: Any
-  head: Any
-  schedules: dict[str, Callable]
+  model: Any  # the backbone of student and teacher
+  head: Any  # their `models.ProjectionHead` or `models.PixelDecoder`
+  schedules: dict[str, Callable]  # functions of the step
   optimizer: optax.GradientTransformation
-  mesh: jax.sharding.Mesh | None = None
+  mesh: jax.sharding.Mesh | None = None  # None is one device
 
   def scheduled(self, step):
     """The schedules' values at a step, a dict of float32 scalars."""
@@ -91,14 +82,10 @@ def init_state(setup, key, head_inputs, state_class, **fields):
 
 
 def advance(setup, state, grads, values, **fields):
-  """Updates student and teacher; the new state, and the step's metrics.
+  """Updates student and teacher; returns the new state and the metrics.
 
-  Args:
-    setup: a `Setup`.
-    state: before the step.
-    grads: of the student.
-    values: the metrics until now, with "momentum".
-    **fields: further fields of the new state.
+  `values` are the metrics so far, with "momentum"; `fields` are further fields
+  of the new state.
   """
   with jax.named_scope("update"):
     updates, opt_state = setup.optimizer.update(
@@ -119,15 +106,7 @@ def advance(setup, state, grads, values, **fields):
 
 
 def make_stage(setup, dataset, init, update, warn=lambda *_: None):
-  """The `loop.Stage` of an objective.
-
-  Args:
-    setup: a `Setup`.
-    dataset: a `load.Dataset`.
-    init: (setup, key) -> the state of step 0.
-    update: (setup, state, global views, local views, key) -> (state, metrics).
-    warn: of `loop.Stage`.
-  """
+  """The `loop.Stage` of an objective with its `init_state` and `update`."""
   key = loop.init_key(setup.config)
   first_state = jax.jit(functools.partial(init, setup, key))
   evaluate_state, baselines = make_evaluate(
@@ -146,11 +125,10 @@ def make_stage(setup, dataset, init, update, warn=lambda *_: None):
 
 
 def make_step(setup, update):
-  """Makes the step of an objective.
+  """Builds the step of {"image": (B, H, W, 3) uint8}.
 
-  Returns:
-    A pure function (state, {"image": (B, H, W, 3) uint8}) -> (state, metrics);
-    its randomness comes from config.seed and state.step alone.
+  It is pure: (state, batch) -> (state, metrics); its randomness comes from
+  config.seed and state.step alone.
   """
   config = setup.config
   root = loop.step_key(config)
@@ -167,11 +145,9 @@ def make_step(setup, update):
 
 
 def make_evaluate(setup, dataset, fresh):
-  """Builds the k-NN evaluation, top-1 in percent.
+  """Builds the k-NN evaluation of the teacher, and that of the baselines.
 
-  Returns:
-    (state, due) -> that of the teacher's features, where due; and () -> that of
-    raw pixels and of the untrained network, whose parameters `fresh` gives.
+  The baselines are raw pixels and the untrained network, of `fresh()`.
   """
   config = setup.config
 
