@@ -150,7 +150,7 @@ def test_a_run_says_and_keeps_its_recipe(tiny_npz, tmp_path, capsys):
   config.budget = "3"
   result = train.run(config, tmp_path / "A")
   said = capsys.readouterr().err
-  assert "a recipe for 48 training images in 2 classes" in said
+  assert "recipe for 48 training images in 2 classes" in said
   assert "model.image_size" in said
   assert "before training: knn_untrained" in said
   saved = json.loads((tmp_path / "A" / "config.json").read_text())

@@ -6,7 +6,7 @@ import statistics
 # The share of a run after which its signal is judged.
 JUDGED_AFTER = 0.1
 FEW_STEPS = 10  # an epoch
-# Percent by which a k-NN has to be above the untrained network's.
+# Points by which a k-NN must exceed the untrained network's.
 MARGIN = 1.0
 # Share of ln K below which a signal is faint. It is 0.02 to 0.05 in runs that
 # fail, 0.14 in one that starts slowly, and 0.3 and more in those that learn.
@@ -20,40 +20,47 @@ def collapse_warning(
   """A warning with remedies if the teacher has collapsed, or None.
 
   Args:
-    config: the run's.
-    steps_per_epoch: the run's.
+    config, steps_per_epoch: the run's.
     lines, evaluated: the recent and the evaluated lines of metrics.
     baselines: figures in percent before training.
     share: fraction of the run that is done.
   """
   if len(lines) < 50 or lines[0]["step"] < steps_per_epoch:
     return None
-  out_dim, t = config.head.out_dim, config.teacher
-  kind = collapse(lines, out_dim)
+  K, untrained = config.head.out_dim, baselines.get("knn_untrained", 0.0)
+  helps = remedies(config, steps_per_epoch)
+  kind = collapse(lines, K)
   if kind == "one-hot":
-    return (
-      "the teacher's outputs have collapsed to one (their entropy is 0), and"
-      " nothing is being learnt; what helps: teacher.centering=sinkhorn, higher"
-      " teacher temperatures, a smaller optim.learning_rate; see"
-      " docs/training.md, Small sets"
-    )
-  symptom = None
-  if kind == "uniform":
+    symptom = "the teacher's outputs have collapsed to one (entropy 0)"
+    helps = [
+      "teacher.centering=sinkhorn",
+      "higher teacher temperatures",
+      "a smaller optim.learning_rate",
+    ]
+  elif kind == "uniform":
     symptom = (
       "the teacher's outputs have collapsed to uniform (the loss stays at"
-      f" ln {out_dim} = {math.log(out_dim):.4f})"
+      f" ln {K} = {math.log(K):.4f})"
     )
   elif share >= JUDGED_AFTER and teacher_signal_vanishes(
-    out_dim, baselines.get("knn_untrained", 0.0), evaluated
+    K, untrained, evaluated
   ):
     first, last = (evaluated[i]["signal"] for i in (0, -1))
     symptom = (
-      "the teacher's signal is dying: its targets differ less and less from"
-      f" image to image ({first:.3f}, then {last:.3f} nats)"
+      "the teacher's targets differ less and less between images"
+      f" ({first:.3f}, then {last:.3f} nats)"
     )
-  if not symptom:
+  else:
     return None
-  helps = []
+  return (
+    f"{symptom}: training makes no progress; try {', '.join(helps)}; see"
+    " docs/training.md, Small sets"
+  )
+
+
+def remedies(config, steps_per_epoch):
+  """Changes of the config that keep a teacher's signal alive."""
+  t, helps = config.teacher, []
   if t.centering != "sinkhorn":
     helps.append("teacher.centering=sinkhorn")
   if t.temperature > 0.02:
@@ -63,30 +70,21 @@ def collapse_warning(
     )
   if steps_per_epoch < FEW_STEPS:
     helps.append(
-      f"a batch_size below {config.batch_size}, for there are only"
-      f" {steps_per_epoch} steps an epoch"
+      f"a batch_size below {config.batch_size} (there are only"
+      f" {steps_per_epoch} steps an epoch)"
     )
-  helps += [
+  return [
+    *helps,
     "larger crops (views.global_scale, views.local_scale)",
     "less colour jitter",
   ]
-  return (
-    f"{symptom}, and nothing is being learnt; what helps: {', '.join(helps)};"
-    " see docs/training.md, Small sets"
-  )
 
 
 def collapse(lines, outputs):
-  """The kind of a teacher's collapse, or None.
+  """The kind of a teacher's collapse: "uniform", "one-hot" or None.
 
-  Args:
-    lines: the last steps' metrics: "loss", "teacher_entropy", "teacher_kl".
-    outputs: K, the number of outputs.
-
-  Returns:
-    "uniform" where loss and entropy are at ln K in every line, so that the
-    targets say nothing; "one-hot" where the entropy is at 0 and no target
-    differs from the batch's mean; else None.
+  Uniform: loss and entropy are ln K in every line. One-hot: the entropy is 0,
+  and no target differs from the batch's mean.
   """
   top = math.log(outputs)
 
@@ -121,14 +119,10 @@ def teacher_signal_vanishes(outputs, untrained, evaluated):
 
 
 def loss_spike_warning(lines):
-  """A warning if all recent losses are far above the usual ones, or None.
+  """A warning if all of the last ten losses are far above the usual ones.
 
-  The smallest of the last ten is compared with the upper quartile of those
-  before: half of the batches are mixed in fine-tuning, and these have a higher
-  loss, so that a few steps' median says nothing.
-
-  Args:
-    lines: metrics of the last steps.
+  Mixup and CutMix, of half of the batches, raise the loss: a median of few
+  steps would often exceed the usual one.
   """
   if len(lines) < 100:
     return None
