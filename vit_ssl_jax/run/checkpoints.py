@@ -115,10 +115,8 @@ def environment():
 
 def steps(workdir):
   """Lists the steps of a workdir's checkpoints, the newest first."""
-  folder = pathlib.Path(workdir, FOLDER)
-  if not folder.is_dir():
-    return []
-  names = (p.name for p in folder.iterdir() if p.is_dir())
+  paths = pathlib.Path(workdir, FOLDER).glob("[0-9]*")
+  names = (path.name for path in paths if path.is_dir())
   return sorted((int(x) for x in names if x.isdecimal()), reverse=True)
 
 
@@ -145,18 +143,14 @@ def restore(workdir, abstract_state):
         raise UserError(f"{e}, and there is no earlier checkpoint") from e
       cli.log(f"warning: {e}; resuming from the one before")
       if hosts.is_primary():
-        quarantine(path, pathlib.Path(workdir, "damaged"))
-      continue
-    warn_of_environment(about)
-    return state, step, about["lines"]
+        damaged = pathlib.Path(workdir, "damaged", path.name)
+        damaged.parent.mkdir(exist_ok=True)
+        files.remove(damaged)
+        path.rename(damaged)
+    else:
+      warn_of_environment(about)
+      return state, step, about["lines"]
   return None, 0, None
-
-
-def quarantine(path, folder):
-  """Moves a checkpoint to a folder."""
-  folder.mkdir(exist_ok=True)
-  files.remove(folder / path.name)
-  path.rename(folder / path.name)
 
 
 def warn_of_environment(saved):

@@ -9,18 +9,6 @@ import numpy as np
 from vit_ssl_jax.parallel import mesh as meshes
 
 
-def steps_per_dispatch(config, source):
-  """Steps per call of the compiled function.
-
-  Several if the images are in an accelerator's memory: the host then passes
-  indices alone, and seldom waits.
-  """
-  if source.placement != "device":
-    return 1
-  on_cpu = jax.default_backend() == "cpu"
-  return config.steps_per_dispatch or (1 if on_cpu else 10)
-
-
 def make_dispatch(config, source, step, shardings):
   """Builds the jitted function that fetches batches and runs steps.
 
@@ -29,7 +17,11 @@ def make_dispatch(config, source, step, shardings):
     state, and the largest count. Metrics are scalars if that is 1, else arrays
     of that many values, of which `count` are valid.
   """
-  most = steps_per_dispatch(config, source)
+  most = 1
+  if source.placement == "device":
+    # Batches are indices then, and the host of an accelerator seldom waits.
+    on_cpu = jax.default_backend() == "cpu"
+    most = config.steps_per_dispatch or (1 if on_cpu else 10)
 
   def one(state, arrays, item):
     return step(state, source.fetch(arrays, item))

@@ -16,8 +16,6 @@ from vit_ssl_jax.recipes import key_types
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
 from vit_ssl_jax.train import alarms, dispatch, kernel_checks
 
-ETA_STEPS = 20  # timed before the remaining time is logged
-
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -205,17 +203,13 @@ class Loop:
       yield stopping
 
   def measure(self, steps, state):
-    """Times all dispatches but the first, which compiles; logs an ETA once."""
+    """Times all dispatches but the first, which compiles."""
     if self.began is None:
       jax.block_until_ready(state)
       self.began = time.perf_counter()
       self.bar.unpause()
-      return
-    before, self.timed_steps = self.timed_steps, self.timed_steps + len(steps)
-    if before < ETA_STEPS <= self.timed_steps:
-      jax.block_until_ready(state)
-      images = (self.plan.stop - steps[-1]) * self.config.batch_size
-      cli.log(f"ETA {cli.duration(images / self.rate())}")
+    else:
+      self.timed_steps += len(steps)
 
   def rate(self):
     """Throughput in images per second, without evaluations; None if untimed."""
@@ -256,17 +250,15 @@ class Loop:
     figures = {}
     if not (due and self.stage.summarize(last)):  # its line may be lost
       figures = hosts.broadcast(self.stage.evaluate(state, due))
-    return (
-      self.baselines
-      | figures
-      | {
-        "step": reached,
-        "epoch": round(reached / self.plan.steps_per_epoch, 4),
-        "parameters": self.stage.parameters,
-        "images_per_second": rate,
-        "seconds": self.recorder.elapsed(),
-      }
-    )
+    return {
+      **self.baselines,
+      **figures,
+      "step": reached,
+      "epoch": round(reached / self.plan.steps_per_epoch, 4),
+      "parameters": self.stage.parameters,
+      "images_per_second": rate,
+      "seconds": self.recorder.elapsed(),
+    }
 
   def show(self):
     """Updates the progress bar's loss; logs a new warning once."""
