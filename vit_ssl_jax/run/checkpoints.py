@@ -2,11 +2,15 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
+import logging
 import pathlib
 import re
 import shutil
+import sys
 import time
+import warnings
 from importlib import metadata
 
 import jax
@@ -231,6 +235,7 @@ def read_tree(path, abstract_state=None):
   path = pathlib.Path(path).absolute()
   if not is_tree(path):
     raise UserError(f"{path} is not an Orbax checkpoint, or is damaged")
+  silence_failed_tasks()
   try:
     saved = ocp.metadata(path)
     # NumPy arrays can be restored on any devices.
@@ -247,6 +252,19 @@ def read_tree(path, abstract_state=None):
     raise UserError(f"{path} holds values that are not arrays") from e
   except Exception as e:  # Orbax and TensorStore raise any kind
     raise UserError(f"the checkpoint {path} is damaged: {short(e)}") from e
+
+
+def silence_failed_tasks():
+  """Hides what Orbax's tasks report after a load has failed."""
+
+  def report(unraisable):
+    late = "Event loop is closed" in str(unraisable.exc_value)
+    if not (late or inspect.iscoroutine(unraisable.object)):
+      sys.__unraisablehook__(unraisable)
+
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+  sys.unraisablehook = report
 
 
 def write_tree(path, tree, metadata):
