@@ -44,15 +44,26 @@ ROUND_TRIPS += [("pretrain", "vit", to) for to in NAMES if to != "stablehlo"]
 ROUND_TRIPS += [("pretrain", "swin", to) for to in ("timm", "transformers")]
 
 
+@pytest.fixture(scope="module")
+def run(make_workdir):
+  """(stage, arch) -> a run that no test changes."""
+  return functools.cache(lambda stage, arch: make_workdir(stage, arch, CLASSES))
+
+
+@pytest.fixture(scope="module")
+def workdir(run):
+  return run("finetune", "vit")
+
+
+@functools.cache
 def ours(workdir):
   """A run's model, its parameters, and images (N, S, S, 3) uint8 -> logits."""
-  given = pretrained.read(workdir)
-  sizes = {k: v for k, v in given.about["model"].items() if k != "name"}
-  model = models.build(given.about["architecture"], **sizes)
-  predict = evaluate.make_predict(
-    model, given.about["mean"], given.about["std"]
-  )
-  return model, given.arrays, functools.partial(jax.jit(predict), given.arrays)
+  weights = pretrained.read(workdir)
+  about = weights.about
+  sizes = {k: v for k, v in about["model"].items() if k != "name"}
+  model = models.build(weights.architecture, **sizes)
+  predict = jax.jit(evaluate.make_predict(model, about["mean"], about["std"]))
+  return model, weights.arrays, functools.partial(predict, weights.arrays)
 
 
 def images_of(workdir, count=5):
@@ -68,8 +79,8 @@ def normalized(images, about):
 
 
 @pytest.mark.parametrize(("stage", "arch", "to"), ROUND_TRIPS)
-def test_there_and_back(stage, arch, to, make_workdir, tmp_path):
-  workdir = make_workdir(stage, arch, CLASSES)
+def test_there_and_back(stage, arch, to, run, tmp_path):
+  workdir = run(stage, arch)
   out = tmp_path / NAMES[to]
   said = export(workdir, to, out)
   assert f"{out}: the " in said
@@ -94,12 +105,12 @@ def test_there_and_back(stage, arch, to, make_workdir, tmp_path):
 
 
 @pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
-def test_timm_from_the_file_alone(arch, torch, make_workdir, tmp_path):
+def test_timm_from_the_file_alone(arch, torch, run, tmp_path):
   import timm
   from safetensors import safe_open
   from safetensors.torch import load_file
 
-  workdir = make_workdir("finetune", arch, CLASSES)
+  workdir = run("finetune", arch)
   out = tmp_path / "x.safetensors"
   said = export(workdir, "timm", out)
   with safe_open(out, "pt") as file:
@@ -119,8 +130,8 @@ def check_torch(torch, theirs, workdir):
   images = images_of(workdir)
   about = pretrained.read(workdir).about
   with torch.no_grad():
-    found = theirs(torch.from_numpy(normalized(images, about))).numpy()
-  np.testing.assert_allclose(found, ours(workdir)[2](images), atol=1e-4)
+    logits = theirs(torch.from_numpy(normalized(images, about))).numpy()
+  np.testing.assert_allclose(logits, ours(workdir)[2](images), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +162,7 @@ def test_transformers_sees_the_same_images(
   np.testing.assert_allclose(logits, ours(workdir)[2](seen), atol=1e-4)
 
 
-def test_model_card(make_workdir, tmp_path):
-  workdir = make_workdir("finetune", "vit", CLASSES)
+def test_model_card(workdir, tmp_path):
   export(workdir, "transformers", tmp_path / "folder")
   text = (tmp_path / "folder" / "README.md").read_text()
   for words in (
@@ -190,21 +200,6 @@ def content(path):
   return {p.name: p.read_bytes() for p in paths}
 
 
-@pytest.mark.parametrize("to", NAMES)
-def test_what_is_there_is_kept(to, make_workdir, tmp_path):
-  workdir = make_workdir("finetune", "vit", CLASSES)
-  out = tmp_path / NAMES[to]
-  export(workdir, to, out)
-  before = snapshot(tmp_path)
-  with pytest.raises(UserError, match="exists: --overwrite"):
-    export(workdir, to, out)
-  assert snapshot(tmp_path) == before
-  export(workdir, to, out, overwrite=True)
-  assert [p.name for p in sorted(tmp_path.iterdir())] == sorted(
-    {p.split("/")[0] for p in before}
-  )
-
-
 def snapshot(folder):
   return {
     str(p.relative_to(folder)): p.read_bytes()
@@ -213,8 +208,7 @@ def snapshot(folder):
   }
 
 
-def test_only_an_export_is_replaced(make_workdir, tmp_path):
-  workdir = make_workdir("finetune", "vit", CLASSES)
+def test_only_an_export_is_replaced(workdir, tmp_path):
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine" / "thesis.txt").write_text("years")
   (tmp_path / "a.npz").mkdir()
@@ -256,24 +250,33 @@ def test_runs_are_never_replaced(make_workdir):
 
 
 @pytest.mark.parametrize("to", NAMES)
-def test_what_fails_leaves_nothing(
-  to, torch, make_workdir, tmp_path, monkeypatch
+def test_an_export_is_replaced_as_a_whole_and_on_demand(
+  to, workdir, tmp_path, monkeypatch, request
 ):
-  workdir = make_workdir("finetune", "vit", CLASSES)
-  before = snapshot(tmp_path)
+  if to == "timm":
+    request.getfixturevalue("torch")
+  out = tmp_path / NAMES[to]
 
-  def full(*_, **__):
-    raise OSError(28, "No space left on device")
-
-  for overwrite in (False, True):  # and the earlier file stays
+  def check_failure():
+    before = snapshot(tmp_path)
     with monkeypatch.context() as patch:
       patch.setattr(command.files.os, "replace", full)
       with pytest.raises(UserError, match="cannot be written: No space left"):
-        export(workdir, to, tmp_path / NAMES[to], overwrite)
+        export(workdir, to, out, overwrite=True)
     assert snapshot(tmp_path) == before
-    if not overwrite:
-      export(workdir, to, tmp_path / NAMES[to])
-      before = snapshot(tmp_path)
+    return before.keys()
+
+  assert not check_failure()
+  export(workdir, to, out)
+  with pytest.raises(UserError, match="exists: --overwrite"):
+    export(workdir, to, out)
+  names = {name.split("/")[0] for name in check_failure()}
+  export(workdir, to, out, overwrite=True)
+  assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def full(*_, **__):
+  raise OSError(28, "No space left on device")
 
 
 def test_what_cannot_be_exported(make_workdir, tmp_path):
@@ -307,8 +310,7 @@ def test_what_cannot_be_exported(make_workdir, tmp_path):
     export(out, "npz", tmp_path / "x.npz")
 
 
-def test_command_line(make_workdir, tmp_path, capsys):
-  workdir = make_workdir("finetune", "vit", CLASSES)
+def test_command_line(workdir, tmp_path, capsys):
   out = tmp_path / "x.npz"
   line = [f"--workdir={workdir}", "--to=npz", f"--out={out}"]
   command.main(line)
@@ -321,29 +323,6 @@ def test_command_line(make_workdir, tmp_path, capsys):
     command.main([*line[:1], "--to=tflite", *line[2:]])
   assert stop.value.code == 2
   assert "choose from" in capsys.readouterr().err
-
-
-def test_exporting_imports_no_framework(make_workdir, tmp_path):
-  """Nor TensorFlow: it would take seconds."""
-  workdir = make_workdir("finetune", "swin", CLASSES)
-  code = """
-import sys
-from vit_ssl_jax.export import export
-export(sys.argv[1], "timm", sys.argv[2])
-print(*{"torch", "timm", "transformers", "tensorflow"} & sys.modules.keys())
-"""
-  line = [
-    sys.executable,
-    "-c",
-    code,
-    str(workdir),
-    str(tmp_path / "x.safetensors"),
-  ]
-  root = pathlib.Path(__file__).parent.parent
-  done = subprocess.run(
-    line, cwd=root, check=True, capture_output=True, text=True
-  )
-  assert done.stdout.strip() == ""
 
 
 @pytest.mark.long
@@ -389,13 +368,16 @@ for name in sys.argv[1:]:
 """
 
 
-def test_programs_run_without_the_package(make_workdir, tmp_path):
+def test_programs_run_without_the_package(run, tmp_path):
   wanted = {}
   for arch in tiny.SIZES:
-    workdir = make_workdir("finetune", arch, CLASSES)
+    workdir = run("finetune", arch)
     export(workdir, "stablehlo", tmp_path / f"{arch}.stablehlo")
     images = images_of(workdir)
     wanted[arch] = jax.nn.softmax(ours(workdir)[2](images))
+    data = (tmp_path / f"{arch}.stablehlo").read_bytes()
+    program = jax.export.deserialize(bytearray(data))
+    assert program.platforms == programs.PLATFORMS
   about = json.loads((tmp_path / "vit.stablehlo.json").read_text())
   assert json.loads(about["metadata"]["classes"]) == CLASSES
   np.save(tmp_path / "images.npy", images)
@@ -406,18 +388,6 @@ def test_programs_run_without_the_package(make_workdir, tmp_path):
     with np.load(tmp_path / f"{arch}.npz") as outputs:
       np.testing.assert_allclose(outputs["one"], want[:1], atol=1e-6)
       np.testing.assert_allclose(outputs["five"], want, atol=1e-6)
-
-
-@pytest.mark.parametrize("platform", programs.PLATFORMS)
-def test_every_platform_is_lowered(platform, make_workdir, tmp_path):
-  workdir = make_workdir("finetune", "vit", CLASSES)
-  export(workdir, "stablehlo", tmp_path / "x.stablehlo")
-  data = (tmp_path / "x.stablehlo").read_bytes()
-  program = jax.export.deserialize(bytearray(data))
-  images = jax.ShapeDtypeStruct((2, 8, 8, 3), np.uint8)
-  traced = jax.jit(program.call).trace(images)
-  text = traced.lower(lowering_platforms=(platform,)).as_text()
-  assert "stablehlo.dot_general" in text
 
 
 def test_classes_of_any_name(make_workdir, tmp_path):

@@ -17,7 +17,10 @@ SIZES = {
 def make(name, **sizes):
   """A small model, its parameters, and the same under PyTorch's names."""
   model = models.build(name, image_size=8, **SIZES[name], **sizes)
-  params = models.init(model, jax.random.key(0))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: np.float32(rng.standard_normal(x.shape)), models.shapes(model)
+  )
   return model, params, interop.to_torch(params, model)
 
 

@@ -86,10 +86,7 @@ def parse(argv):
     " its checkpoints, WORKDIR/checkpoints/STEP",
   )
   parser.add_argument(
-    "--to",
-    required=True,
-    choices=tuple(WRITERS),
-    help="one of the formats above",
+    "--to", required=True, choices=tuple(WRITERS), help="a format, see above"
   )
   parser.add_argument(
     "--out", required=True, metavar="PATH", help="the new file or folder"
@@ -208,35 +205,25 @@ def write_weights(out, model, params, about):
     renaming.check_locality(model, "the paper's code")
   arrays = interop.to_torch(params, model, layout)
   metadata = provenance.to_text(about)
-  usage = [f"model = ...  # the paper's {type(model).__name__}"]
+  usage = f"model = ...  # the paper's {type(model).__name__}"
   if layout == "timm":
     name, kwargs = timm.arguments(model)
     metadata["timm"] = json.dumps({"name": name, "arguments": kwargs})
-    written = "".join(f", {k}={v!r}" for k, v in kwargs.items())
-    imports = "import timm"
+    arguments = [repr(name), *(f"{k}={v!r}" for k, v in kwargs.items())]
     if timm.is_swin(model):  # norm_layer is a class, which JSON cannot hold
-      norm = "functools.partial(torch.nn.LayerNorm, eps=1e-6)"
-      metadata["timm_norm_layer"] = norm
-      imports, written = (
-        "import functools, timm, torch",
-        f"{written}, norm_layer={norm}",
-      )
-    usage = [imports, f"model = timm.create_model({name!r}{written})"]
-  usage += [*loading(out), "model.load_state_dict(state, strict=True)"]
-  is_pth = out.suffix == ".pth"
-  writer = write.write_pth if is_pth else write.write_safetensors
-  writer(out, arrays, metadata)
-  return "\n".join(usage), write.sha256(out)
-
-
-def loading(out):
-  """Returns lines of Python that read a file as PyTorch's state dict."""
+      metadata["timm_norm_layer"] = timm.NORM
+      arguments.append(f"norm_layer={timm.NORM}")
+    usage = "import functools, timm, torch\n"
+    usage += f"model = timm.create_model({', '.join(arguments)})"
   if out.suffix == ".pth":
-    return ["import torch", f"state = torch.load({str(out)!r})"]
-  return [
-    "from safetensors.torch import load_file",
-    f"state = load_file({str(out)!r})",
-  ]
+    write.write_pth(out, arrays, metadata)
+    load = f"import torch\nstate = torch.load({str(out)!r})"
+  else:
+    write.write_safetensors(out, arrays, metadata)
+    load = "from safetensors.torch import load_file\n"
+    load += f"state = load_file({str(out)!r})"
+  usage += f"\n{load}\nmodel.load_state_dict(state, strict=True)"
+  return usage, write.sha256(out)
 
 
 def write_npz(out, model, params, about):
@@ -287,15 +274,14 @@ def write_transformers(out, model, params, about):
     model, about["mean"], about["std"], about["config"].get("resize", "squash")
   )
   arrays = interop.to_torch(params, model, "transformers")
+  usage = opening(out.name, model)
+  text = card.text(about, count(params), about["command"], usage)
   with files.atomic_write(out) as folder:
     folder.mkdir()
-    for name, content in (
-      ("config.json", config),
-      ("preprocessor_config.json", images),
-    ):
-      files.write(folder / name, json.dumps(content, indent=2) + "\n")
-    usage = opening(out.name, model)
-    text = card.text(about, count(params), about["command"], usage)
+    files.write(folder / "config.json", json.dumps(config, indent=2))
+    files.write(
+      folder / "preprocessor_config.json", json.dumps(images, indent=2)
+    )
     files.write(folder / "README.md", provenance.printable(text))
     file = folder / pretrained.SAFETENSORS
     write.write_safetensors(file, arrays, provenance.to_text(about))

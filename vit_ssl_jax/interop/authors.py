@@ -78,12 +78,7 @@ def file_name(arch, dataset):
 
 
 def download(name):
-  """Downloads a released file once, and returns its path.
-
-  Raises:
-    UserError: there is no such file, it cannot be downloaded, or the download
-      holds no weights.
-  """
+  """Downloads a released file once, and returns its path."""
   path = files.cache_directory("authors", file_name(*parse(name)))
   if path.exists():
     return path

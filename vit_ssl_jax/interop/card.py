@@ -13,14 +13,7 @@ FIGURES = {
 
 
 def text(about, parameters, command, usage):
-  """Returns a model card in Markdown, with the Hub's front matter.
-
-  Args:
-    about: metadata of `interop.metadata.KEYS`.
-    parameters: their number.
-    command: the command that trained the model.
-    usage: Python code that opens it.
-  """
+  """Returns a model card in Markdown; `about` is of `metadata.KEYS`."""
   config = about["config"]
   sizes = {k: v for k, v in about["model"].items() if k != "name"}
   task = "classification" if sizes["num_classes"] else "feature-extraction"

@@ -5,8 +5,6 @@ import pathlib
 import re
 import shlex
 
-import numpy as np
-
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.recipes import schema
 from vit_ssl_jax.run import checkpoints, workdir as workdirs
@@ -65,29 +63,23 @@ def from_text(metadata, path):
 
 
 def check(about, num_classes, path):
-  """Checks the types and lengths of metadata.
+  """Checks the types and lengths of metadata; without a head, 0 classes."""
 
-  Args:
-    about: a dict of `KEYS`.
-    num_classes: of the head; 0 without one.
-    path: the file, for the message.
+  def is_list(key, kind, length):
+    values = about.get(key) or []
+    return (
+      isinstance(values, list | tuple)
+      and all(isinstance(x, kind) for x in values)
+      and len(values) in (0, length or len(values))
+    )
 
-  Raises:
-    UserError: a field is invalid.
-  """
-  names = about.get("classes", [])
   valid = {
     "model": isinstance(about.get("model", {}), dict),
     "config": isinstance(about.get("config", {}), dict),
-    "classes": isinstance(names, list | tuple)
-    and all(isinstance(name, str) for name in names)
-    and (not names or not num_classes or len(names) == num_classes),
+    "classes": is_list("classes", str, num_classes),
+    "mean": is_list("mean", (int, float), 3),
+    "std": is_list("std", (int, float), 3),
   }
-  for key in ("mean", "std"):
-    numbers = about.get(key, [])
-    valid[key] = isinstance(numbers, list | tuple) and (
-      not numbers or (len(numbers) == 3 and np.isreal(numbers).all())
-    )
   for key, is_valid in valid.items():
     if not is_valid:
       raise UserError(f"{path}: metadata field {key!r} is invalid")

@@ -28,21 +28,13 @@ UNREAD = {
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """Weights and their metadata.
-
-  Attributes:
-    path: where they were read from, as given.
-    arrays: our own parameters, nested dicts, or foreign name -> array.
-    about: metadata of `metadata.KEYS`.
-    left_out: names of other content of the file.
-    workdir: the run's folder, or None.
-  """
+  """Weights and their metadata."""
 
   path: str
-  arrays: dict
-  about: dict
-  left_out: tuple[str, ...] = ()
-  workdir: pathlib.Path | None = None
+  arrays: dict  # our own parameters, nested, or foreign name -> array
+  about: dict  # of `metadata.KEYS`
+  left_out: tuple[str, ...] = ()  # names of the file's other content
+  workdir: pathlib.Path | None = None  # of a run
 
   @property
   def architecture(self):
@@ -240,27 +232,19 @@ def check_sizes(weights, model, source):
 def head(params, about, classes):
   """Decides whether a pretrained classifier head can be kept.
 
-  Args:
-    params: of `fit`.
-    about: metadata of the weights.
-    classes: the new classes' names, in the order of the logits.
-
-  Returns:
-    Whether it can be kept, and a sentence on it; "" without a head.
+  Returns a sentence on it too, or "" without a head. `params` are of `fit`,
+  `about` is the weights' metadata, `classes` are the new names in order.
   """
   if "head" not in params:
     return False, ""
-  count = params["head"]["kernel"].shape[-1]
-  known = about.get("classes") or None
-  if count != len(classes):
-    return (
-      False,
-      f"a new head of {len(classes)} classes, as the old one has {count}",
-    )
-  if known and list(known) != list(classes):
-    return False, (
-      f"a new head: the old one's {count} classes have other names, or another"
-      " order"
-    )
-  unsure = "" if known else ", though it does not say which they are"
-  return True, f"its head of {count} classes is kept{unsure}"
+  old, new = params["head"]["kernel"].shape[-1], len(classes)
+  names = about.get("classes")
+  if old != new:
+    return False, f"a new head of {new} classes, as the old one has {old}"
+  if not names:
+    return True, f"its head of {old} classes is kept; their names are unknown"
+  if list(names) == list(classes):
+    return True, f"its head of {old} classes is kept"
+  return False, (
+    f"a new head: the old one's {old} classes have other names or another order"
+  )

@@ -22,15 +22,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write_program(path, predict, params, image_size, metadata):
-  """Writes a function as a program for any number of images.
+  """Writes (params, images (B, S, S, 3) uint8) -> (B, C) float32 as a program.
 
-  Args:
-    path: x.stablehlo, for one device of any of `PLATFORMS`.
-    predict: (params, images (B, S, S, 3) uint8) -> (B, C) float32. It is
-      vectorised over single images, so its code need not support a symbolic B.
-    params: a tree of arrays, which become the program's constants.
-    image_size: S.
-    metadata: name -> text.
+  It runs on one device of any of `PLATFORMS` and has params as constants.
   """
   data = serialize(predict, params, image_size)
   with files.atomic_write(path) as temporary:
@@ -46,11 +40,11 @@ def metadata_path(path):
 
 
 def serialize(predict, params, image_size):
-  """Returns a program's bytes; the arguments are those of `write_program`."""
+  """Returns a program's bytes, for any number of images."""
   # NumPy arrays belong to no device, so the program runs on any one.
   params = jax.device_get(params)
 
-  def program(images):
+  def program(images):  # image by image: B is symbolic
     return jax.vmap(lambda image: predict(params, image[None])[0])(images)
 
   shape = (*export.symbolic_shape("b"), image_size, image_size, 3)

@@ -24,17 +24,11 @@ METADATA = "archive/metadata.json"
 
 @dataclasses.dataclass(frozen=True)
 class File:
-  """The content of a weights file.
-
-  Attributes:
-    arrays: name -> array of numbers.
-    metadata: name -> text, as `write` stores it.
-    left_out: names, as in the file, of everything else in it.
-  """
+  """The content of a weights file."""
 
   arrays: dict[str, np.ndarray]
   metadata: dict[str, str]
-  left_out: tuple[str, ...] = ()
+  left_out: tuple[str, ...] = ()  # names of everything else in it
 
 
 def read_file(path):
@@ -44,16 +38,8 @@ def read_file(path):
   such as a projection head, is left out. Names of an npz file stay as they are
   ("a/b/c").
 
-  Args:
-    path: the file. A PyTorch file has its weights at the top or in one of
-      `ENTRIES`; nothing in it is executed.
-
-  Returns:
-    File.
-
-  Raises:
-    UserError: the file is missing, of another format, damaged, without weights
-      or holds more than data; or it is PyTorch's, which is not installed.
+  A PyTorch file has its weights at the top or in one of `ENTRIES`; nothing in
+  it is executed.
   """
   path = pathlib.Path(path)
   try:
@@ -113,7 +99,7 @@ def read_pth(path, metadata):
   """Reads a PyTorch state dict, or a checkpoint that has one."""
   tree = load_pth(path)
   tree = tree if isinstance(tree, dict) else {}
-  entry = next((x for x in ENTRIES if has_weights(tree.get(x))), None)
+  entry = next((x for x in ENTRIES if isinstance(tree.get(x), dict)), None)
   state = tree[entry] if entry else tree
   arrays = {name: as_numpy(x) for name, x in state.items()}
   arrays = {name: x for name, x in arrays.items() if is_weight(x)}
@@ -147,20 +133,12 @@ def load_pth(path):
 
 def plain_globals():
   """Types of the plain values that training scripts store beside weights."""
-  multiarray = np._core.multiarray
-  names = ("scalar", "_reconstruct")
-  numbers = "efdbhilqBHILQ?"
-  return [
-    argparse.Namespace,
-    np.dtype,
-    np.ndarray,
-    *{type(np.dtype(code)) for code in numbers},
-    *(getattr(multiarray, name) for name in names),
-    *(
-      (getattr(multiarray, name), f"numpy.core.multiarray.{name}")
-      for name in names
-    ),
-  ]
+  types = [argparse.Namespace, np.dtype, np.ndarray]
+  types += {type(np.dtype(code)) for code in "efdbhilqBHILQ?"}
+  for name in ("scalar", "_reconstruct"):
+    function = getattr(np._core.multiarray, name)
+    types += [function, (function, f"numpy.core.multiarray.{name}")]
+  return types
 
 
 def import_torch(purpose):
@@ -173,12 +151,6 @@ def import_torch(purpose):
       " 'vit-ssl-jax[torch]'"
     ) from e
   return torch
-
-
-def has_weights(tree):
-  return isinstance(tree, dict) and any(
-    is_weight(as_numpy(x)) for x in tree.values()
-  )
 
 
 def as_numpy(x):

@@ -20,16 +20,10 @@ def architecture(names):
 
 
 def with_sizes_of(state_dict, model):
-  """Returns the model with the sizes of foreign weights that may differ.
+  """Returns the model with the classes, image and window size of the weights.
 
-  Args:
-    state_dict: name -> array, in any of the layouts.
-    model: a model of `models.build`.
-
-  Returns:
-    The model with the weights' number of classes, and with the image and window
-    size to which their position embeddings and tables of relative positions
-    belong.
+  They follow from the shapes of heads, position embeddings and tables of
+  relative positions, in any of the layouts.
   """
   sizes, windows = {"num_classes": 0}, {}
   for name, x in state_dict.items():
@@ -54,10 +48,7 @@ def with_sizes_of(state_dict, model):
 def layout(state_dict, model, layouts):
   """Returns the layout that shares the most names with the weights.
 
-  Args:
-    state_dict: name -> array.
-    model: a model of their sizes, as returned by `with_sizes_of`.
-    layouts: name -> module.
+  The model is one of `with_sizes_of`; layouts are name -> module.
   """
   zeros = reference.template(model, state_dict)
 

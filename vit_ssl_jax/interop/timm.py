@@ -12,21 +12,16 @@ from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import read, renaming
 
+NORM = "functools.partial(torch.nn.LayerNorm, eps=1e-6)"  # of Swin
 PATCHES = "patch_embed.proj.weight"
-# timm's arguments that are named otherwise here, and those that are not.
-RENAMED = {"img_size": "image_size", "init_values": "layer_scale_init"}
-SAME = (
-  "patch_size",
-  "embed_dim",
-  "depth",
-  "depths",
-  "depth_token_only",
-  "num_heads",
-  "mlp_ratio",
-  "window_size",
-  "num_classes",
-  "drop_path_rate",
-)
+# Our names of timm's arguments.
+SIZES = {"img_size": "image_size", "init_values": "layer_scale_init"} | {
+  name: name
+  for name in (
+    *("patch_size", "embed_dim", "depth", "depths", "depth_token_only"),
+    *("num_heads", "mlp_ratio", "window_size", "num_classes", "drop_path_rate"),
+  )
+}
 
 
 def timm_arguments(model):
@@ -57,10 +52,9 @@ def timm_arguments(model):
 def arguments(model):
   """Returns `timm_arguments` without norm_layer."""
   check(model)
-  sizes = RENAMED | {name: name for name in SAME}
   kwargs = {
     key: getattr(model, size)
-    for key, size in sizes.items()
+    for key, size in SIZES.items()
     if hasattr(model, size)
   }
   if "depth_token_only" in kwargs:

@@ -5,19 +5,30 @@ write; inside a model of version 5 some differ. Queries, keys and values have a
 linear layer each.
 """
 
+import re
+
 import numpy as np
 
 from vit_ssl_jax import models
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.interop import reference, renaming
 
-MODULES = {
-  "patch_embed.proj": "embeddings.patch_embeddings.projection",
-  "patch_embed.norm": "embeddings.norm",
-  "cls_token": "embeddings.cls_token",
-  "pos_embed": "embeddings.position_embeddings",
-  "norm": "layernorm",
-}
+# Patterns of the reference's names, and their replacements.
+RENAMED = [
+  (r"^head\.", "classifier."),
+  (r"^norm\.", "layernorm."),
+  (r"^cls_token", "embeddings.cls_token"),
+  (r"^pos_embed", "embeddings.position_embeddings"),
+  (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+  (r"^patch_embed\.norm\.", "embeddings.norm."),
+  (r"^blocks\.", "encoder.layer."),
+  (r"^layers\.", "encoder.layers."),
+  (r"\.norm1\.", ".layernorm_before."),
+  (r"\.norm2\.", ".layernorm_after."),
+  (r"\.attn\.proj\.", ".attention.output.dense."),
+  (r"\.mlp\.fc1\.", ".intermediate.dense."),
+  (r"\.mlp\.fc2\.", ".output.dense."),
+]
 # transformers normalises Swin's embeddings with an epsilon of 1e-5 that no
 # config changes. A factor before a normalisation only rescales its epsilon:
 # this one makes it 0.6e-6, near our 1e-6, and loses no bit.
@@ -51,13 +62,6 @@ SIZES = {
 }
 for sizes in SIZES.values():
   sizes |= {"image_size": "image_size", "patch_size": "patch_size"}
-IN_BLOCK = {
-  "norm1": "layernorm_before",
-  "attn.proj": "attention.output.dense",
-  "norm2": "layernorm_after",
-  "mlp.fc1": "intermediate.dense",
-  "mlp.fc2": "output.dense",
-}
 
 
 def transformers_config(model, labels=None):
@@ -117,11 +121,7 @@ def names_of_classes(labels, classes):
 
 
 def about(config):
-  """Converts config.json's content to metadata of `interop.metadata.KEYS`.
-
-  Raises:
-    UserError: it is none of our models.
-  """
+  """Converts config.json's content to metadata of `interop.metadata.KEYS`."""
   kind = config.get("model_type")
   if kind not in SIZES:
     raise UserError(
@@ -133,21 +133,17 @@ def about(config):
       raise UserError(
         f"config.json has {key}={config[key]!r}: it must be {value!r}"
       )
-  sizes = {"name": kind, "num_classes": 0}
-  sizes |= {size: config[key] for size, key in SIZES[kind].items()}
-  if kind == "vit":
+  sizes = {size: config[key] for size, key in SIZES[kind].items()}
+  if "intermediate_size" in config:
     sizes["mlp_ratio"] = config["intermediate_size"] / config["hidden_size"]
   labels = []
   if config["architectures"][0].endswith("ForImageClassification"):
     names = config["id2label"]
     labels = [names[str(i)] for i in range(len(names))]
-    sizes["num_classes"] = len(labels)
-  unnamed = labels == [f"LABEL_{i}" for i in range(len(labels))]
-  return {
-    "architecture": kind,
-    "model": sizes,
-    "classes": [] if unnamed else labels,
-  }
+  sizes |= {"name": kind, "num_classes": len(labels)}
+  if labels == [f"LABEL_{i}" for i in range(len(labels))]:
+    labels = []
+  return {"architecture": kind, "model": sizes, "classes": labels}
 
 
 def image_processor(model, mean, std, resize):
@@ -155,11 +151,6 @@ def image_processor(model, mean, std, resize):
 
   We crop before we resize, transformers resizes first: cropped images that are
   not square differ a little.
-
-  Args:
-    model: a model of `models.build`.
-    mean, std: of the channels, in [0, 1].
-    resize: "crop" or "squash", as in config.resize.
   """
   S = model.image_size
   config = {
@@ -206,37 +197,15 @@ def is_swin(model):
 
 def names(name, model):
   """Returns transformers' names of the reference's array."""
-  if name.startswith("head."):
-    return [name.replace("head", "classifier", 1)]
-  prefix = f"{models.name_of(model)}." if model.num_classes else ""
-  match name.split("."):
-    case ["blocks", i, *inner]:
-      prefix += f"encoder.layer.{i}."
-      foreign = names_in_block(inner, "attention")
-    case ["layers", stage, "blocks", i, *inner]:
-      prefix += f"encoder.layers.{stage}.blocks.{i}."
-      foreign = names_in_block(inner, "self")
-    case ["layers", *_]:
-      foreign = [f"encoder.{name}"]
-    case [("cls_token" | "pos_embed") as module]:
-      foreign = [MODULES[module]]
-    case [*modules, leaf]:
-      foreign = [f"{MODULES['.'.join(modules)]}.{leaf}"]
-  return [prefix + x for x in foreign]
-
-
-def names_in_block(name, attention):
-  """Returns the names of an array within a block, given its parts."""
-  *modules, leaf = name
-  match modules:
-    case ["attn"]:
-      return [f"attention.{attention}.{leaf}"]
-    case ["attn", "qkv"]:
-      return [
-        f"attention.{attention}.{part}.{leaf}"
-        for part in ("query", "key", "value")
-      ]
-  return [f"{IN_BLOCK['.'.join(modules)]}.{leaf}"]
+  is_head = name.startswith("head.")
+  for pattern, replacement in RENAMED:
+    name = re.sub(pattern, replacement, name)
+  inner = "self" if is_swin(model) else "attention"
+  name = name.replace(".attn.", f".attention.{inner}.")
+  if model.num_classes and not is_head:
+    name = f"{models.name_of(model)}.{name}"
+  parts = ("query", "key", "value") if ".qkv." in name else ("qkv",)
+  return [name.replace("qkv", part) for part in parts]
 
 
 def to_torch(params, model):

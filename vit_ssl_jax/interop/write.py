@@ -15,14 +15,8 @@ from vit_ssl_jax.interop import read
 
 
 def write_safetensors(path, arrays, metadata):
-  """Writes a safetensors file.
-
-  Args:
-    path: the file, replaced if it exists.
-    arrays: name -> contiguous NumPy array.
-    metadata: name -> text, for the header. "format": "pt" is added, without
-      which transformers 4 refuses metadata.
-  """
+  """Writes a safetensors file of contiguous arrays, and text as metadata."""
+  # transformers 4 refuses metadata without a format.
   data = safetensors.numpy.save(arrays, metadata | {"format": "pt"})
   with files.atomic_write(path) as temporary:
     temporary.write_bytes(data)
@@ -44,11 +38,7 @@ def write_npz(path, arrays, metadata):
 
 
 def write_pth(path, arrays, metadata):
-  """Writes a PyTorch state dict, with an attribute `metadata`.
-
-  Raises:
-    UserError: PyTorch is not installed.
-  """
+  """Writes a PyTorch state dict, with an attribute `metadata`."""
   torch = read.import_torch(path)
   state = {name: torch.tensor(x) for name, x in arrays.items()}
   state = collections.OrderedDict(state)
