@@ -14,8 +14,7 @@ def make_predict(model, mean, std, method=None):
   Args:
     model: of `models.build`.
     mean, std: of the channels in [0, 1].
-    method: of the model, such as "features"; "attention" is
-      `models.attention`.
+    method: of the model, or "attention" for `models.attention`.
   """
 
   def predict(params, images):

@@ -77,11 +77,9 @@ def find(name, data_dir=None):
   """Finds a set, and checks the shapes of all files if it is as published.
 
   Args:
-    name: one of SETS, in `data_dir/CIFAR-10-C`,
-      `data_dir/downloads/manual/CIFAR-10-C` or, CIFAR-10-C only, TFDS's
-      `data_dir/cifar10_corrupted`; or `cifar10_c:/path/to/CIFAR-10-C`.
-    data_dir: where TFDS keeps its sets; None is `$TFDS_DATA_DIR` or else
-      `~/tensorflow_datasets`.
+    name: one of SETS, or with its folder, `cifar10_c:/path/to/CIFAR-10-C`.
+    data_dir: as of `load.load`; it holds `CIFAR-10-C`, maybe in
+      `downloads/manual`, or `cifar10_corrupted` as TFDS prepares it.
 
   Raises:
     UserError: the set is missing or incomplete.
