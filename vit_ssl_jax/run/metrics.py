@@ -32,9 +32,7 @@ class NotFiniteError(Exception):
 def read(workdir):
   """Reads metrics.jsonl as a list of dicts, without malformed lines."""
   path = pathlib.Path(workdir, NAME)
-  if not path.exists():
-    return []
-  text = path.read_text(encoding="utf-8", errors="replace")
+  text = path.read_text("utf-8", "replace") if path.exists() else ""
   return [x for x in map(parse, text.splitlines()) if x]
 
 
