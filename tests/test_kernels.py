@@ -125,15 +125,16 @@ def test_tpu_vector_with_talking_heads(masked):
   ("shape", "dtype", "tolerance"),
   [
     # One query is left over; heads share lanes, of 128 and 64 channels.
-    ((9, 17, 12, 16), jnp.float32, 1e-5),
+    ((3, 17, 12, 16), jnp.float32, 1e-5),
     # A slot has more lanes than there are queries.
     ((1, 21, 3, 8), jnp.float32, 1e-5),
-    ((1, 130, 1, 64), jnp.float32, 1e-5),
+    ((1, 66, 1, 64), jnp.float32, 1e-5),
     # Both round the softmax and its gradient.
     ((2, 17, 2, 16), jnp.bfloat16, 2**-6),
   ],
 )
 def test_tpu_matrix(shape, dtype, tolerance, monkeypatch):
+  monkeypatch.setattr(tpu_matrix, "VIEWS", 2)
   if dtype == jnp.bfloat16:
     # As a TPU rounds what it multiplies; a CPU does not.
     dot = tpu_matrix.dot
@@ -236,21 +237,17 @@ def test_gelu(dtype, tolerance):
 def test_a_pretraining_step_agrees_with_xlas_forms(pretrain_tiny, monkeypatch):
   config = pretrain_tiny
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
+  config.model.depth = config.views.local_views = 1
   make_stage = stages.get(config).make_stage
   batch = timing.random_batch(config, 10)
   results, programs = [], set()
   for form in ("auto", "xla"):
     monkeypatch.setattr(dispatch, "policy", dispatch.Policy(form))
     init, step = timing.stage(config, make_stage, 10)
-    traced = jax.jit(step).trace(init(), batch)
+    state = jax.jit(init)()
+    traced = jax.jit(step).trace(state, batch)
     programs.add(str(traced.jaxpr))
-    state, metrics = traced.lower().compile()(init(), batch)
-    results.append(
-      [x for x in jax.tree.leaves((state, metrics)) if is_float(x)]
-    )
+    leaves = jax.tree.leaves(traced.lower().compile()(state, batch))
+    results.append([x for x in leaves if x.dtype == jnp.float32])
   assert len(programs) == 2
   assert_near(*results, 1e-4)
-
-
-def is_float(x):
-  return jnp.issubdtype(x.dtype, jnp.floating)
