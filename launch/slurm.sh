@@ -93,12 +93,12 @@ run() {
   "${step[@]}" &
   pid=$!
   wait "$pid" || status=$?
-  while kill -0 "$pid" 2>/dev/null; do # the signal interrupts `wait`
+  if [ -n "$stopping" ]; then # the signal interrupted `wait`
     status=0
     wait "$pid" || status=$?
-  done
-  if [ -n "$stopping" ] && [ "$status" -ne 0 ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    if [ "$status" -ne 0 ]; then
+      scontrol requeue "$SLURM_JOB_ID"
+    fi
   fi
   exit "$status"
 }
@@ -106,6 +106,7 @@ run() {
 # Signals the processes on all nodes, and not this shell.
 stop() {
   stopping=1
+  trap '' USR1
   scancel --signal=TERM "$SLURM_JOB_ID"
 }
 
