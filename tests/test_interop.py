@@ -37,18 +37,6 @@ def test_there_and_back(name, locality):
   jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-def test_blocks_of_swin():
-  _, params, state = make("swin")
-  np.testing.assert_array_equal(
-    state["layers.1.blocks.2.attn.proj.weight"],
-    params["blocks_1_2"]["attn"]["proj"]["kernel"].T,
-  )
-  np.testing.assert_array_equal(
-    state["layers.1.blocks.1.attn.proj.weight"],
-    params["blocks_1_1"]["attn"]["proj"]["kernel"].T,
-  )
-
-
 def test_other_relative_positions_are_refused():
   model, _, state = make("swin")
   name = "layers.0.blocks.1.attn.relative_position_index"

@@ -140,11 +140,7 @@ def export(workdir, to, out, overwrite=False):
 
 
 def check_out(out, to, overwrite):
-  """Checks that `out` can be written.
-
-  Only an export to the same format is replaced: never a run, a data set, or a
-  folder with other files.
-  """
+  """Checks that `out` is free, or an export to the same format."""
   suffixes = SUFFIXES.get(to, ())
   if suffixes and out.suffix not in suffixes:
     raise UserError(
@@ -196,10 +192,7 @@ def count(params):
 
 
 def write_weights(out, model, params, about):
-  """Writes a file in a layout of PyTorch's.
-
-  Like the other writers it returns how to open the file, and its SHA-256.
-  """
+  """Writes PyTorch's weights; like all writers, returns usage and SHA-256."""
   layout = about["layout"]
   if layout == "reference":
     renaming.check_locality(model, "the paper's code")

@@ -103,10 +103,7 @@ def last_name(path):
 
 
 def commands(workdir):
-  """Returns the commands that trained a run, without this machine's folders.
-
-  They begin with the pretraining's, if config.init_from is a run that exists.
-  """
+  """Returns the commands that trained a run, with its pretraining's first."""
   runs = [workdir]
   source = schema.read_config(workdir).get("init_from")
   if source and (before := checkpoints.workdir_of(source)):

@@ -19,11 +19,6 @@ from vit_ssl_jax.interop import (
 from vit_ssl_jax.run import checkpoints, workdir as workdirs
 
 SAFETENSORS = "model.safetensors"  # of a folder of transformers
-# Other files that such a folder may have instead, and a hint.
-UNREAD = {
-  "pytorch_model.bin": "give its pytorch_model.bin itself",
-  "model.safetensors.index.json": "its weights are split into several files",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +48,11 @@ class Pretrained:
 
 
 def read(path):
-  """Reads weights and their metadata.
+  """Reads weights and their metadata, or raises a UserError.
 
-  Args:
-    path: a workdir, one of its checkpoints, a checkpoint of Orbax, a folder of
-      transformers, a safetensors, npz or PyTorch file, or a name of
-      `interop.authors`.
-
-  Raises:
-    UserError: it is none of them, or damaged.
+  The path is a workdir, one of its checkpoints, a checkpoint of Orbax, a folder
+  of transformers, a safetensors, npz or PyTorch file, or a name of
+  `interop.authors`.
   """
   weights = read_any(path)
   provenance.check(weights.about, weights.num_classes, path)
@@ -90,9 +81,6 @@ def read_any(path):
     params, part = backbone_of(tree, path)
     about = {"part": part} | provenance.from_text(metadata, path)
     return Pretrained(str(path), params, about)
-  for name, hint in UNREAD.items():
-    if (folder / name).is_file():
-      raise UserError(f"{path} cannot be read as a folder: {hint}")
   return read_run(path)  # which says what is missing
 
 
@@ -157,12 +145,9 @@ def read_file(path, file=None):
 
 
 def read_transformers(folder):
-  """Reads a folder of transformers.
-
-  Its config.json counts more than our metadata: it may have been trained since.
-  """
+  """Reads a folder of transformers."""
   weights = read_file(folder / SAFETENSORS)
-  about = dict(weights.about)
+  about = dict(weights.about)  # weaker than config.json: trained since, maybe
   config = files.read_json(folder / "config.json")
   images = folder / "preprocessor_config.json"
   try:
@@ -230,11 +215,7 @@ def check_sizes(weights, model, source):
 
 
 def head(params, about, classes):
-  """Decides whether a pretrained classifier head can be kept.
-
-  Returns a sentence on it too, or "" without a head. `params` are of `fit`,
-  `about` is the weights' metadata, `classes` are the new names in order.
-  """
+  """Decides whether a pretrained classifier head can be kept, and says why."""
   if "head" not in params:
     return False, ""
   old, new = params["head"]["kernel"].shape[-1], len(classes)

@@ -22,10 +22,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write_program(path, predict, params, image_size, metadata):
-  """Writes (params, images (B, S, S, 3) uint8) -> (B, C) float32 as a program.
-
-  It runs on one device of any of `PLATFORMS` and has params as constants.
-  """
+  """Writes (params, images (B, S, S, 3) uint8) -> (B, C) float32 and JSON."""
   data = serialize(predict, params, image_size)
   with files.atomic_write(path) as temporary:
     temporary.write_bytes(data)

@@ -34,12 +34,8 @@ class File:
 def read_file(path):
   """Reads a weights file, whose bytes, not its name, tell the format.
 
-  Names lose leading "module." and "backbone."; what is outside of a backbone,
-  such as a projection head, is left out. Names of an npz file stay as they are
-  ("a/b/c").
-
-  A PyTorch file has its weights at the top or in one of `ENTRIES`; nothing in
-  it is executed.
+  Names lose leading "module." and "backbone." (except an npz file's), and
+  anything outside of a backbone, such as a projection head, is left out.
   """
   path = pathlib.Path(path)
   try:

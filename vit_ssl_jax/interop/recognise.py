@@ -20,11 +20,7 @@ def architecture(names):
 
 
 def with_sizes_of(state_dict, model):
-  """Returns the model with the classes, image and window size of the weights.
-
-  They follow from the shapes of heads, position embeddings and tables of
-  relative positions, in any of the layouts.
-  """
+  """Returns the model with the weights' classes, image and window size."""
   sizes, windows = {"num_classes": 0}, {}
   for name, x in state_dict.items():
     if name in HEADS:
@@ -46,10 +42,7 @@ def with_sizes_of(state_dict, model):
 
 
 def layout(state_dict, model, layouts):
-  """Returns the layout that shares the most names with the weights.
-
-  The model is one of `with_sizes_of`; layouts are name -> module.
-  """
+  """Returns the layout that shares the most names with the weights."""
   zeros = reference.template(model, state_dict)
 
   def in_common(name):

@@ -29,10 +29,7 @@ RENAMED = [
 
 
 def to_torch(params, model):
-  """Converts parameters as the package's `to_torch` does.
-
-  Parameters of model.locality, which the reference lacks, keep our names.
-  """
+  """Converts parameters; those of model.locality keep our names."""
   state = weights(params, model)
   return state | position_indices(state)
 

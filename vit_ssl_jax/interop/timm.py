@@ -25,21 +25,13 @@ SIZES = {"img_size": "image_size", "init_values": "layer_scale_init"} | {
 
 
 def timm_arguments(model):
-  """Returns the arguments of `timm.create_model` for a model's counterpart.
+  """Returns a name and keyword arguments for `timm.create_model`.
 
-  It has the same logits for images of `model.image_size`; without classes its
-  output is the features.
-
-  Args:
-    model: a model of `models.build`.
-
-  Returns:
-    A name of timm's, and a dict of keyword arguments. JSON can hold them all
-    except Swin's norm_layer, `functools.partial(torch.nn.LayerNorm, eps=1e-6)`.
+  timm's model has the same logits, or without classes features, for images of
+  `model.image_size`. JSON can hold all arguments except Swin's norm_layer.
 
   Raises:
-    UserError: timm cannot express the model, or torch, which Swin's arguments
-      need, is missing.
+    UserError: timm cannot express the model, or torch is missing.
   """
   name, kwargs = arguments(model)
   if is_swin(model):

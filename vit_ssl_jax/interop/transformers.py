@@ -71,20 +71,13 @@ def transformers_config(model, labels=None):
   ViTModel, to be made with add_pooling_layer=False, whose first token's
   last_hidden_state is the features, or SwinModel, whose pooler_output is.
 
-  Images must be of `model.image_size`. Swin's merged patches are normalised
-  with an epsilon of 1e-5 that no config changes, and ours with 1e-6: logits
-  of the paper's size differed by up to 1e-5 where the largest was 5.6.
+  Swin's merged patches are normalised with an epsilon of 1e-5 that no config
+  changes, and ours with 1e-6: logits of the paper's size differed by up to 1e-5
+  where the largest was 5.6.
 
   Args:
-    model: a model of `models.build`.
+    model: a model of `models.build`, for images of its size.
     labels: names of the classes, in order; None calls them LABEL_0 and so on.
-
-  Returns:
-    A dict that JSON can hold.
-
-  Raises:
-    UserError: transformers cannot express the model, or the labels are not as
-      many as its classes.
   """
   check(model)
   arch = models.name_of(model)
@@ -147,11 +140,7 @@ def about(config):
 
 
 def image_processor(model, mean, std, resize):
-  """Returns the content of preprocessor_config.json.
-
-  We crop before we resize, transformers resizes first: cropped images that are
-  not square differ a little.
-  """
+  """Returns the content of preprocessor_config.json."""
   S = model.image_size
   config = {
     "do_convert_rgb": True,
@@ -166,6 +155,7 @@ def image_processor(model, mean, std, resize):
   if resize == "squash":
     size = {"height": S, "width": S}
     return config | {"image_processor_type": "ViTImageProcessor", "size": size}
+  # We crop first, CLIP resizes first: images that are not square differ a bit.
   return config | {
     "image_processor_type": "CLIPImageProcessor",
     "crop_size": {"height": S, "width": S},
