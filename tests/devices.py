@@ -7,15 +7,16 @@ import jax
 import numpy as np
 import tiny
 
+from vit_ssl_jax import train
 from vit_ssl_jax.parallel import mesh as meshes
-from vit_ssl_jax.train import stages, timing
+from vit_ssl_jax.train import timing
 
 STEPS = 10
 
 
-def train(config, mesh):
+def train_on(config, mesh):
   """Makes the steps on a mesh; their losses, and the state they end with."""
-  make_stage = stages.get(config).make_stage
+  make_stage = train.stage_of(config).make_stage
   init, step = timing.stage(config, make_stage, 10, mesh)
   shardings = meshes.state_sharding(mesh, jax.eval_shape(init))
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
@@ -51,7 +52,7 @@ def main(stage, arch, *cases):
   for case in ("1x1x1", *cases):
     data, fsdp, config.accumulate_steps = map(int, case.split("x"))
     devices = jax.devices()[: data * fsdp]
-    losses, state = train(config, meshes.mesh_of((data, fsdp), devices))
+    losses, state = train_on(config, meshes.mesh_of((data, fsdp), devices))
     if one is None:
       expected, one = losses, jax.device_get(state)
       continue

@@ -30,9 +30,9 @@ def filled(stage="pretrain", arch="vit", found=FEW, passes=None, **given):
 def test_any_set_gets_a_recipe_that_fits(arch, stage, side, images):
   for small in (True, False):
     config = recipes.get(stage, f"{arch},npz:x.npz")
-    assert custom.is_unset(config)
+    assert schema.is_unset(config)
     custom.resolve(config, facts.Facts(images, 3, side), small=small)
-    assert not custom.is_unset(config)
+    assert not schema.is_unset(config)
     schema.check(config)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from vit_ssl_jax import kernels
+from vit_ssl_jax import kernels, train
 from vit_ssl_jax.kernels import (
   dispatch,
   gpu_attention,
@@ -18,7 +18,7 @@ from vit_ssl_jax.kernels import (
   xla,
 )
 from vit_ssl_jax.parallel import mesh as meshes
-from vit_ssl_jax.train import stages, timing
+from vit_ssl_jax.train import timing
 
 # (B, ..., N, heads, d), M: odd tokens, windows, one query, many queries.
 SHAPES = {
@@ -238,7 +238,7 @@ def test_a_pretraining_step_agrees_with_xlas_forms(pretrain_tiny, monkeypatch):
   config = pretrain_tiny
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   config.model.depth = config.views.local_views = 1
-  make_stage = stages.get(config).make_stage
+  make_stage = train.stage_of(config).make_stage
   batch = timing.random_batch(config, 10)
   results, programs = [], set()
   for form in ("auto", "xla"):

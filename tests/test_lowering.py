@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from vit_ssl_jax.train import stages, timing
+from vit_ssl_jax import train
+from vit_ssl_jax.train import timing
 
 PLATFORMS = ("cuda", "tpu")
 
@@ -22,7 +23,7 @@ def test_the_step_of_hidden_patches_does_too(pretrain_tiny):
 
 def check_lowers(config):
   config.update(dtype="bfloat16", mean=(0.5,) * 3, std=(0.25,) * 3)
-  make_stage = stages.get(config).make_stage
+  make_stage = train.stage_of(config).make_stage
   init, step = timing.stage(config, make_stage, 10)
   state = jax.eval_shape(init)
   batch = {

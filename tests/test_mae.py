@@ -10,6 +10,7 @@ import tiny
 
 from vit_ssl_jax import models, recipes
 from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.models import mae as masking
 from vit_ssl_jax.recipes import schema
 from vit_ssl_jax.train import losses, mae, timing
 
@@ -26,7 +27,7 @@ def params():
 
 
 def test_a_quarter_of_the_patches_is_visible():
-  visible = np.asarray(models.random_masking(jax.random.key(0), (50, 2), 16))
+  visible = np.asarray(masking.random_masking(jax.random.key(0), (50, 2), 16))
   assert visible.shape == (50, 2, 4)
   assert all(len(set(row)) == 4 for row in visible.reshape(-1, 4))
   assert set(visible.flat) == set(range(16))
@@ -53,7 +54,7 @@ def test_all_patches_in_any_order_are_the_whole_image(params):
 
 
 def test_the_decoder_puts_patches_where_they_were():
-  decoder = models.PixelDecoder(16, 48, num_heads=2, mlp_ratio=2.0)
+  decoder = masking.PixelDecoder(16, 48, num_heads=2, mlp_ratio=2.0)
   tokens = np.float32(np.random.default_rng(0).normal(size=(1, 4, 8)))
   visible = np.array([[2, 9, 4]])
   variables = jax.jit(decoder.init)(jax.random.key(0), tokens, visible)

@@ -1,6 +1,8 @@
 """The command line: every mistake costs one sentence and status 2."""
 
 import pathlib
+import subprocess
+import sys
 
 import ml_collections
 import pytest
@@ -105,3 +107,20 @@ def test_scratch_beside_a_pretrained_run(monkeypatch, make_workdir, tmp_path):
   config = ml_collections.ConfigDict({"stage": "finetune", "init_from": "A"})
   (line,) = main.outlook(config, tmp_path / "pretrained")
   assert line == f"from scratch: 87.50 ({tmp_path / 'scratch'})"
+
+
+def test_pretraining_imports_few_files():
+  """Those that a reader of CIFAR-10's view prediction meets."""
+  program = """
+import sys
+from vit_ssl_jax import main, recipes, train
+from vit_ssl_jax.data import tfds_sets
+train.stage_of(recipes.get("pretrain", "vit,cifar10"))
+modules = [x for name, x in sys.modules.items() if "vit_ssl_jax" in name]
+print(*(x.__file__ for x in modules))
+"""
+  run = [sys.executable, "-c", program]
+  files = subprocess.check_output(run, text=True).split()
+  files = {x for x in files if pathlib.Path(x).stat().st_size}
+  assert len(files) <= 60
+  assert not any("interop" in x or "finetune" in x for x in files)

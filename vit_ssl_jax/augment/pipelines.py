@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from vit_ssl_jax.augment.autoaugment import autoaugment
 from vit_ssl_jax.augment.color import (
   color_jitter,
   random_blur,
@@ -107,6 +106,8 @@ def supervised(key, images, augment, mean, std):
     image = random_flip(keys[0], image, augment.flip_probability)
     image = pad_crop(keys[1], image, augment.crop_padding)
     if augment.autoaugment:  # a name in POLICIES, or "" for none
+      from vit_ssl_jax.augment.autoaugment import autoaugment
+
       image = autoaugment(keys[2], image, augment.autoaugment)
     return random_erasing(
       keys[3],

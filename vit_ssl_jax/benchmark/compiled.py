@@ -7,11 +7,11 @@ from pathlib import Path
 
 import jax
 
-from vit_ssl_jax import kernels
+from vit_ssl_jax import kernels, train
 from vit_ssl_jax.benchmark import program, steps, topologies
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import mesh as meshes
-from vit_ssl_jax.train import stages, timing
+from vit_ssl_jax.train import timing
 
 
 def estimates(target, config, chips, parallel):
@@ -41,7 +41,7 @@ def estimate(target, config, chips, parallel="data"):
     config.dtype = "bfloat16"
   shape = (1, chips) if parallel == "fsdp" else (chips, 1)
   mesh = meshes.mesh_of(shape, topologies.devices_of(name, topology)[:chips])
-  make_stage = stages.get(config).make_stage
+  make_stage = train.stage_of(config).make_stage
   kernels.use("xla" if config.get("kernels") == "xla" else "unchecked")
   traced, _, _ = timing.trace(config, make_stage, steps.CLASSES, mesh)
   with jax.set_mesh(mesh):

@@ -6,11 +6,11 @@ import time
 
 import jax
 
-from vit_ssl_jax import models, recipes
+from vit_ssl_jax import models, recipes, train
 from vit_ssl_jax.data import registry
 from vit_ssl_jax.errors import UserError
-from vit_ssl_jax.recipes import custom, schema
-from vit_ssl_jax.train import stages, timing
+from vit_ssl_jax.recipes import schema
+from vit_ssl_jax.train import timing
 
 CLASSES = 10
 WARM_UP = 2  # steps
@@ -22,7 +22,7 @@ def make_config(stage, arch, dataset, batch_size, settings):
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   config.batch_size = batch_size or config.batch_size
   schema.change(config, settings)
-  if custom.is_unset(config):
+  if schema.is_unset(config):
     raise UserError(
       f"--dataset={dataset} has no recipe without its images: possible are"
       f" {', '.join(registry.SETS)}"
@@ -56,7 +56,7 @@ def memory_bytes(step):
 
 def measure(config, steps, rounds, trace=None):
   """Compiles a step and times rounds of steps; the figures, a dict for JSON."""
-  make_stage = stages.get(config).make_stage
+  make_stage = train.stage_of(config).make_stage
   step, state, batch, compile_seconds = timing.compiled(
     config, make_stage, CLASSES
   )

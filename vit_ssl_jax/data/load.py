@@ -10,12 +10,8 @@ from vit_ssl_jax import cli
 from vit_ssl_jax.data import (
   batches,
   cache,
-  folder,
-  npz,
   registry,
   splits,
-  statistics,
-  tfds_sets,
 )
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts
@@ -99,14 +95,21 @@ def load(name: str, image_size: int, **options) -> Dataset:
   # A source gives part -> `cache.Decoded` ("train", "test" and maybe "val"; -1
   # labels rows of no part) and the names of the classes.
   if entry is not registry.OWN:
+    from vit_ssl_jax.data import tfds_sets
+
     parts, classes = tfds_sets.read(name, image_size, options)
   else:
     check_no_splits(name, options)
-    source = npz if name.startswith(registry.NPZ) else folder
+    if name.startswith(registry.NPZ):
+      from vit_ssl_jax.data import npz as source
+    else:
+      from vit_ssl_jax.data import folder as source
     parts, classes = source.read(path, image_size, options)
   parts = {k: part.take(part.labels >= 0) for k, part in parts.items()}
   mean, std = options.mean or entry.mean, options.std or entry.std
   if not (mean and std):
+    from vit_ssl_jax.data import statistics
+
     computed = statistics.cached(parts["train"].images, options.progress)
     mean, std = mean or computed[0], std or computed[1]
   parts, size = split(name, parts, options)

@@ -25,7 +25,6 @@ from vit_ssl_jax.models.backbone import drop_path
 from vit_ssl_jax.models.cait import CaiT
 from vit_ssl_jax.models.heads import OffsetHead, ProjectionHead
 from vit_ssl_jax.models.layers import take
-from vit_ssl_jax.models.mae import PixelDecoder, random_masking
 from vit_ssl_jax.models.swin import SwinTransformer
 from vit_ssl_jax.models.vit import VisionTransformer
 
@@ -194,7 +193,6 @@ __all__ = [
   "ARCHITECTURES",
   "CaiT",
   "OffsetHead",
-  "PixelDecoder",
   "ProjectionHead",
   "SwinTransformer",
   "VisionTransformer",
@@ -207,7 +205,6 @@ __all__ = [
   "from_config",
   "init",
   "name_of",
-  "random_masking",
   "resize_parameters",
   "shapes",
   "take",

@@ -1,10 +1,11 @@
-"""Recipes: the paper's for its sets, and a rule's for images of one's own."""
+"""Recipes: the paper's for its data sets, and a rule's for custom ones."""
 
-from vit_ssl_jax.recipes import finetune, pretrain
+import importlib
 
-STAGES = {"pretrain": pretrain, "finetune": finetune}
+STAGES = ("pretrain", "finetune")
 
 
 def get(stage, arg):
-  """The ConfigDict of "pretrain" or "finetune" for "ARCH,DATASET"."""
-  return STAGES[stage].get_config(arg)
+  """The ConfigDict of a stage for "ARCH,DATASET"."""
+  module = importlib.import_module(f"vit_ssl_jax.recipes.{stage}")
+  return module.get_config(arg)

@@ -69,14 +69,6 @@ def place(config, key):
   return functools.reduce(lambda part, x: part[x], above, config), name
 
 
-def is_unset(config):
-  """Whether a key of a config has no value yet."""
-  return any(
-    is_unset(x) if isinstance(x, config_dict.ConfigDict) else x is None
-    for x in config.values()
-  )
-
-
 def resolve(config, facts, *, small, passes=None):
   """Gives every key that is None a value.
 

@@ -23,7 +23,7 @@ import ml_collections
 
 from vit_ssl_jax import models
 from vit_ssl_jax.data import registry
-from vit_ssl_jax.recipes import common, custom
+from vit_ssl_jax.recipes import common
 
 
 def get_config(arg=""):
@@ -69,6 +69,8 @@ def get_config(arg=""):
   if dataset == "digits":
     digits(config)
   if registry.get(dataset) is registry.OWN:
+    from vit_ssl_jax.recipes import custom
+
     custom.mark_unset(config)
   return config
 

@@ -11,7 +11,7 @@ docs/results.md has its figures. Images of one's own get a recipe by a rule, see
 import ml_collections
 
 from vit_ssl_jax.data import registry
-from vit_ssl_jax.recipes import common, custom
+from vit_ssl_jax.recipes import common
 
 
 def get_config(arg=""):
@@ -76,6 +76,8 @@ def get_config(arg=""):
     digits(config, arch)
   if registry.get(dataset) is registry.OWN:
     small_set(config)
+    from vit_ssl_jax.recipes import custom
+
     custom.mark_unset(config)
   return config
 

@@ -23,6 +23,11 @@ def flat(config):
   return traverse_util.flatten_dict(tree, sep=".")
 
 
+def is_unset(config):
+  """True if a key has no value yet, as in the recipes of custom data sets."""
+  return None in flat(config).values()
+
+
 def dump(config):
   """A config as the text of config.json."""
   content = {"format": FORMAT} | config.to_dict()

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_ssl_jax import models
 from vit_ssl_jax.augment import pipelines
 from vit_ssl_jax.evaluate import pictures
+from vit_ssl_jax.models import mae
 from vit_ssl_jax.report import page, seeds
 from vit_ssl_jax.run import metrics
 
@@ -140,7 +140,7 @@ def mask_patches(key, view, patch_size):
   """Greys the patches of a view (S, S, 3) that a masked autoencoder hides."""
   side = len(view) // patch_size
   visible = np.zeros(side**2)
-  visible[models.random_masking(key, (), side**2)] = 1
+  visible[mae.random_masking(key, (), side**2)] = 1
   patch = np.ones((patch_size, patch_size))
   visible = np.kron(visible.reshape(side, side), patch)[..., None]
   return visible * view + (1 - visible) * 0.5

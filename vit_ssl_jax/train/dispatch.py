@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_ssl_jax import kernels
 from vit_ssl_jax.parallel import mesh as meshes
+
+
+def select_kernels(config, step, state, workdir=None):
+  """Sets the kernels of a step; accelerators' are checked first."""
+  kernels.use(config.kernels)
+  if jax.default_backend() != "cpu":
+    from vit_ssl_jax.train import kernel_checks
+
+    kernel_checks.select(config, step, state, workdir)
 
 
 def make_dispatch(config, source, step, shardings):

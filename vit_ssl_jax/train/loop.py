@@ -14,7 +14,7 @@ from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts, mesh as meshes
 from vit_ssl_jax.recipes import key_types
 from vit_ssl_jax.run import checkpoints, metrics, workdir as workdirs
-from vit_ssl_jax.train import alarms, dispatch, kernel_checks
+from vit_ssl_jax.train import alarms, dispatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run(config, workdir, make_stage, dataset=None):
       f" {jax.devices()[0].device_kind}"
       + (f": resuming from step {start} of {plan.total}" if start else "")
     )
-    kernel_checks.select(config, stage.step, state, workdir)
+    dispatch.select_kernels(config, stage.step, state, workdir)
     loop = Loop(workdir, plan, stage)
     try:
       state, figures = loop.train(state, start, lines, source, shardings)

@@ -11,6 +11,7 @@ import optax
 
 from vit_ssl_jax import models
 from vit_ssl_jax.models import locality
+from vit_ssl_jax.models.mae import PixelDecoder, random_masking
 from vit_ssl_jax.parallel import mesh as meshes
 from vit_ssl_jax.train import gradients, losses, teacher
 
@@ -28,7 +29,7 @@ class MaeState:
 def make_setup(config, steps_per_epoch, mesh=None):
   """The `teacher.Setup` of a config."""
   model = models.from_config(config, num_classes=0)
-  decoder = models.PixelDecoder(
+  decoder = PixelDecoder(
     patches=(config.views.global_size // model.patch_size) ** 2,
     pixels=3 * model.patch_size**2,
     num_heads=model.num_heads,
@@ -53,7 +54,7 @@ def update(setup, state, views, _, key):
   `views` are the global ones, (B, 2, S, S, 3), normalised; no drop path.
   """
   gather = meshes.all_gather_params(setup.mesh)
-  visible = models.random_masking(key, views.shape[:2], setup.head.patches)
+  visible = random_masking(key, views.shape[:2], setup.head.patches)
 
   def loss_fn(student, batch):
     student = gather(student)

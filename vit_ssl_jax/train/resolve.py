@@ -6,12 +6,12 @@ import time
 
 import jax
 
-from vit_ssl_jax import cli
+from vit_ssl_jax import cli, train
 from vit_ssl_jax.data import facts as data_facts
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts
 from vit_ssl_jax.recipes import custom, keys, schema
-from vit_ssl_jax.train import stages, timing
+from vit_ssl_jax.train import timing
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
 POSSIBLE = "a time such as 30m, 2h or 1h30m, or a number of steps such as 5000"
@@ -42,14 +42,13 @@ def resolve(config, workdir, dataset=None):
   images, the device and the budget (`custom.resolve`); these are logged.
   """
   config = config.copy_and_resolve_references()
-  keys.drop_unread(config)
-  if not custom.is_unset(config):
+  if not schema.is_unset(config):
     return config
   seconds = seconds_of(config.budget) if config.budget else None
   if pathlib.Path(workdir, "config.json").is_file():
     load_unset(config, schema.read_config(workdir))
     keys.drop_unread(config)
-    if not custom.is_unset(config):  # else it is another run's
+    if not schema.is_unset(config):  # else it is another run's
       return config
   if config.get("init_from"):
     load_model_config(config)
@@ -98,7 +97,7 @@ def passes_in(seconds, config, facts):
   with config.ignore_type():
     config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   timed = min(TRIAL_SECONDS, seconds / 20)
-  make_stage = stages.get(config).make_stage
+  make_stage = train.stage_of(config).make_stage
   rate = timing.rate(config, make_stage, facts.classes, timed)
   tried = time.perf_counter() - began
   compiling = max(0, tried - timed)  # which the run itself does once more

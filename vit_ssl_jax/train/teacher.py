@@ -23,7 +23,7 @@ class Setup:
 
   config: ml_collections.ConfigDict
   model: Any  # the backbone of student and teacher
-  head: Any  # their `models.ProjectionHead` or `models.PixelDecoder`
+  head: Any  # their `models.ProjectionHead` or `mae.PixelDecoder`
   schedules: dict[str, Callable]  # functions of the step
   optimizer: optax.GradientTransformation
   mesh: jax.sharding.Mesh | None = None  # None is one device

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vit_ssl_jax.parallel import hosts, mesh as meshes
-from vit_ssl_jax.train import kernel_checks
+from vit_ssl_jax.train import dispatch
 
 STEPS_PER_EPOCH = 100  # of the schedules; the step takes as long with any
 
@@ -70,7 +70,7 @@ def compiled(config, make_stage, classes):
   )
   init, step = stage(config, make_stage, classes, mesh)
   with jax.set_mesh(mesh):
-    kernel_checks.select(config, step, jax.eval_shape(init))
+    dispatch.select_kernels(config, step, jax.eval_shape(init))
   traced, (init, batch), shardings = trace(config, make_stage, classes, mesh)
   state = meshes.device_put_global(init(), shardings[0])
   batch = jax.device_put(batch, shardings[1])
