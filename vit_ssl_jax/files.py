@@ -21,6 +21,11 @@ def write(path, text):
     temporary.write_text(text, encoding="utf-8")
 
 
+def write_json(path, content):
+  """Writes a JSON file atomically."""
+  write(path, json.dumps(content, indent=2) + "\n")
+
+
 def read_json(path):
   """Reads a JSON file; a missing or invalid one is a UserError."""
   try:

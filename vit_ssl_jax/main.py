@@ -37,6 +37,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
+from vit_ssl_jax import files
 from vit_ssl_jax.cli import configure, exit_with_error, reporting_errors
 from vit_ssl_jax.errors import UserError, did_you_mean
 from vit_ssl_jax.recipes import schema
@@ -163,7 +164,6 @@ def main(argv):
 def outlook(config, workdir):
   """Lines on what to do next, and on what there is to compare with."""
   from vit_ssl_jax.recipes.keys import KEYS
-  from vit_ssl_jax.run import workdir as workdirs
 
   if config.stage == "pretrain":
     recipe = recipe_of(sys.argv).replace("pretrain.py", "finetune.py")
@@ -176,5 +176,23 @@ def outlook(config, workdir):
     command += [x for x in sys.argv if x.startswith(kept) and "=" in x]
     yield f"next: {shlex.join(command)}"
   elif config.init_from:
-    for path, top1 in workdirs.scratch_beside(workdir):
+    for path, top1 in scratch_beside(workdir):
       yield f"from scratch: {top1:.2f} ({path})"
+
+
+def scratch_beside(workdir):
+  """Yields (workdir, top-1) of equal runs from scratch in the same folder."""
+  from vit_ssl_jax.recipes.keys import RESUMABLE
+
+  workdir = pathlib.Path(workdir).absolute()
+  own = schema.flat(schema.read_config(workdir))
+  for path in sorted(workdir.parent.glob("*/result.json")):
+    try:
+      other = schema.flat(schema.read_config(path.parent))
+      top1 = files.read_json(path).get("top1")
+    except UserError:
+      continue
+    differ = {k for k in own | other if own.get(k) != other.get(k)}
+    differ -= {*RESUMABLE, "mean", "std"} - {"max_steps"}
+    if differ == {"init_from"} and other["init_from"] == "" and top1:
+      yield path.parent, top1

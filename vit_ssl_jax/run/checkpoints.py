@@ -28,11 +28,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 @contextlib.contextmanager
 def manager(workdir, keep_last, keep_every_steps):
-  """Yields a Checkpointer for WORKDIR/checkpoints/STEP; waits for it on exit.
-
-  The newest `keep_last` checkpoints are kept, multiples of `keep_every_steps`
-  unless it is 0, and the one with the best validation figure.
-  """
+  """Yields a Checkpointer; the newest, best and every so many are kept."""
   policies = ocp.training.preservation_policies
   best = policies.BestN(
     get_metric_fn=lambda metrics: metrics["val"],
@@ -49,15 +45,11 @@ def manager(workdir, keep_last, keep_every_steps):
       preservation_policy=policies.AnyPreservationPolicy(keep),
       cleanup_tmp_directories=True,
     )
-  try:
+  with contextlib.ExitStack() as stack:
+    if hosts.is_primary():
+      stack.callback(remove_incomplete, folder)
+    stack.callback(write_errors(folder)(checkpointer.close))
     yield checkpointer
-  finally:
-    try:
-      with write_errors(folder):
-        checkpointer.close()
-    finally:
-      if hosts.is_primary():
-        remove_incomplete(folder)
 
 
 def remove_incomplete(folder):
@@ -96,10 +88,7 @@ def short(error):
 
 
 def save(checkpointer, step, state, val=None, lines=None):
-  """Saves a state asynchronously, with its environment and SHA-256.
-
-  `val` is its validation figure, `lines` the SHA-256 of metrics.jsonl so far.
-  """
+  """Saves a state, its validation figure and the digest of metrics.jsonl."""
   metrics = None if val is None else {"val": val}
   about = {"lines": lines} | environment()
   about["sha256"] = digest_of(state, about)
@@ -127,13 +116,7 @@ def steps(workdir):
 def restore(workdir, abstract_state):
   """Restores the newest intact checkpoint; moves corrupt ones to `damaged/`.
 
-  Args:
-    workdir: the run's folder.
-    abstract_state: a pytree of ShapeDtypeStruct with shardings.
-
-  Returns:
-    The state, its step, and the `lines` that it was saved with; None, 0 and
-    None if there is no checkpoint.
+  Returns the state, its step, and `lines` of `save`; or None, 0, None.
   """
   available = steps(workdir)
   hosts.assert_equal({"steps": available}, "checkpoints")
@@ -175,8 +158,7 @@ def warn_of_environment(saved):
 def read(path):
   """Reads WORKDIR/checkpoints/STEP, or the newest intact one of WORKDIR.
 
-  Returns:
-    The state as nested dicts of NumPy arrays, and the run's config as a dict.
+  Returns the state as nested dicts of NumPy arrays, and the run's config.
   """
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
@@ -228,10 +210,7 @@ def is_tree(path):
 
 
 def read_tree(path, abstract_state=None):
-  """Reads any Orbax checkpoint: its arrays and its custom metadata.
-
-  Without an abstract state the arrays are nested dicts of NumPy arrays.
-  """
+  """Reads an Orbax checkpoint, by default as NumPy arrays, and its metadata."""
   path = pathlib.Path(path).absolute()
   if not is_tree(path):
     raise UserError(f"{path} is not an Orbax checkpoint, or is damaged")

@@ -50,14 +50,12 @@ class Recorder:
   """Writes metrics.jsonl and TensorBoard events.
 
   Values stay on the device until `flush`, so that the host does not wait for a
-  step. Process 0 alone writes; all processes see non-finite values. A skipped
-  step's line has "skipped" in place of non-finite values.
+  step. Process 0 alone writes; all processes see non-finite values.
 
   Attributes:
     digest: SHA-256 of all lines so far.
     recent: the last lines: "step", "epoch", "seconds" and values.
-    evaluated: the lines with figures of an evaluation, and "signal", the median
-      of `SIGNAL` over the recent lines.
+    evaluated: lines with an evaluation, and "signal", the median of `SIGNAL`.
   """
 
   def __init__(
@@ -70,11 +68,7 @@ class Recorder:
     tensors=(),
     skips=False,
   ):
-    """Drops lines after `start_step`, and compares the others with `digest`.
-
-    `tensors` names the parameters in the order of `jax.tree.leaves`; `skips`
-    allows steps that are not finite.
-    """
+    """Drops lines after `start_step`, and compares the others with `digest`."""
     self.path = pathlib.Path(workdir, NAME)
     self.steps_per_epoch = steps_per_epoch
     self.tensors = tensors
@@ -134,10 +128,7 @@ class Recorder:
     self.pending.append((steps, values, self.elapsed(), {}))
 
   def complete(self, figures):
-    """Adds an evaluation's figures to the last step's line.
-
-    Returns the validation figure if it is the best so far, or None.
-    """
+    """Adds an evaluation to the last line; returns a best validation figure."""
     self.pending[-1][-1].update(figures, seconds=self.elapsed())
     if validation(figures) <= self.best:
       return None
@@ -145,10 +136,7 @@ class Recorder:
     return self.best
 
   def flush(self, keep_last=False):
-    """Writes the added lines, but for the last addition if `keep_last`.
-
-    Before it raises a NotFiniteError the lines of the steps before are written.
-    """
+    """Writes the added lines, but for the last addition if `keep_last`."""
     count = len(self.pending) - keep_last
     ready, self.pending = self.pending[:count], self.pending[count:]
     lines, error = [], None
@@ -177,10 +165,7 @@ class Recorder:
         self.evaluated.append(line | median)
 
   def not_finite(self, line):
-    """Names the non-finite value that ends the run; None if it goes on.
-
-    A skipped step's line loses its non-finite values, which JSON cannot hold.
-    """
+    """Names the value that ends the run; drops those of a skipped step."""
     bad = [k for k, v in line.items() if not math.isfinite(v)]
     number = line.get("bad_tensor", -1)
     if not bad and number < 0:

@@ -30,10 +30,7 @@ def command(workdir):
 
 
 def claim(config, workdir):
-  """Checks a config, and that a workdir is new or belongs to it.
-
-  Of several processes, all raise the UserError of one of them.
-  """
+  """Checks a config, and that a workdir is new or belongs to it."""
   with hosts.sync_errors():
     schema.check(config)
   values = flat(config)
@@ -118,10 +115,7 @@ def check_shared(workdir):
 
 @contextlib.contextmanager
 def opened(config, workdir, dataset):
-  """Creates or reopens a workdir, and locks it for this run.
-
-  A UserError says that another process, config or set of images owns it.
-  """
+  """Creates or reopens a workdir, and locks it for this run."""
   path = pathlib.Path(workdir)
   description = describe(dataset)
   hosts.assert_equal(schema.flat(description), "data set")
@@ -134,19 +128,14 @@ def opened(config, workdir, dataset):
         try:
           path.mkdir(parents=True, exist_ok=True)
           stack.enter_context(locked(path))
-          write(path, config, description)
+          files.write(path / "config.json", schema.dump(config))
+          files.write_json(path / "dataset.json", description)
+          if not (path / "command.txt").exists():
+            text = shlex.join(["python", *sys.orig_argv[1:]])
+            files.write(path / "command.txt", text + "\n")
         except OSError as e:
           raise UserError(f"cannot write to --workdir={workdir}: {e}") from e
     yield
-
-
-def write(path, config, description):
-  """Writes config.json, dataset.json and, for a new run, command.txt."""
-  files.write(path / "config.json", schema.dump(config))
-  files.write(path / "dataset.json", json.dumps(description, indent=2) + "\n")
-  if not (path / "command.txt").exists():
-    text = shlex.join(["python", *sys.orig_argv[1:]])
-    files.write(path / "command.txt", text + "\n")
 
 
 @contextlib.contextmanager
@@ -168,10 +157,7 @@ def locked(path):
 
 
 def describe(dataset):
-  """Describes a `load.Dataset` as a JSON dict, with digests of its splits.
-
-  The digests are of labels and images in any order.
-  """
+  """Describes a `load.Dataset` as JSON; its digests hold in any order."""
   counts, digests = {}, {}
   for part in ("train", "val", "test"):
     labels = getattr(dataset, f"{part}_labels")
@@ -194,13 +180,10 @@ def check_dataset(path, description):
   """Raises a UserError if a run would resume on other images."""
   if not checkpoints.steps(path):
     return
-  if not (path / "dataset.json").exists():
-    cli.log(
-      f"warning: {path} has no dataset.json: cannot check that the images are"
-      " those that it was trained on"
-    )
-    return
-  check_same(files.read_json(path / "dataset.json"), description, path)
+  if (path / "dataset.json").exists():
+    check_same(files.read_json(path / "dataset.json"), description, path)
+  else:
+    cli.log(f"warning: without {path}/dataset.json, images are not compared")
 
 
 def check_same(old, new, workdir):
@@ -219,29 +202,11 @@ def finished(workdir, step):
   """Returns the result of a run that ended at a step, or None."""
   path = pathlib.Path(workdir, "result.json")
   try:
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = files.read_json(path) if path.exists() else {"step": None}
     return result if result["step"] == step else None
-  except FileNotFoundError:
-    return None
-  except (OSError, ValueError, TypeError, KeyError):
+  except (UserError, TypeError, KeyError):
     cli.log(f"warning: {path} is damaged")
     return None
-
-
-def scratch_beside(workdir):
-  """Yields (workdir, top-1) of equal runs from scratch in the same folder."""
-  workdir = pathlib.Path(workdir).absolute()
-  own = schema.flat(schema.read_config(workdir))
-  for path in sorted(workdir.parent.glob("*/result.json")):
-    try:
-      other = schema.flat(schema.read_config(path.parent))
-      top1 = files.read_json(path).get("top1")
-    except UserError:
-      continue
-    differ = {k for k in own | other if own.get(k) != other.get(k)}
-    differ -= {*keys.RESUMABLE, "mean", "std"} - {"max_steps"}
-    if differ == {"init_from"} and other["init_from"] == "" and top1:
-      yield path.parent, top1
 
 
 def baselines(workdir, measure):
@@ -251,15 +216,12 @@ def baselines(workdir, measure):
   if figures is None:
     figures = hosts.broadcast(measure())
     if hosts.is_primary() and figures:
-      files.write(path, json.dumps(figures, indent=2) + "\n")
+      files.write_json(path, figures)
   return figures
 
 
 def write_result(workdir, state, summarize, figures):
-  """Writes result.json, and returns it on all processes.
-
-  Its figures are those of `summarize`, of a `loop.Stage`, and `figures`.
-  """
+  """Writes result.json, and returns it on all processes."""
   digest = checkpoints.sha256(state)  # of shards on all hosts
   result = None
   if hosts.is_primary():
@@ -273,6 +235,5 @@ def write_result(workdir, state, summarize, figures):
       "devices": [str(d.device_kind) for d in jax.devices()],
       "platform": jax.default_backend(),
     }
-    text = json.dumps(result, indent=2) + "\n"
-    files.write(pathlib.Path(workdir, "result.json"), text)
+    files.write_json(pathlib.Path(workdir, "result.json"), result)
   return hosts.broadcast(result)
