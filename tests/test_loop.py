@@ -7,11 +7,9 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
-import processes
 import pytest
 import tiny
 
@@ -156,20 +154,6 @@ def test_finished_run_stays_as_it_is(runs):
   before = metrics.read(workdir)
   assert run(config, workdir) == result
   assert metrics.read(workdir) == before
-
-
-def test_killed_run_ends_with_the_same_bits(runs, fork_server, tmp_path):
-  """The command line, killed with SIGKILL after a checkpoint."""
-  config, _, expected = runs["pretrain"]
-  flags = tiny.flags(config, tmp_path)
-  process = processes.Run(fork_server, flags, devices=jax.device_count())
-  while not (tmp_path / "checkpoints" / "2").exists():
-    assert process.alive()
-    time.sleep(0.01)
-  process.kill()
-  assert run(config, tmp_path)["state_sha256"] == expected["state_sha256"]
-  steps = [line["step"] for line in metrics.read(tmp_path)]
-  assert steps == list(range(1, 10))
 
 
 def test_terminated_run_saves_and_says_so(finetune_tiny, tmp_path, monkeypatch):
