@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import hashlib
 import os
 import sys
 import zipfile
@@ -64,13 +63,6 @@ def test_there_and_back(writer, tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
-def test_our_own_names(writer, tmp_path):
-  names = ["blocks/attn/qkv/kernel", "backbone/norm/scale", "head/mlp/fc1/bias"]
-  arrays = {name: np.full(2, i) for i, name in enumerate(names)}
-  writer(tmp_path / "x", arrays, {})
-  check_equal(read.read_file(tmp_path / "x").arrays, arrays)
-
-
 def test_as_much_metadata_as_an_npz_can_hold(tmp_path):
   most = zipfile.ZIP_MAX_COMMENT - len('{"a": ""}')
   arrays = {"w": np.ones(2)}
@@ -88,12 +80,6 @@ def test_torch_opens_what_is_written(weights_only, torch, tmp_path):
   state = torch.load(tmp_path / "x.pth", weights_only=weights_only)
   module.load_state_dict(state, strict=True)
   check_equal({k: x.numpy() for k, x in module.state_dict().items()}, arrays)
-
-
-def test_sha256(tmp_path):
-  (tmp_path / "x").write_bytes(b"abc")
-  expected = hashlib.sha256(b"abc").hexdigest()
-  assert write.sha256(tmp_path / "x") == expected
 
 
 def test_without_torch(torch, tmp_path, monkeypatch):
