@@ -237,7 +237,7 @@ def test_gelu(dtype, tolerance):
 def test_a_pretraining_step_agrees_with_xlas_forms(pretrain_tiny, monkeypatch):
   config = pretrain_tiny
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
-  config.model.depth = config.views.local_views = 1
+  config.objective, config.model.depth = "mae", 1
   make_stage = train.stage_of(config).make_stage
   batch = timing.random_batch(config, 10)
   results, programs = [], set()
