@@ -50,7 +50,7 @@ def printable(text):
 def from_text(metadata, path):
   """Inverts `to_text`; metadata of other programs is ignored."""
   about = {}
-  if not PRODUCER.items() <= metadata.items():
+  if not (isinstance(metadata, dict) and PRODUCER.items() <= metadata.items()):
     return about
   for key in KEYS:
     if key in metadata:

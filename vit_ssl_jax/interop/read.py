@@ -8,7 +8,6 @@ import pathlib
 import pickle
 import zipfile
 
-import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -150,20 +149,16 @@ def import_torch(purpose):
 
 
 def as_numpy(x):
-  """Converts a tensor to NumPy; returns anything else unchanged."""
+  """Converts a tensor to NumPy, bfloat16 to float32; passes on the rest."""
   if not hasattr(x, "detach"):
     return x
   x = x.detach()
-  if str(x.dtype) == "torch.bfloat16":
-    return x.float().numpy().astype(ml_dtypes.bfloat16)
-  return x.numpy()
+  return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
 
 
 def is_weight(x):
   """Whether `x` is an array of numbers."""
-  if not isinstance(x, np.ndarray):
-    return False
-  return x.dtype.kind in "biuf" or x.dtype == ml_dtypes.bfloat16
+  return isinstance(x, np.ndarray) and x.dtype.kind in "biuf"
 
 
 def is_plain(x):
