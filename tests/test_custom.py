@@ -174,7 +174,7 @@ def test_a_budget_of_time_is_measured(tiny_npz, tmp_path, monkeypatch, capsys):
   config.budget = "60s"
   found = resolve.resolve(config, tmp_path)
   assert found.epochs == round(60 * resolve.SHARE * 10 / 48)
-  assert "10 images a second" in capsys.readouterr().err
+  assert "10 images/s" in capsys.readouterr().err
   config.budget = "5s"
   with pytest.raises(UserError, match="an epoch of 48 images 5 seconds"):
     resolve.resolve(config, tmp_path)

@@ -37,11 +37,11 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from vit_ssl_jax import files
-from vit_ssl_jax.cli import configure, exit_with_error, reporting_errors
+from vit_ssl_jax import cli, files
 from vit_ssl_jax.errors import UserError, did_you_mean
-from vit_ssl_jax.recipes import schema
+from vit_ssl_jax.recipes import keys, schema
 
+HELP = {"--help", "-h", "-help"}
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "RECIPE:ARCH,DATASET")
 flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -49,41 +49,34 @@ flags.DEFINE_boolean("distributed", False, "One of several processes.")
 
 
 def run():
-  """Runs the command line; a user's mistake costs one sentence and status 2."""
+  """Runs the command line; user errors exit with status 2."""
   app.run(main, flags_parser=parse)
 
 
 def parse(argv):
-  """Parses flags, saying what is wrong with them in one sentence."""
+  """Parses flags; an error exits with one sentence."""
   try:
-    recipe = load_recipe(argv)
-    if {"--help", "-h", "-help"} & set(argv):
-      print_help(recipe)
+    if HELP & set(argv):
+      print_help(load_recipe(argv) if recipe_of(argv) else None)
       sys.exit(0)
-    check_keys(argv, recipe)
+    check_keys(argv, load_recipe(argv))
     rest = FLAGS(argv)
     if not FLAGS.workdir:
       raise UserError("--workdir=FOLDER is missing: the run's folder")
   except (flags.Error, TypeError, ValueError) as e:
-    exit_with_error(" ".join(str(e).split()))
+    cli.exit_with_error(" ".join(str(e).split()))
   return rest
 
 
 def load_recipe(argv):
-  """The ConfigDict that --config names, before any of its values is changed.
-
-  Raises:
-    UserError: --config is missing, or names no recipe.
-  """
-  given = recipe_of(argv)
-  if not given:
-    if {"--help", "-h", "-help"} & set(argv):
-      return None
+  """The ConfigDict of --config, before --config.KEY=VALUE change it."""
+  recipe = recipe_of(argv)
+  if not recipe:
     raise UserError(
       "--config is missing: for instance"
       " --config=configs/pretrain.py:vit,cifar10"
     )
-  path, _, arg = given.partition(":")
+  path, _, arg = recipe.partition(":")
   if not pathlib.Path(path).is_file():
     raise UserError(
       f"there is no recipe {path!r}: possible are configs/pretrain.py and"
@@ -96,14 +89,14 @@ def load_recipe(argv):
 
 
 def recipe_of(argv):
-  """What --config=X or --config X says last, or ""."""
-  pairs = zip(argv, [*argv[1:], ""], strict=True)
-  given = [
-    after if flag == "--config" else flag.removeprefix("--config=")
-    for flag, after in pairs
-    if flag == "--config" or flag.startswith("--config=")
-  ]
-  return given[-1] if given else ""
+  """The last value of --config=VALUE or --config VALUE, or ""."""
+  values = [""]
+  for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+    if flag == "--config":
+      values.append(following)
+    elif flag.startswith("--config="):
+      values.append(flag.removeprefix("--config="))
+  return values[-1]
 
 
 def check_keys(argv, recipe):
@@ -119,61 +112,56 @@ def check_keys(argv, recipe):
       )
     if key == "init_from" and recipe.stage == "pretrain":
       raise UserError(
-        "pretraining always begins from scratch: init_from is for"
+        "pretraining always starts from scratch: init_from is for"
         " configs/finetune.py"
       )
     schema.refuse_old_names(key)
-    part_of = recipe
+    group = recipe
     for part in key.split("."):
-      known = list(part_of) if hasattr(part_of, "keys") else []
+      known = list(group) if hasattr(group, "keys") else []
       if part not in known:
         hint = did_you_mean(part, known) or f": possible are {', '.join(known)}"
         raise UserError(f"unknown config key {key!r}{hint}")
-      part_of = part_of[part]
+      group = group[part]
 
 
 def print_help(recipe):
   print(__doc__)
   if recipe is not None:
-    from vit_ssl_jax import cli
-
     header = ("key", "value", "possible", "meaning")
     print(cli.table(header, schema.rows(recipe), left=True))
 
 
 def main(argv):
   if len(argv) > 1:
-    exit_with_error(
+    cli.exit_with_error(
       f"unexpected argument {argv[1]!r}: flags look like --config.epochs=5"
     )
-  with reporting_errors():
-    configure(FLAGS.distributed)
-    from vit_ssl_jax import cli, train
+  with cli.reporting_errors():
+    cli.configure(FLAGS.distributed)
+    from vit_ssl_jax import train
     from vit_ssl_jax.parallel import hosts
 
     with hosts.exit_on_error():
       result = train.run(FLAGS.config, FLAGS.workdir)
-  if not hosts.is_primary():
-    return
-  shown = {k: v for k, v in result.items() if isinstance(v, int | float)}
-  print(cli.table(("result", ""), shown.items()))
-  for line in outlook(FLAGS.config, FLAGS.workdir):
-    print(line)
+  if hosts.is_primary():
+    figures = {k: v for k, v in result.items() if isinstance(v, int | float)}
+    print(cli.table(("result", ""), figures.items()))
+    for line in outlook(FLAGS.config, FLAGS.workdir):
+      print(line)
 
 
 def outlook(config, workdir):
-  """Lines on what to do next, and on what there is to compare with."""
-  from vit_ssl_jax.recipes.keys import KEYS
-
+  """Yields the next command, or runs to compare with."""
   if config.stage == "pretrain":
     recipe = recipe_of(sys.argv).replace("pretrain.py", "finetune.py")
     command = ["python", "-m", "main", f"--config={recipe}"]
     command += [f"--workdir={str(workdir).rstrip('/')}_finetuned"]
     command += [f"--config.init_from={workdir}"]
-    # What the images and the network are is the same.
-    kept = ("model.", *(name for name, key in KEYS.items() if key.data))
-    kept = tuple(f"--config.{key}" for key in kept)
-    command += [x for x in sys.argv if x.startswith(kept) and "=" in x]
+    # Images and network stay the same.
+    same = ["model.", *(name for name, key in keys.KEYS.items() if key.data)]
+    same = tuple(f"--config.{key}" for key in same)
+    command += [x for x in sys.argv if x.startswith(same) and "=" in x]
     yield f"next: {shlex.join(command)}"
   elif config.init_from:
     for path, top1 in scratch_beside(workdir):
@@ -182,8 +170,6 @@ def outlook(config, workdir):
 
 def scratch_beside(workdir):
   """Yields (workdir, top-1) of equal runs from scratch in the same folder."""
-  from vit_ssl_jax.recipes.keys import RESUMABLE
-
   workdir = pathlib.Path(workdir).absolute()
   own = schema.flat(schema.read_config(workdir))
   for path in sorted(workdir.parent.glob("*/result.json")):
@@ -193,6 +179,6 @@ def scratch_beside(workdir):
     except UserError:
       continue
     differ = {k for k in own | other if own.get(k) != other.get(k)}
-    differ -= {*RESUMABLE, "mean", "std"} - {"max_steps"}
+    differ -= {*keys.RESUMABLE, "mean", "std"} - {"max_steps"}
     if differ == {"init_from"} and other["init_from"] == "" and top1:
       yield path.parent, top1

@@ -1,9 +1,8 @@
-"""The recipe for images of one's own: values that follow from what they are.
+"""Default hyperparameters for custom data sets (`folder:` and `npz:`).
 
-In the recipes of `folder:` and `npz:` sets these keys are None. `resolve` gives
-them values, in an order in which each may follow from those before it, and
-takes what the user has given as it is. docs/own_images.md says how the rule
-was found.
+In their recipes these keys are None. `resolve` gives them values, each of which
+may follow from those before it; what the user has set stays.
+docs/lab/custom_datasets.md has the measurements behind the rule.
 """
 
 import functools
@@ -14,34 +13,23 @@ from ml_collections import config_dict
 from vit_ssl_jax import models
 from vit_ssl_jax.recipes import keys
 
-# Keys without a value, and their types; with an architecture's `small`.
-SHARED = {
-  "model.image_size": int,
-  "model.patch_size": int,
-  "batch_size": int,
-  "epochs": int,
-  "evaluate_every_epochs": int,
-  "optim.learning_rate": float,
-  "optim.warmup_epochs": int,
-}
-PRETRAIN = {
-  "objective": str,
-  "teacher.momentum": float,
-  "views.local_views": int,
-  "views.color_jitter_probability": float,
-  "views.grayscale_probability": float,
-  "views.solarize_probability": float,
-  "views.blur_probability": tuple,
-  "views.global_size": int,
-  "views.local_size": int,
-  "head.out_dim": int,
-  "head.hidden_dim": int,
-  "head.bottleneck_dim": int,
-}
-FINETUNE = {
-  "augment.autoaugment": str,
-  "augment.erasing_probability": float,
-  "mix.probability": float,
+# Keys without a value, beside those of an architecture's `small`.
+UNSET = {
+  "both": (
+    *("model.image_size", "model.patch_size", "batch_size", "epochs"),
+    *("evaluate_every_epochs", "optim.learning_rate", "optim.warmup_epochs"),
+  ),
+  "pretrain": (
+    *("objective", "teacher.momentum"),
+    *("views.color_jitter_probability", "views.grayscale_probability"),
+    *("views.solarize_probability", "views.blur_probability"),
+    *("views.global_size", "views.local_size", "views.local_views"),
+    *("head.out_dim", "head.hidden_dim", "head.bottleneck_dim"),
+  ),
+  "finetune": (
+    *("augment.autoaugment", "augment.erasing_probability"),
+    "mix.probability",
+  ),
 }
 PASSES = 10**6  # of images through a training without a budget
 MOST_EPOCHS = 400
@@ -51,35 +39,35 @@ EVALUATIONS = 20
 
 
 def mark_unset(config):
-  """Makes the keys that follow from the images None, of their types."""
-  config.budget = ""  # of time, such as 30m or 2h, or of steps
+  """Sets the keys that follow from the images to None, of their types."""
+  config.budget = ""
   config.optim.name = "muon"
-  unset = SHARED | (PRETRAIN if config.stage == "pretrain" else FINETUNE)
-  given = models.ARCHITECTURES[config.model.name].small
-  unset |= {f"model.{key}": type(value) for key, value in given.items()}
-  for key, kind in unset.items():
+  small = models.ARCHITECTURES[config.model.name].small
+  sizes = [f"model.{key}" for key in small]
+  for key in (*UNSET["both"], *UNSET[config.stage], *sizes):
     part, name = place(config, key)
+    kind = type(part[name])
     del part[name]
     part[name] = config_dict.placeholder(kind)
 
 
 def place(config, key):
-  """The part of a config that a key such as "a.b" is in, and its name there."""
+  """The parent of a key such as "a.b", and the key's last name."""
   *above, name = key.split(".")
   return functools.reduce(lambda part, x: part[x], above, config), name
 
 
 def resolve(config, facts, *, small, passes=None):
-  """Gives every key that is None a value.
+  """Gives every unset key of a config a value, in place.
 
   Args:
-    config: the run's, which is changed.
+    config: the run's.
     facts: of `data.facts.look`.
-    small: whether the network is one for CPUs.
-    passes: of images, that there is time for; None is what suits the set.
+    small: use sizes for a CPU.
+    passes: images that there is time for; None follows from the set.
 
   Returns:
-    Rows (key, value, why), in order.
+    Rows (key, value, reason), in order.
   """
   rows = []
 

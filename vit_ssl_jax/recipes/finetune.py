@@ -1,23 +1,4 @@
-"""Stage 2: supervised fine-tuning, the paper's recipe.
-
-  python -m main --config=configs/finetune.py:vit,cifar10 --workdir=B \
-    --config.init_from=A
-
-Without init_from it trains from scratch. A is a workdir, or a file of weights
-of nearly any kind (docs/weights.md has the list). ARCH is vit, swin or cait.
-The paper's "100 epochs" take three passes over the data each; here an epoch is
-one pass.
-
-The two other methods that the paper compares with are one value each:
-
-  --config.model.locality=spt+lsa  SL-ViT, SL-Swin, SL-CaiT: shifted patch
-                                   tokenisation and locality self-attention
-  --config.drloc.enabled=True      dense relative localisation (ViT and Swin)
-
-Measured results: none yet for the whole recipe. The recipe for `digits` is the
-quickstart's; docs/results.md has its figures. Images of one's own get a recipe
-by a rule, see `own`.
-"""
+"""The paper's recipe of stage 2; configs/finetune.py says how to run it."""
 
 import ml_collections
 
@@ -27,7 +8,7 @@ from vit_ssl_jax.recipes import common
 
 
 def get_config(arg=""):
-  """Gives the recipe for "ARCH,DATASET"."""
+  """The recipe for "ARCH,DATASET"."""
   arch, dataset = common.parse(arg)
   config = common.base(arch, dataset)
   config.stage = "finetune"

@@ -1,12 +1,4 @@
-"""Stage 1: self-supervised view prediction, the paper's recipe.
-
-  python -m main --config=configs/pretrain.py:vit,cifar10 --workdir=A
-
-ARCH is vit, swin or cait; DATASET is one of `data.registry`. Measured results:
-none yet for the whole recipe. The recipe for `digits` is the quickstart's;
-docs/results.md has its figures. Images of one's own get a recipe by a rule, see
-`own`.
-"""
+"""The paper's recipe of stage 1; configs/pretrain.py says how to run it."""
 
 import ml_collections
 
@@ -15,7 +7,7 @@ from vit_ssl_jax.recipes import common
 
 
 def get_config(arg=""):
-  """Gives the recipe for "ARCH,DATASET"."""
+  """The recipe for "ARCH,DATASET"."""
   arch, dataset = common.parse(arg)
   config = common.base(arch, dataset)
   config.stage = "pretrain"
@@ -83,7 +75,7 @@ def get_config(arg=""):
 
 
 def digits(config, arch):
-  """The recipe for 1,437 small, centred, grey images; see Small sets."""
+  """The recipe for 1,437 small, centred, grey images."""
   small_set(config)
   config.epochs = 75 if arch == "swin" else 150  # it takes longer a step
   config.batch_size = 64
@@ -101,7 +93,7 @@ def digits(config, arch):
 
 
 def small_set(config):
-  """What keeps the teacher's signal alive on few images; see Small sets."""
+  """Keeps the teacher's signal on few images; docs/training.md, Small sets."""
   config.optim.learning_rate = 6e-3  # 1.5e-3 at a batch of 64
   config.teacher.warmup_temperature = 0.02
   config.teacher.temperature = 0.02
