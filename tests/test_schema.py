@@ -39,10 +39,10 @@ def page_of_keys():
     lines += ["", f"## {title}", "", *table(schema.rows(config))]
   lines += [
     "",
-    "## Images of your own",
+    "## Custom data sets",
     "",
-    "The keys that differ for `folder:` and `npz:` sets. What is `by a rule`",
-    "follows from the images, the device and the budget; see",
+    "The keys that differ for `folder:` and `npz:` sets. Values `by a rule`",
+    "follow from the images, the device and the budget; see",
     "[own_images.md](own_images.md).",
   ]
   for title, config in own.items():

@@ -43,8 +43,9 @@ def main(argv=None):
     else:
       cli.configure()
     jax.config.update("jax_enable_compilation_cache", False)
+    on_cpu = not args.compile_for and jax.default_backend() == "cpu"
     config = steps.make_config(
-      args.stage, args.arch, args.dataset, args.batch_size, settings
+      *(args.stage, args.arch, args.dataset, args.batch_size, settings), on_cpu
     )
     if args.compile_for:
       rows = compiled.estimates(

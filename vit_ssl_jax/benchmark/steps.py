@@ -16,12 +16,14 @@ CLASSES = 10
 WARM_UP = 2  # steps
 
 
-def make_config(stage, arch, dataset, batch_size, settings):
+def make_config(stage, arch, dataset, batch_size, settings, on_cpu=False):
   """A recipe, with settings of `schema.change`; batch_size may be None."""
   config = recipes.get(stage, f"{arch},{dataset}")
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   config.batch_size = batch_size or config.batch_size
   schema.change(config, settings)
+  if config.remat is None:
+    config.remat = not on_cpu
   if schema.is_unset(config):
     raise UserError(
       f"--dataset={dataset} has no recipe without its images: possible are"

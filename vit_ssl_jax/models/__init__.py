@@ -68,7 +68,7 @@ def from_config(config, num_classes):
     config.model.name,
     num_classes=num_classes,
     dtype=compute_dtype(config),
-    remat=config.get("remat", False),
+    remat=bool(config.get("remat")),
     **sizes,
   )
 

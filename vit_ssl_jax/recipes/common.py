@@ -1,6 +1,7 @@
 """Keys that the recipes of both stages share; `keys` has their meanings."""
 
 import ml_collections
+from ml_collections import config_dict
 
 from vit_ssl_jax import models
 from vit_ssl_jax.data import registry
@@ -44,6 +45,8 @@ def base(arch, dataset):
   config.accumulate_steps = 1
   config.kernels = "auto"
   config.remat = False
+  if models.ARCHITECTURES[arch].remat:  # True on accelerators
+    config.remat = config_dict.placeholder(bool)
 
   config.dataset = dataset
   config.data_dir = ""

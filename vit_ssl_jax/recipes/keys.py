@@ -61,7 +61,12 @@ KEYS = {
     *("auto", "xla"),
     resumable=True,
   ),
-  "remat": flag("activation checkpointing of each block", resumable=True),
+  "remat": Key(
+    "activation checkpointing of each block; None: on accelerators",
+    "True, False or None",
+    lambda x: x is None or isinstance(x, bool),
+    resumable=True,
+  ),
   # The data.
   "dataset": text("a name, folder:/path or npz:/path/file.npz", data=True),
   "data_dir": text(
