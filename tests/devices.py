@@ -2,7 +2,6 @@
 
 import json
 
-import conftest  # noqa: F401  (XLA's flags, before JAX starts)
 import jax
 import numpy as np
 import tiny
