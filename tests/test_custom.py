@@ -11,6 +11,7 @@ from vit_ssl_jax import recipes, train
 from vit_ssl_jax.data import facts
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.recipes import custom, schema
+from vit_ssl_jax.run import checkpoints
 from vit_ssl_jax.train import finetune, resolve, timing
 
 FEW = facts.Facts(images=1920, classes=8, side=32)
@@ -156,16 +157,19 @@ def test_a_run_says_and_keeps_its_recipe(tiny_npz, tmp_path, capsys):
   saved = json.loads((tmp_path / "A" / "config.json").read_text())
   assert saved["model"]["image_size"] == 16
   assert saved["epochs"] == 2  # 3 steps of 32 images
+  # A masked autoencoder has neither keys nor state of view prediction.
+  assert saved["objective"] == "mae"
+  assert "head" not in saved
+  assert "centering" not in saved["teacher"]
+  assert "center" not in checkpoints.read(tmp_path / "A")[0]
   assert {"knn_raw_pixels", "knn_untrained", "knn"} <= result.keys()
   # The same command finds its recipe in the workdir.
   assert train.run(config, tmp_path / "A") == result
 
   tuning = recipes.get("finetune", f"vit,{tiny_npz}")
   tuning.update(init_from=str(tmp_path / "A"), budget="2")
-  tuning.evaluate_batch_size = 16
-  train.run(tuning, tmp_path / "B")
-  saved = json.loads((tmp_path / "B" / "config.json").read_text())
-  assert saved["model"]["embed_dim"] == 8  # the teacher's
+  tuning = resolve.resolve(tuning, tmp_path / "B")
+  assert tuning.model.embed_dim == 8  # the teacher's
 
 
 def test_a_budget_of_time_is_measured(tiny_npz, tmp_path, monkeypatch, capsys):

@@ -122,5 +122,15 @@ def test_a_hint_for_a_misspelt_choice():
     schema.check(config)
 
 
+def test_old_names_are_refused_with_the_new_ones():
+  for key, value, words in (
+    ("fast_attention", True, "kernels='auto' or kernels='xla'"),
+    ("objective", "patches", "objective='mae'"),
+  ):
+    config = pretrain.get_config("vit,cifar10")
+    with pytest.raises(UserError, match=words):
+      schema.change(config, {key: value})
+
+
 if __name__ == "__main__":
   print(page_of_keys(), end="")
