@@ -134,6 +134,18 @@ def test_loops_of_a_compiled_program_count_as_often_as_they_run():
   assert read == pytest.approx(7, rel=0.1)
 
 
+def test_slices_and_updates_in_place_count_their_part_alone():
+  """Each row is read once and written once, into an array of zeros."""
+
+  def rows(x):
+    return jax.lax.scan(lambda i, row: (i, jnp.sin(row)), 0, x)[1]
+
+  x = jnp.ones((64, 4096))
+  text = jax.jit(rows).lower(x).compile().as_text()
+  moved = program.gpu_bytes(program.parse(text)) / x.nbytes
+  assert moved == pytest.approx(3, rel=0.01)
+
+
 @pytest.mark.parametrize(
   ("text", "words"),
   [

@@ -115,7 +115,8 @@ def gpu_bytes(computations):
     for name, inner in fused.items():
       if inner.opcode == "parameter":
         users = [x for x in fused.values() if name in x.operands]
-        if all(x.opcode in SLICES for x in users):
+        # Elsewhere than in the first place it is an index.
+        if all(x.opcode in SLICES and x.operands[0] == name for x in users):
           number = int(re.search(r"parameter\((\d+)\)", inner.line)[1])
           moved[number] = sum(x.bytes for x in users if x.opcode != UPDATE)
       elif inner.opcode == UPDATE:
