@@ -24,6 +24,7 @@ INSTALL = [
   "tensorboard>=2.18",  # needed by clu's writers
   "tensorflow>=2.20",
   "tensorflow-datasets>=4.9.8",
+  "threadpoolctl>=3.5",  # scikit-learn's threads
   "tqdm>=4.66",
 ]
 

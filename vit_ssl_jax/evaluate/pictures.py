@@ -2,6 +2,7 @@
 
 import matplotlib as mpl
 import numpy as np
+import threadpoolctl
 from matplotlib.figure import Figure
 from sklearn import decomposition, manifold
 
@@ -120,7 +121,9 @@ def features(network, dataset, batch_size, count=2000):
   for axis, title, method in zip(
     axes, ("PCA", "t-SNE"), (pca, tsne), strict=True
   ):
-    scatter(axis, method.fit_transform(vectors), labels, dataset.classes)
+    with threadpoolctl.threadpool_limits(1):  # t-SNE's threads mostly wait
+      points = method.fit_transform(vectors)
+    scatter(axis, points, labels, dataset.classes)
     axis.set_title(title)
   right = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
   axes[-1].legend(fontsize=7, markerscale=2, **right)
