@@ -48,13 +48,7 @@ def __getattr__(name):
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Estimator(sklearn.base.BaseEstimator):
-  """Base class of both stages.
-
-  Attributes, after `fit`:
-    config_: the run's config as nested dicts.
-    result_: the content of result.json.
-    history_: the lines of metrics.jsonl.
-  """
+  """Base class of both stages; its fields are described in `Pretrainer`."""
 
   init = None
 
@@ -98,7 +92,7 @@ class Estimator(sklearn.base.BaseEstimator):
     return self
 
   def save_init(self, folder):
-    """The path of the initial weights; an estimator is saved to `folder`."""
+    """The path of the initial weights; saves an estimator to `folder`."""
     if not isinstance(self.init, Estimator):
       return str(self.init)
     if not folder.exists():
@@ -130,11 +124,7 @@ class Estimator(sklearn.base.BaseEstimator):
     self.history_ = metrics.read(workdir)
 
   def save(self, path):
-    """Writes a workdir for `load`, export, predict and init_from.
-
-    Raises:
-      UserError: the folder is not empty.
-    """
+    """Writes a workdir, for `load` and all commands, to an empty folder."""
     sklearn.utils.validation.check_is_fitted(self, "config_")
     path = pathlib.Path(path)
     if path.exists() and any(path.iterdir()):
@@ -174,16 +164,12 @@ class Estimator(sklearn.base.BaseEstimator):
       return export.export(run, to, path, overwrite=overwrite)
 
   def attention(self, images):
-    """Attention maps of the last block, (N, heads, rows, columns) float32.
-
-    Args:
-      images: as in `fit`.
-    """
-    return self.network().attention(self.decode(images), BATCH)
+    """Attention maps of the last block, (N, heads, rows, columns) float32."""
+    images = self.decode(images)
+    return self.network().attention(images, BATCH)
 
   def network(self, num_classes=0):
     """The trained network, with the mean and std of its images."""
-    sklearn.utils.validation.check_is_fitted(self, "config_")
     params = self._state.get("params") or self._state["teacher"]["backbone"]
     if not num_classes:
       params = {k: x for k, x in params.items() if k != "head"}
@@ -222,20 +208,21 @@ class Pretrainer(sklearn.base.TransformerMixin, Estimator):
       temporary one.
     seed: random seed.
     config: other keys of the recipe, such as {"model.depth": 6}.
+
+  Attributes, after `fit`:
+    config_: the run's config as nested dicts.
+    result_: the content of result.json.
+    history_: the lines of metrics.jsonl.
   """
 
   STAGE = "pretrain"
 
   def fit(self, X, y=None):
-    """Pretrains.
+    """Pretrains; after an interrupt the same call resumes.
 
     Args:
       X: (N, H, W, 3) or (N, H, W) uint8, or a folder of images.
       y: ignored.
-
-    Raises:
-      UserError: X holds no images, or a parameter is out of its range.
-      KeyboardInterrupt: the same call resumes.
     """
     images, _ = facts.listed(X)
     labels = np.zeros(len(images), np.int32)
@@ -243,20 +230,21 @@ class Pretrainer(sklearn.base.TransformerMixin, Estimator):
 
   def transform(self, X):
     """Features of images, (N, D) float32."""
-    return self.network().features(self.decode(X), BATCH)
+    images = self.decode(X)
+    return self.network().features(images, BATCH)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Classifier(sklearn.base.ClassifierMixin, Estimator):
   """Fine-tuning from a teacher, or training from scratch.
 
-  The other parameters are those of `Pretrainer`.
+  Parameters and attributes are those of `Pretrainer`, and these:
 
   Args:
     init: a fitted `Pretrainer`, or a path as in `--config.init_from`; None
       trains from scratch.
 
-  Attributes:
+  Attributes, after `fit`:
     classes_: the labels, sorted.
   """
 
@@ -266,16 +254,12 @@ class Classifier(sklearn.base.ClassifierMixin, Estimator):
   STAGE = "finetune"
 
   def fit(self, X, y=None):
-    """Fine-tunes.
+    """Fine-tunes; after an interrupt the same call resumes.
 
     Args:
       X: (N, H, W, 3) or (N, H, W) uint8, or a folder with a folder of images
         for each class.
       y: (N,) labels of any type; None if X is a folder.
-
-    Raises:
-      UserError: X and y do not match, or a parameter is out of its range.
-      KeyboardInterrupt: the same call resumes.
     """
     images, folders = facts.listed(X)
     y = folders if y is None else y
@@ -299,9 +283,8 @@ class Classifier(sklearn.base.ClassifierMixin, Estimator):
 
   def decision_function(self, X):
     """Logits, (N, C) float32."""
-    sklearn.utils.validation.check_is_fitted(self, "config_")
-    network = self.network(len(self.classes_))
-    return network.logits(self.decode(X), BATCH)
+    images = self.decode(X)  # checks that it is fitted
+    return self.network(len(self.classes_)).logits(images, BATCH)
 
   def predict_proba(self, X):
     """Probabilities of the classes, (N, C) float32."""

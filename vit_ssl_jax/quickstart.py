@@ -12,7 +12,6 @@ Writes contact_sheet.png, summary.json, summary.png, report.html and the workdir
 of each run to --out.
 """
 
-import contextlib
 import json
 import pathlib
 import shutil
@@ -30,6 +29,7 @@ from vit_ssl_jax.train import resolve
 FRACTIONS = (1.0, 0.1)  # of the labels
 # Shares of the budget by stage and fraction; the rest is for the report.
 SHARES = {"pretrain": 0.56, 1.0: 0.13, 0.1: 0.05}
+PARTS = ("prepare", "pretrain", "finetune", "report")  # timed
 MAX_CLASSES = 10  # in pictures, with as many images of each
 
 
@@ -52,43 +52,36 @@ def main(argv=None):
 
 def quickstart(args):
   """Trains, evaluates and reports; returns the content of summary.json."""
-  budget, out, parts = parse_budget(args), args.out, {}
+  budget, out, laps = parse_budget(args), args.out, [time.perf_counter()]
   prepare_folder(out)
   if budget:
     cli.log(f"about {cli.duration(budget)}, from --budget={args.budget}")
-  with timed(parts, "prepare"):
-    config = make_config("pretrain", args, budget)
-    config = resolve.resolve(config, out / "pretrain")
-    draw_contact_sheet(config, out / "contact_sheet.png")
-    # Before any training, so that a budget that is too small shows at once.
-    tunings = {x: tuning_config(config, args, budget, x) for x in FRACTIONS}
-  with timed(parts, "pretrain"):
-    cli.log(f"[1/{1 + 2 * len(FRACTIONS)}] pretraining without labels")
-    pretrained = train.run(config, out / "pretrain")
-  with timed(parts, "finetune"):
-    runs, workdirs, seconds = finetune(tunings, out)
-  with timed(parts, "report"):
-    draw_summary(out / "summary.png", config, out / "pretrain", workdirs)
-    report = map(build.read_run, (out / "pretrain", *workdirs.values()))
-    files.write(out / "report.html", build.build(list(report)))
+  config = make_config("pretrain", args, budget)
+  config = resolve.resolve(config, out / "pretrain")
+  draw_contact_sheet(config, out / "contact_sheet.png")
+  # Before any training, so that a budget that is too small shows at once.
+  tunings = {x: tuning_config(config, args, budget, x) for x in FRACTIONS}
+  laps.append(time.perf_counter())
+  cli.log(f"[1/{1 + 2 * len(FRACTIONS)}] pretraining without labels")
+  pretrained = train.run(config, out / "pretrain")
+  laps.append(time.perf_counter())
+  runs, workdirs, seconds = finetune(tunings, out)
+  laps.append(time.perf_counter())
+  draw_summary(out / "summary.png", config, out / "pretrain", workdirs)
+  report = map(build.read_run, (out / "pretrain", *workdirs.values()))
+  files.write(out / "report.html", build.build(list(report)))
+  laps.append(time.perf_counter())
   # More than this process took if runs were resumed.
   seconds += pretrained["seconds"]
+  parts = zip(PARTS, np.diff(laps), strict=True)
   summary = {
     "runs": runs,
     **{k: x for k, x in pretrained.items() if k.startswith("knn")},
-    "seconds": round(max(sum(parts.values()), seconds), 1),
-    "parts": {name: round(x, 1) for name, x in parts.items()},
+    "seconds": round(max(laps[-1] - laps[0], seconds), 1),
+    "parts": {name: round(float(x), 1) for name, x in parts},
   }
   files.write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
   return summary
-
-
-@contextlib.contextmanager
-def timed(parts, name):
-  """Stores the seconds of a block in parts[name]."""
-  began = time.perf_counter()
-  yield
-  parts[name] = time.perf_counter() - began
 
 
 def prepare_folder(out):
@@ -137,17 +130,15 @@ def tuning_config(config, args, budget, fraction):
   """The complete config of a fine-tuning with the network of `config`."""
   tuning = make_config("finetune", args, budget, fraction)
   tuning.model.update(config.model)
-  workdir = args.out / folder("scratch", fraction)
   try:
-    return resolve.resolve(tuning, workdir)
+    return resolve.resolve(tuning, workdir(args.out, "scratch", fraction))
   except UserError as e:
     run = f"fine-tuning on {fraction:.0%} of the labels"
     raise UserError(f"{run}, within --budget={args.budget}: {e}") from e
 
 
-def folder(source, fraction):
-  """The name of a fine-tuning's workdir."""
-  return f"finetune_{source}_{round(100 * fraction)}"
+def workdir(out, source, fraction):
+  return out / f"finetune_{source}_{round(100 * fraction)}"
 
 
 def finetune(tunings, out):
@@ -160,7 +151,7 @@ def finetune(tunings, out):
       number = f"[{len(workdirs) + 2}/{1 + 2 * len(tunings)}]"
       cli.log(f"{number} fine-tuning, {title}")
       tuning.init_from = str(out / "pretrain") if source != "scratch" else ""
-      workdirs[title] = out / folder(source, fraction)
+      workdirs[title] = workdir(out, source, fraction)
       result = train.run(tuning, workdirs[title])
       runs[-1][f"top1_{source}"] = result["top1"]
       seconds += result["seconds"]
@@ -171,14 +162,16 @@ def draw_contact_sheet(config, path):
   """Draws training images of each class, and views of one, before training."""
   dataset = load.load_config(config)
   labels = np.asarray(dataset.train_labels)
-  counts = np.bincount(labels, minlength=len(dataset.classes))
-  classes = [f"{x} {n:,}" for x, n in zip(dataset.classes, counts, strict=True)]
-  more = [f"{len(classes) - MAX_CLASSES} more classes"]
-  more *= len(classes) > MAX_CLASSES
-  cli.log(f"training images: {', '.join(classes[:MAX_CLASSES] + more)}")
-  rows = [
-    (name, dataset.train_images[np.flatnonzero(labels == i)[:MAX_CLASSES]])
+  members = {
+    name: np.flatnonzero(labels == i)
     for i, name in enumerate(dataset.classes[:MAX_CLASSES])
+  }
+  counts = [f"{name} {len(x):,}" for name, x in members.items()]
+  if more := len(dataset.classes) - len(counts):
+    counts.append(f"{more} more classes")
+  cli.log(f"training images: {', '.join(counts)}")
+  rows = [
+    (name, dataset.train_images[x[:MAX_CLASSES]]) for name, x in members.items()
   ]
   figures.draw_contact_sheet(config, rows).savefig(path, dpi=90)
   cli.log(f"training images and their views: {path}")
@@ -201,8 +194,9 @@ def print_summary(summary, out):
     rows.append((f"{fraction:.0%}", scratch, pretrained, pretrained - scratch))
   header = ("labels", "top-1, %: scratch", "pretrained", "gain")
   print(f"\n{cli.table(header, rows)}\n")
-  knn = (("teacher", "knn"), ("raw pixels", "knn_raw_pixels"))
-  knn += (("untrained network", "knn_untrained"),)
-  text = ", ".join(f"{title} {summary[key]:.2f}" for title, key in knn)
-  print(f"k-NN on features, %: {text}")
+  print(
+    f"k-NN on features, %: teacher {summary['knn']:.2f},"
+    f" raw pixels {summary['knn_raw_pixels']:.2f},"
+    f" untrained network {summary['knn_untrained']:.2f}"
+  )
   print(f"{cli.duration(summary['seconds'])}; see {out}/report.html")
