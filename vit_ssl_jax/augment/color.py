@@ -1,8 +1,7 @@
 """Colour and filter operations on one image, float32 (H, W, 3) in [0, 1].
 
-They agree with Pillow's operations on 8-bit images, which is what torchvision
-and the paper's code run: each works on the 256 levels, and rounds or truncates
-where Pillow does. Parameters may be traced.
+Each works on 256 levels, and rounds or truncates where Pillow does, which
+torchvision and the paper's code run. Parameters may be traced.
 """
 
 import itertools
@@ -35,10 +34,8 @@ def to_image(levels):
 def box_matrix(size, radius):
   """Matrix (size, size) of one of the three box blurs of Pillow's Gaussian.
 
-  The box has a fractional width, so that all three have the variance radius²;
-  the outermost pixel repeats beyond the border. Of a box of width 2b + 1 around
-  pixel i, the share (t - i + b + 1) / (2b + 1) lies before the end of pixel t;
-  a column is the difference of two such shares.
+  Of a box of width 2b + 1 around pixel i, the share (t - i + b + 1) / (2b + 1)
+  lies before the end of pixel t; a column is the difference of two shares.
   """
   variance = radius**2 / BOXES
   whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
@@ -51,10 +48,7 @@ def box_matrix(size, radius):
 
 
 def gaussian_blur(image, radius):
-  """`ImageFilter.GaussianBlur(radius)`; radius in pixels, 0 is identity.
-
-  As in Pillow, levels are rounded after each box.
-  """
+  """`ImageFilter.GaussianBlur(radius)`; radius in pixels, 0 is identity."""
   levels = to_levels(image)
   for axis, product in ((1, "jw,hwc->hjc"), (0, "ih,hwc->iwc")):
     box = box_matrix(image.shape[axis], radius)
@@ -82,11 +76,7 @@ def saturation(image, factor):
 
 
 def sharpness(image, factor):
-  """`ImageEnhance.Sharpness`: factor 0 is smoothed, 1 the image.
-
-  The smoothing kernel is 5 in the middle and 1 around it; the outermost
-  pixels stay as they are.
-  """
+  """`ImageEnhance.Sharpness`: factor 0 is smoothed, 1 the image."""
   levels = to_levels(image)
   rows = levels[:-2] + levels[1:-1] + levels[2:]
   around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
@@ -95,10 +85,7 @@ def sharpness(image, factor):
 
 
 def hue(image, shift):
-  """torchvision's `adjust_hue` on Pillow images; shift in turns, ±0.5.
-
-  Like Pillow's HSV, hue and saturation are 8-bit too.
-  """
+  """torchvision's `adjust_hue` on Pillow images; shift in turns, ±0.5."""
   levels = to_levels(image)
   red, green, blue = levels[..., 0], levels[..., 1], levels[..., 2]
   value = jnp.maximum(jnp.maximum(red, green), blue)
@@ -177,9 +164,8 @@ def equalize(image):
 def color_jitter(key, image, probability, strengths):
   """torchvision's `ColorJitter`, with the given probability.
 
-  Strengths are (brightness, contrast, saturation, hue). Factors are uniform in
-  [max(0, 1 - strength), 1 + strength], the hue's shift in ±strength turns; the
-  four run in one of 24 equally likely orders.
+  Strengths are (brightness, contrast, saturation, hue); the four run in one of
+  24 equally likely orders.
   """
   draws = jax.random.uniform(key, (6,))
   *factors, shift = np.array(strengths, np.float32)

@@ -22,9 +22,8 @@ GREY = 128 / 255  # fills what an affine map uncovers, as AutoAugment has it
 def resize_matrix(size, start, length, input_size):
   """Weights (size, input_size) of Pillow's bicubic resize along one axis.
 
-  Pixels start … start + length - 1 of input_size become `size` pixels, as if
-  the rest had been cut off first. The cubic has a = -0.5 and is stretched by
-  the factor of reduction, if there is one (antialiasing).
+  `length` pixels from `start` become `size`. The cubic has a = -0.5 and is
+  stretched by the factor of reduction, if there is one (antialiasing).
   """
   start = jnp.asarray(start, jnp.float32)
   length = jnp.asarray(length, jnp.float32)
@@ -34,9 +33,8 @@ def resize_matrix(size, start, length, input_size):
   pixel = jnp.arange(input_size)[None, :] - start
   first = jnp.floor(centre - 2 * stretch + 0.5)
   last = jnp.floor(centre + 2 * stretch + 0.5)
-  inside = (pixel >= jnp.maximum(first, 0)) & (
-    pixel < jnp.minimum(last, length)
-  )
+  inside = pixel >= jnp.maximum(first, 0)
+  inside &= pixel < jnp.minimum(last, length)
   x = jnp.abs(pixel + 0.5 - centre) / stretch
   near = (1.5 * x - 2.5) * x * x + 1
   far = ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -45,11 +43,7 @@ def resize_matrix(size, start, length, input_size):
 
 
 def resized_crop(image, box, size):
-  """Crops box = (top, left, height, width) and resizes to (size, size, 3).
-
-  Pillow's bicubic resize: columns first, rounded to 8-bit levels after each
-  pass.
-  """
+  """Crops box = (top, left, height, width) and resizes to (size, size, 3)."""
   top, left, height, width = box
   rows = resize_matrix(size, top, height, image.shape[0])
   columns = resize_matrix(size, left, width, image.shape[1])
@@ -69,9 +63,8 @@ def random_resized_crop(key, image, size, scale):
 def random_crop_box(key, height, width, scale):
   """torchvision's `RandomResizedCrop.get_params`: (top, left, height, width).
 
-  The first of ten tries (share of the area uniform in `scale`, log of width /
-  height uniform in ASPECT) that fits, else the largest central box within
-  ASPECT; whole numbers as float32.
+  Whole numbers as float32: the first of ten tries that fits, else the largest
+  central box within ASPECT.
   """
   draws = jax.random.uniform(key, (CROP_TRIES + 1, 2))
   shares, logs = draws[1:].T
@@ -91,10 +84,9 @@ def random_crop_box(key, height, width, scale):
 
 
 def _first_fit(place, sizes, fits, image_size):
-  """The first box (top, left, height, width) of `sizes` that fits.
+  """The first box (top, left, height, width) that fits, or one of sides 0.
 
-  `place` (2,) in [0, 1) says how far down and to the right it lies; its sides
-  are 0 if none fits.
+  `place` (2,) in [0, 1) says how far down and to the right it lies.
   """
   first = fits & (jnp.cumsum(fits) == 1)
   size = jnp.stack([jnp.sum(jnp.where(first, tried, 0)) for tried in sizes])
@@ -126,9 +118,8 @@ def pad_crop(key, image, padding):
 def random_erasing(key, image, probability, area, aspect, fill):
   """Fills a random rectangle with `fill` (3,), with the given probability.
 
-  As in the paper's code: share of the area and height / width are uniform, and
-  the first of 100 tries that is smaller than the image counts, at a uniform
-  place; if none is, nothing is erased.
+  As in the paper's code: share of the area and height / width are uniform; the
+  first of 100 tries that is smaller than the image counts.
   """
   height, width, _ = image.shape
   draws = jax.random.uniform(key, (ERASING_TRIES + 2, 2))

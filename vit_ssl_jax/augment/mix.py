@@ -28,11 +28,7 @@ def cutmix(images, targets, partner, box):
 
 
 def random_box(key, height, width, lam):
-  """CutMix's box (r0, c0, r1, c1): `rand_bbox` of the paper's code.
-
-  Its sides are sqrt(1 - lam) of the image's, around a uniform centre, clipped
-  at the border.
-  """
+  """CutMix's box (r0, c0, r1, c1): `rand_bbox` of the paper's code."""
   size = jnp.array([height, width])
   cut = jnp.floor(size * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
   centre = jax.random.randint(key, (2,), 0, size)
@@ -44,8 +40,7 @@ def random_box(key, height, width, lam):
 def random_mix(key, images, targets, probability, mixup_alpha, cutmix_alpha):
   """Applies mixup or CutMix, at even odds, with the given probability.
 
-  lam is drawn from Beta(alpha, alpha), once for the whole batch, as in the
-  paper's code.
+  lam is one draw for the batch, from Beta(alpha, alpha).
   """
   keys = jax.random.split(key, 6)
   partner = jax.random.permutation(keys[0], images.shape[0])

@@ -62,16 +62,8 @@ def multi_crop(key, images, views, mean, std):
 def view(key, image, views, size, scale, blur, solarize):
   """One view (size, size, 3) of one image (H, W, 3) in [0, 1].
 
-  The order is that of the paper's code (`DataAugmentation`). Each step has its
-  own key, so that appending a step leaves the others' random numbers alone.
-
-  Args:
-    key: PRNG key.
-    image: (H, W, 3) in [0, 1].
-    views: the config's `views`.
-    size: of the view, in pixels.
-    scale: smallest and largest share of the image's area that is cropped.
-    blur, solarize: probabilities.
+  The order is that of the paper's code (`DataAugmentation`). `scale` bounds the
+  share of the area that is cropped; `blur` and `solarize` are probabilities.
   """
   keys = jax.random.split(key, 6)
   image = random_resized_crop(keys[0], image, size, scale)
@@ -90,15 +82,6 @@ def supervised(key, images, augment, mean, std):
   Image i's result depends on (key, i, image i) alone. As in the paper's code,
   erasing comes last and writes the raw channel means: an erased pixel holds
   `mean` in normalised units, which is not the mean colour.
-
-  Args:
-    key: PRNG key.
-    images: (B, H, W, 3) uint8.
-    augment: the config's `augment`.
-    mean, std: (3,), of the channels.
-
-  Returns:
-    (B, H, W, 3) float32.
   """
 
   def augmented(key, image):

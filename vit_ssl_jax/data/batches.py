@@ -53,15 +53,10 @@ def order(seed, epoch, size):
 
 
 def steps_per_epoch(size, batch_size):
-  """Whole batches in an epoch; the images left over wait for the next one.
-
-  Raises:
-    UserError: there is no whole batch.
-  """
+  """Whole batches in an epoch; the images left over wait for the next one."""
   if not 1 <= batch_size <= size:
     raise UserError(
-      f"batch_size must be from 1 to {size}, the number of training images, not"
-      f" {batch_size}"
+      f"batch_size must be from 1 to {size} (training images), not {batch_size}"
     )
   return size // batch_size
 
@@ -77,25 +72,16 @@ def make_source(
   epoch_images=None,
   fingerprints=None,
 ) -> Source:
-  """Makes the source of training batches.
+  """Training batches of images (N, H, W, 3) and labels (N,).
 
-  Args:
-    images: (N, H, W, 3) uint8, the same on every host.
-    labels: (N,) int32.
-    batch_size: B, a multiple of the mesh's devices.
-    seed: fixes the order, with the epoch.
-    mesh: batches are sharded over its devices.
-    placement: one of `PLACEMENTS`.
-    epoch_images: number of images that count as an epoch; None is N.
-    fingerprints: (N,) uint64; images are ranked by them first, so that the
-      order in which they are stored does not matter.
-
-  Raises:
-    UserError: B exceeds N.
+  `epoch_images` is the number of images that count as an epoch, N by default.
+  With `fingerprints`, (N,) uint64, images are ranked by content first, so that
+  the order in which they are stored does not matter.
   """
   steps_per_epoch(len(images), batch_size)
-  rank = np.arange(len(images), dtype=np.int32)
-  if fingerprints is not None:
+  if fingerprints is None:
+    rank = np.arange(len(images), dtype=np.int32)
+  else:
     rank = ranked(labels, fingerprints)
   indices = functools.partial(epoch_indices, seed, rank, batch_size)
   make = resident if placement == "device" else streamed
@@ -138,7 +124,10 @@ def streamed(images, labels, batch_size, indices, mesh):
   """Arrays, fetch and items of a dataset in host memory or on disk."""
   sharding = batch_sharding(mesh)
   data = {"image": images, "label": labels}
-  rows = local_rows(sharding, batch_size)
+  # Rows of the global batch that this host's devices hold.
+  rows = np.arange(batch_size)
+  parts = sharding.addressable_devices_indices_map(rows.shape).values()
+  rows = np.unique(np.concatenate([rows[part] for part in parts]))
 
   def items(start):
     for epoch in indices(start):
@@ -151,13 +140,6 @@ def streamed(images, labels, batch_size, indices, mesh):
         }
 
   return (), lambda arrays, item: item, items
-
-
-def local_rows(sharding, batch_size):
-  """Rows of the global batch that this host's devices hold."""
-  rows = np.arange(batch_size)
-  parts = sharding.addressable_devices_indices_map(rows.shape).values()
-  return np.unique(np.concatenate([rows[part] for part in parts]))
 
 
 def stream(data, indices):
@@ -178,11 +160,8 @@ def stream(data, indices):
 
 
 def auto_placement(nbytes, share, mesh):
-  """The first of `PLACEMENTS` with room for so many bytes of images.
-
-  They may take at most `share` of its memory. All hosts, which may differ in
-  memory, agree.
-  """
+  """The first of `PLACEMENTS` with room in `share` of its memory; all hosts
+  agree."""
   devices = mesh.local_devices
   stats = devices[0].memory_stats() or {}
   # CPU devices report none and share the host's.

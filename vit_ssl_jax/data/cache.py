@@ -19,7 +19,7 @@ from vit_ssl_jax.errors import UserError
 # Part of the cache's key: raise it when reading or decoding changes.
 FORMAT = 4
 ABANDONED = 3600  # seconds without a write
-# Memory limits of containers and jobs: cgroup version 2 and 1.
+# Memory limits of containers: cgroup version 2 and 1.
 LIMITS = (
   "/sys/fs/cgroup/memory.max",
   "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -92,18 +92,11 @@ def in_turn():
 
 
 def decoded(name, key, size, options, find) -> Decoded:
-  """Images from the cache, or decoded into it.
+  """Images from the cache, or decoded into it, or else into memory.
 
-  Images are written as they are decoded, so they never have to fit in memory.
-  Without a usable cache they are decoded into memory, with a warning.
-
-  Args:
-    name: prefix of the cached files and label of the progress bar.
-    key: everything that the images depend on, but `size` and `options.resize`.
-    size: S.
-    options: a `load.Options`, of which it reads `resize` and `progress`.
-    find: () -> (N, images to decode, labels), where reading the images may
-      append to the labels; called if the images are not cached.
+  `key` is all that the images depend on, beside `size` and `options.resize`.
+  `find` returns (N, images to decode, labels), where reading the images may
+  append to the labels; it is called if the images are not cached.
   """
   content = repr((FORMAT, key, size, options.resize)).encode()
   stem = f"{name}-{size}-{hashlib.sha256(content).hexdigest()[:16]}"
@@ -197,8 +190,8 @@ def check_memory(shape, error):
   if size > 0.8 * memory():
     folder = files.cache_directory("decoded")
     raise UserError(
-      f"the decoded images take {size / 1e9:.1f} GB, which fit neither in"
-      f" memory nor in the cache {folder} ({error.strerror}): set"
-      " XDG_CACHE_HOME to a larger disk"
+      f"the decoded images take {size / 1e9:.1f} GB and fit neither in memory"
+      f" nor in the cache ({folder}: {error.strerror}): set XDG_CACHE_HOME to a"
+      " larger disk"
     )
   cli.log(f"warning: the decoded images are not cached ({error})")

@@ -32,13 +32,7 @@ class Facts:
 
 
 def look(config, dataset=None) -> Facts:
-  """The facts of a config's dataset, or of a `load.Dataset`.
-
-  Only headers are read, none of the images decoded.
-
-  Raises:
-    UserError: there is no such dataset, or it cannot be read.
-  """
+  """The facts of a `load.Dataset`, or from headers of a config's dataset."""
   if dataset is not None:
     count, side = dataset.train_images.shape[:2]
     return Facts(count, len(dataset.classes), side)
@@ -90,14 +84,7 @@ def side_of(images):
 
 
 def listed(X):
-  """Images as a sequence, and their top folders' names if they have any.
-
-  Args:
-    X: (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, or a folder.
-
-  Raises:
-    UserError: X is neither, or holds no images.
-  """
+  """Images of an array or folder, and their top folders' names if any."""
   if isinstance(X, str | os.PathLike):
     root = os.path.expanduser(os.fspath(X))
     if not os.path.isdir(root):
@@ -120,19 +107,13 @@ def digest(images):
 
 
 def decode(images, size):
-  """Images from `listed` -> (N, S, S, 3) uint8 and fingerprints (N,).
-
-  Raises:
-    UserError: some are broken.
-  """
+  """Images from `listed` -> (N, S, S, 3) uint8 and fingerprints (N,)."""
   out = np.empty((len(images), size, size, 3), np.uint8)
   fingerprints, broken = pixels.decode_all(out, images, "crop", progress=True)
   if broken:
     row, why = next(iter(broken.items()))
     name = images[row] if isinstance(images, list) else f"image {row}"
-    raise UserError(
-      f"{len(broken)} images are broken; the first: {name} ({why})"
-    )
+    raise UserError(f"{len(broken)} images are broken, first {name} ({why})")
   return out, fingerprints
 
 

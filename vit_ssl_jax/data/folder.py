@@ -1,5 +1,6 @@
 """Custom datasets in a folder of images, one subfolder for each class."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -33,8 +34,16 @@ def read(path, size, options):
     part: decoded(path, folder, files[part], classes, size, options)
     for part, folder in folders.items()
   }
-  if not options.skip_broken_images:
-    check_broken(path, parts)
+  broken = [
+    f"{name} ({why})"
+    for part in parts.values()
+    for name, why in part.broken.items()
+  ]
+  if broken and not options.skip_broken_images:
+    raise UserError(
+      f"{path} has broken images ({len(broken)}): {enumerated(broken)};"
+      " skip_broken_images=True skips them"
+    )
   if "all" in parts:
     parts = hold_out(parts["all"], options.test_fraction, options.seed)
   check_left(path, parts, classes)
@@ -47,13 +56,19 @@ def layout(root):
     raise UserError(f"{root} must be a folder of images, and is a file")
   if not os.path.isdir(root):
     raise UserError(f"there is no folder {root!r}")
-  try:
+  with reading():
     folders = find_folders(root)
     files = {
       part: sorted(walk(os.path.join(root, folder)))
       for part, folder in folders.items()
     }
     return folders, files, find_classes(root, folders, files)
+
+
+@contextlib.contextmanager
+def reading():
+  try:
+    yield
   except OSError as error:
     raise UserError(
       f"{error.filename} cannot be read: {error.strerror}"
@@ -79,7 +94,7 @@ def find_folders(root):
   if "test" not in parts and "val" not in parts:
     raise UserError(
       f"{root} has {train} but no test or val folder: add one, or leave all out"
-      " and test_fraction holds out a share of every class"
+      " for test_fraction"
     )
   if "test" not in parts:
     parts["test"] = parts.pop("val")
@@ -114,18 +129,10 @@ def walk(folder, prefix="", above=frozenset()):
 
 
 def names(folder):
-  """Sorted relative paths of all images below a folder.
-
-  Raises:
-    UserError: there are none, or something cannot be read.
-  """
-  try:
+  """Sorted relative paths of all images below a folder."""
+  with reading():
     if paths := sorted(name for name, *_ in walk(folder)):
       return paths
-  except OSError as error:
-    raise UserError(
-      f"{error.filename} cannot be read: {error.strerror}"
-    ) from error
   raise UserError(f"{folder} has no images: no JPEG, PNG, WebP, BMP or GIF")
 
 
@@ -137,8 +144,8 @@ def find_classes(root, folders, files):
     if not inside:
       has = "images outside class folders" if listed else "no images"
       raise UserError(
-        f"{os.path.join(root, folders[part])} has {has}; there must be a folder"
-        " of images (JPEG, PNG, WebP, BMP or GIF) for each class"
+        f"{os.path.join(root, folders[part])} has {has}: it must have a folder"
+        " for each class"
       )
     files[part] = inside
     classes[part] = {file[0].partition("/")[0] for file in inside}
@@ -155,10 +162,7 @@ def find_classes(root, folders, files):
         f" {enumerated(new)}"
       )
   if len(classes[first]) < 2:
-    raise UserError(
-      f"{place} has only one class, {classes[first].pop()!r}; there must be at"
-      " least two"
-    )
+    raise UserError(f"{place} has only one class, {classes[first].pop()!r}")
   return tuple(sorted(classes[first]))
 
 
@@ -185,8 +189,7 @@ def decoded(root, folder, files, classes, size, options):
 def hold_out(part, fraction, seed):
   """Splits a part into "train" and "test" by labels of -1.
 
-  The split depends on the files' paths alone, not on how they are decoded, so
-  that no later run tests on images that an earlier one trained on.
+  It depends on the files' paths alone, not on how they are decoded.
   """
   labels, rows = part.labels, np.flatnonzero(part.labels >= 0)
   test = np.full_like(labels, -1)
@@ -198,19 +201,6 @@ def hold_out(part, fraction, seed):
     name: dataclasses.replace(part, labels=x)
     for name, x in (("train", train), ("test", test))
   }
-
-
-def check_broken(root, parts) -> None:
-  broken = [
-    f"{name} ({why})"
-    for part in parts.values()
-    for name, why in part.broken.items()
-  ]
-  if broken:
-    raise UserError(
-      f"{root} has broken images ({len(broken)}): {enumerated(broken)};"
-      " skip_broken_images=True skips them"
-    )
 
 
 def check_left(root, parts, classes) -> None:

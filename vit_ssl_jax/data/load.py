@@ -85,9 +85,6 @@ def load(name: str, image_size: int, **options) -> Dataset:
     name: one of `registry.SETS`, `npz:/path/file.npz` or `folder:/path`.
     image_size: S.
     **options: fields of `Options`.
-
-  Raises:
-    UserError: the dataset is unknown, missing, damaged or lacks a split.
   """
   options = Options(**options)
   entry = registry.get(name)
@@ -99,7 +96,13 @@ def load(name: str, image_size: int, **options) -> Dataset:
 
     parts, classes = tfds_sets.read(name, image_size, options)
   else:
-    check_no_splits(name, options)
+    for part in PARTS:
+      value = getattr(options, f"{part}_split")
+      if value not in ("", part):
+        raise UserError(
+          f"{part}_split must be '' for {name}, which has no TFDS splits, not"
+          f" {value!r}"
+        )
     if name.startswith(registry.NPZ):
       from vit_ssl_jax.data import npz as source
     else:
@@ -133,22 +136,8 @@ def arrays(parts):
   }
 
 
-def check_no_splits(name, options):
-  for part in PARTS:
-    value = getattr(options, f"{part}_split")
-    if value not in ("", part):
-      raise UserError(
-        f"{part}_split must be '' for {name}, which has no TFDS splits, not"
-        f" {value!r}"
-      )
-
-
 def split(name, parts, options):
-  """Holds out validation images, then keeps a share of the others.
-
-  Returns:
-    "train", "val" and "test" parts; the number of training images in between.
-  """
+  """The parts after both fractions; the training images before the second."""
   train, seed = parts["train"], options.seed
   if options.val_fraction and "val" in parts:
     raise UserError(
@@ -165,20 +154,18 @@ def split(name, parts, options):
     train = parts["train"]
   size = len(train.labels)
   if options.data_fraction < 1:
-    mask = np.zeros(size, bool)
     rows = splits.stratified(
       train.labels, train.fingerprints, options.data_fraction, seed, FRACTION
     )
-    mask[rows] = True
+    mask = np.isin(np.arange(size), rows)
     parts = parts | {"train": train.take(mask)}
   return parts, size
 
 
 def load_config(config) -> Dataset:
-  """Loads a config's dataset.
+  """Loads a config's dataset, on the first process first.
 
-  The first process goes first: the others find what it prepared and decoded,
-  or, on machines with other disks, do so one by one.
+  The others find what it prepared, or, with other disks, prepare it in turn.
   """
   for turn in (True, False):
     with hosts.sync_errors(), contextlib.ExitStack() as stack:
@@ -198,12 +185,11 @@ def load_config(config) -> Dataset:
 
 
 def open_data(config, mesh, dataset=None):
-  """Loads a config's dataset, unless it is given, and logs its description.
+  """Loads and describes a config's dataset, unless it is given.
 
   Returns:
-    config: with the dataset's mean and standard deviation.
-    dataset: a `Dataset`.
-    source: a `batches.Source` of training batches.
+    The config with the dataset's statistics, the `Dataset`, and a
+    `batches.Source` of training batches.
   """
   if dataset is None:
     dataset = load_config(config)

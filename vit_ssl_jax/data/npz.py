@@ -15,10 +15,10 @@ MAX_CLASSES = 100_000  # larger labels are no class indices
 
 
 def read(path, size, options):
-  """Reads the arrays of `KEYS` and, if there are any, of `VAL_KEYS`.
+  """Reads the arrays of `KEYS` and, if any, `VAL_KEYS`; ignores others.
 
   Images are (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, labels (N,) or
-  (N, 1) integers; other arrays are ignored. Classes are named by number.
+  (N, 1) integers, which name the classes.
   """
   try:
     with open(path, "rb") as file:
@@ -42,10 +42,7 @@ def read(path, size, options):
     raise UserError(f"{path} cannot be read: {error.strerror}") from error
   labels = set(parts["train"].labels.tolist())
   if len(labels) < 2:
-    raise UserError(
-      f"{path}: all train_labels are {labels.pop()}; there must be at least two"
-      " classes"
-    )
+    raise UserError(f"{path}: all train_labels are {labels.pop()}")
   for name, part in parts.items():
     if new := set(part.labels.tolist()) - labels:
       raise UserError(
@@ -74,7 +71,7 @@ def open_archive(path, file):
 
 
 def check_headers(path, archive, part):
-  """Raises UserError for invalid types and shapes, before reading any array."""
+  """Refuses invalid types and shapes, before reading any array."""
   (images, dtype), (labels, label_dtype) = (
     reading(path, key, lambda key=key: header(archive, key))
     for key in (f"{part}_images", f"{part}_labels")
@@ -88,13 +85,12 @@ def check_headers(path, archive, part):
     )
   if images[0] != labels[0]:
     raise UserError(
-      f"{path} has {images[0]} {part}_images but {labels[0]} {part}_labels;"
-      " there must be one label per image"
+      f"{path} has {images[0]} {part}_images but {labels[0]} {part}_labels"
     )
 
 
 def check_images(name, dtype, shape):
-  """Raises UserError unless an array of this type and shape holds images."""
+  """Refuses a type and shape that no array of images has."""
   grey = len(shape) == 3
   colour = len(shape) == 4 and shape[-1] in (1, 3)
   if dtype != np.uint8 or not (grey or colour) or 0 in shape:
@@ -119,14 +115,13 @@ def header(archive, key):
   memory = cache.memory()
   if size > memory / 2:
     raise ValueError(
-      f"{size / 1e9:.0f} GB are more than half of the memory of"
-      f" {memory / 1e9:.0f} GB"
+      f"{size / 1e9:.0f} GB, of a memory of {memory / 1e9:.0f} GB"
     )
   return shape, dtype
 
 
 def reading(path, key, read):
-  """The value of `read()`; raises UserError if the array is damaged."""
+  """The value of `read()`, unless the array is damaged."""
   try:
     return read()
   except Exception as error:  # zip files and headers break in many ways
@@ -143,8 +138,8 @@ def read_part(path, archive, part):
   labels = labels.reshape(-1)
   if labels.size and (labels.min() < 0 or labels.max() >= MAX_CLASSES):
     raise UserError(
-      f"{path}: {part}_labels must be class indices from 0 to"
-      f" {MAX_CLASSES - 1}, and are from {labels.min()} to {labels.max()}"
+      f"{path}: {part}_labels must be from 0 to {MAX_CLASSES - 1}, not from"
+      f" {labels.min()} to {labels.max()}"
     )
   if images.ndim == 4 and images.shape[-1] == 1:
     images = images[..., 0]

@@ -38,39 +38,23 @@ class BrokenImageError(ValueError):
 def decode(file, size, resize):
   """Decodes one image to (S, S, 3) uint8, as an image viewer shows it.
 
-  It is a path, an encoded image, or pixels, (H, W) or (H, W, 3) uint8.
-
+  `file` is a path, an encoded image, or pixels, (H, W) or (H, W, 3) uint8.
   Applies the EXIF orientation, composites transparency on white, scales 16-bit
-  grey to 8 bits and takes the first frame of an animation. Images that are not
-  S×S are resized, bicubic with antialiasing: "crop" resizes the shorter side
-  to S and takes the centre, "squash" ignores the aspect ratio.
-
-  Raises:
-    BrokenImageError: the image is damaged or of none of `FORMATS`.
-    UserError: the file cannot be read.
+  grey to 8 bits and takes an animation's first frame. "crop" resizes the
+  shorter side to S and takes the centre, "squash" ignores the aspect ratio;
+  both are bicubic with antialiasing.
   """
   with quiet():
     return decode_stored(file, size, resize)[0]
 
 
 def decode_all(out, files, resize, label="", progress=False):
-  """Decodes N images into out, (N, S, S, 3) uint8, in threads.
-
-  Args:
-    out: where to decode to; may be a np.memmap.
-    files: N images as for `decode`, read only a little ahead.
-    resize: "crop" or "squash", see `decode`.
-    label: of the progress bar.
-    progress: whether to show a bar.
+  """Decodes N files, as of `decode`, into out, (N, S, S, 3) uint8, in threads.
 
   Returns:
     fingerprints: (N,) uint64, hashes of the stored images' size and RGB bytes,
       independent of S.
     broken: row -> reason of each broken image; these rows are zeros.
-
-  Raises:
-    UserError: a file cannot be read.
-    ValueError: `files` has more or fewer than N images.
   """
   files, broken, start = iter(files), {}, 0
   fingerprints = np.zeros(len(out), np.uint64)
@@ -131,10 +115,7 @@ def cores():
 
 @contextlib.contextmanager
 def quiet():
-  """Hides Pillow's warnings, such as of odd EXIF; errors are raised anyway.
-
-  It changes the filters of all threads, so a pool's threads must not enter it.
-  """
+  """Hides Pillow's warnings in all threads, so none of a pool may enter it."""
   with warnings.catch_warnings():
     warnings.filterwarnings("ignore", module=r"PIL\b")
     yield
@@ -144,15 +125,17 @@ def decode_stored(file, size, resize):
   """The (S, S, 3) image and its fingerprint."""
   data = read(file)
   try:
-    if isinstance(data, np.ndarray):
-      image = Image.fromarray(data)
-    else:
-      image = upright(data)
-    image = rgb(image)
+    decoded = isinstance(data, np.ndarray)
+    image = rgb(Image.fromarray(data) if decoded else upright(data))
     stored = np.asarray(image)
     if image.size == (size, size):
       return stored, fingerprint(stored)
-    return np.asarray(square(image, size, resize)), fingerprint(stored)
+    bicubic = Image.Resampling.BICUBIC
+    if resize == "crop":
+      image = ImageOps.fit(image, (size, size), bicubic)
+    else:
+      image = image.resize((size, size), bicubic)
+    return np.asarray(image), fingerprint(stored)
   except (BrokenImageError, MemoryError):
     raise
   except Exception as error:  # Pillow's parsers raise errors of many types
@@ -170,7 +153,7 @@ def read(file):
 
 
 def upright(data):
-  """Decodes an image and applies its EXIF orientation."""
+  """An encoded image, by its EXIF orientation."""
   if not data:
     raise BrokenImageError("empty")
   try:
@@ -203,9 +186,3 @@ def fingerprint(image):
   digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=8)
   digest.update(np.ascontiguousarray(image))
   return int.from_bytes(digest.digest(), "little")
-
-
-def square(image, size, resize):
-  if resize == "crop":
-    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-  return image.resize((size, size), Image.Resampling.BICUBIC)

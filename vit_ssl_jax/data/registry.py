@@ -1,8 +1,4 @@
-"""Registry of datasets by name; adding a TFDS dataset takes one entry.
-
-The recipes, the loaders, the evaluation suites and the table in docs/data.md
-read it. It imports neither JAX nor TensorFlow.
-"""
+"""Registry of datasets by name; adding a TFDS dataset takes one entry."""
 
 import dataclasses
 
@@ -26,8 +22,7 @@ class Entry:
   resize: str = "crop"  # or "squash", see `pixels.decode`
   train_split: str = "train"  # the paper's, in TFDS's notation
   test_split: str = "test"
-  # Of the training images' channels in [0, 1], from the paper's code; () is
-  # computed.
+  # Of the channels in [0, 1], from the paper's code; () is computed.
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
   host: str = ""  # of TFDS's own builder; "" is one of `data.builders`
@@ -129,11 +124,7 @@ OWN = Entry()
 
 
 def get(name: str) -> Entry:
-  """The entry of a dataset; `OWN` for npz:/path/file.npz and folder:/path.
-
-  Raises:
-    UserError: there is no such dataset.
-  """
+  """The entry of a dataset; `OWN` for npz:/path/file.npz and folder:/path."""
   if name.startswith((NPZ, FOLDER)):
     return OWN
   if name in SETS:

@@ -1,7 +1,4 @@
-"""Stratified, seeded splits of a dataset.
-
-They depend on the images' content, not on the order in which they are stored.
-"""
+"""Stratified, seeded splits by the images' content, in any order."""
 
 import numpy as np
 
@@ -12,11 +9,9 @@ def ranked(labels, fingerprints):
 
 
 def stratified(labels, fingerprints, fraction, seed, stream):
-  """Sorted row indices of a share of every class.
+  """Sorted row indices of a share of every class, at least one image each.
 
-  Takes the first round(fraction × count) images of each class, at least one, in
-  an order fixed by (seed, stream, class): 25 % are a subset of 50 %. Streams
-  are independent of each other.
+  25 % are a subset of 50 %. Streams are independent of each other.
   """
   rows, rank = [], ranked(labels, fingerprints)
   for label in np.unique(labels):

@@ -17,8 +17,7 @@ CHUNK = 2**24  # bytes of images at a time
 def of_channels(images, progress=False):
   """(N, S, S, 3) uint8 -> mean and standard deviation of channels in [0, 1].
 
-  Exact, from histograms of the 256 levels. The deviation of a channel that
-  varies by less than one level is given as 1, so that it can be divided by.
+  The deviation of a channel that varies by less than one level is 1.
   """
   counts = np.zeros((3, 256), np.int64)
   step = max(1, CHUNK // int(np.prod(images.shape[1:])))

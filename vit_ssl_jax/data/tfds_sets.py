@@ -60,7 +60,7 @@ def prepared(name, root):
 
 
 def digits_root():
-  """Place of digits, which need no source, if the data directory is no use."""
+  """Place of digits where the data directory cannot be written."""
   return epath.Path(files.cache_directory("tfds"))
 
 
@@ -135,17 +135,13 @@ def check_answers(url):
 
 
 def unprepared(name, root, error):
-  entry = registry.SETS[name]
-  advice = "set TFDS_DATA_DIR or --config.data_dir to a directory that "
+  entry, need = registry.SETS[name], "can be written"
   if entry.host:
-    advice += f"holds it, made by `tfds build {entry.tfds_name}"
-    advice += " --data_dir=DIRECTORY` on a machine with a network"
-  else:
-    advice += "can be written"
-  why = line(getattr(error, "reason", error))
+    need = f"`tfds build {entry.tfds_name} --data_dir=DIRECTORY` filled"
   return UserError(
     f"dataset {name!r} is not in {root} and could not be prepared there"
-    f" ({why}): {advice}"
+    f" ({line(getattr(error, 'reason', error))}): set TFDS_DATA_DIR or"
+    f" --config.data_dir to a directory that {need}"
   )
 
 
@@ -164,7 +160,7 @@ def read_split(name, folder, split, size, options):
     if not count:
       raise UserError(
         f"split {split!r} of {name} is empty or unknown; its splits are"
-        f" {', '.join(builder.info.splits)}, and a part is, e.g., train[:10%]"
+        f" {', '.join(builder.info.splits)}, or a part, such as train[:10%]"
       )
     labels = []
     images = stored_images(builder, folder, split, count, labels)
@@ -176,10 +172,8 @@ def read_split(name, folder, split, size, options):
   stem = f"{name}-{folder.name}"
   part = cache.decoded(stem, key, size, options, find)
   if part.broken:
-    raise UserError(
-      f"{folder} holds {len(part.broken)} broken images; the first:"
-      f" {next(iter(part.broken.values()))}"
-    )
+    why = next(iter(part.broken.values()))
+    raise UserError(f"{folder} holds {len(part.broken)} broken images: {why}")
   return part
 
 
@@ -204,8 +198,7 @@ def stored_images(builder, folder, split, count, labels):
     raise UserError(f"{folder} cannot be read: {why}") from error
   if len(labels) != count:
     raise UserError(
-      f"{folder} is damaged: {split} has {len(labels)} images instead of"
-      f" {count}"
+      f"{folder} is damaged: {split} has {len(labels)} of {count} images"
     )
 
 

@@ -1,9 +1,7 @@
 """Common code of the builders: official archives and labelled image files.
 
-An archive is looked for in TFDS's manual directory, DATA_DIR/downloads/manual,
-as the extracted folder or as the file, and downloaded otherwise. URLs, sizes
-and SHA-256 checksums are in checksums.tsv; where only an MD5 checksum was
-published, nothing can be downloaded.
+An archive is looked for in DATA_DIR/downloads/manual, as the extracted folder
+or as the file, and downloaded otherwise.
 """
 
 import hashlib
@@ -24,11 +22,7 @@ IMAGE_STARTS = (b"\xff\xd8", b"\x89PNG")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A dataset of labelled image files, stored unchanged.
-
-  Images and classes are counted against the published numbers before anything
-  is written.
-  """
+  """A dataset of labelled image files, stored unchanged."""
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
@@ -86,14 +80,11 @@ def collect(builder, manager, archives, *, gone=False, instead=""):
     builder: whose checksums.tsv describes the archives.
     manager: TFDS's download manager.
     archives: file name -> folder that it extracts to; "" is used as it is.
-    gone: whether no official source answers any more.
-    instead: of another release that would do, for the error.
+    gone: no official source answers any more.
+    instead: another release, for the error.
 
   Returns:
     For each archive its folder, or the file if it has none.
-
-  Raises:
-    UserError: something is missing, is not the official file, or is damaged.
   """
   infos = {x.filename: (url, x) for url, x in builder.url_infos.items()}
   place = manual_dir(manager)
@@ -140,7 +131,7 @@ def described(info, folder):
 
 
 def check_official(file, info):
-  """Raises UserError unless a file has the official size and checksum."""
+  """Refuses a file without the official size and checksum."""
   size = file.stat().length
   kind = "md5" if len(info.checksum) == 32 else "sha256"
   if info.size and size != info.size:
@@ -156,7 +147,7 @@ def check_official(file, info):
 
 
 def download(manager, url, info):
-  """A file, downloaded and checked by TFDS; raises OSError if it cannot be."""
+  """A file, downloaded and checked by TFDS."""
   try:
     check_answers(url)
     return epath.Path(manager.download(url))
@@ -190,17 +181,9 @@ def lines(path):
 
 
 def class_folders(root, folder, classes, suffix):
-  """Images in a folder for each class, as (path below root, label).
+  """(path below root, label) of the images in root/folder/CLASS/*suffix.
 
-  Args:
-    root: what the listed paths are below.
-    folder: below `root`; holds the class folders.
-    classes: the class folders, in the order of the labels; may be deeper, as
-      in "n01443537/images".
-    suffix: the images', such as ".png".
-
-  Raises:
-    UserError: a class has no folder, or a folder no class.
+  A class may be a deeper folder, such as "n01443537/images".
   """
   place = root / folder
   tops = {name.split("/")[0] for name in classes}
@@ -221,7 +204,7 @@ def class_folders(root, folder, classes, suffix):
 
 
 def refuse(place, fault, names):
-  """Raises UserError "PLACE FAULT NAME and N more" if there are names."""
+  """Raises an error that names the first of some names, if there are any."""
   if names := sorted(names):
     more = f" and {len(names) - 1:,} more" if names[1:] else ""
     raise UserError(f"{place} {fault} {names[0]}{more}")

@@ -72,11 +72,7 @@ def listed(root, name, variants):
 def without_banner(data):
   """The bytes of a JPEG image without its last `BANNER` rows.
 
-  Encodes it anew with its own quantisation tables, chroma subsampling and block
-  grid, which keeps nearly all pixels and the file's size.
-
-  Raises:
-    OSError, ValueError: it is no JPEG image, or has no more rows.
+  Its own quantisation tables and chroma subsampling keep nearly all pixels.
   """
   with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
     width, height = image.size
