@@ -1,4 +1,7 @@
-"""Each operation on one image against Pillow, at random parameters."""
+"""Operations on one image against Pillow, where golden numbers do not reach.
+
+Constant and oblong images, and any parameter.
+"""
 
 import functools
 
@@ -43,58 +46,14 @@ def _rotate(image, degrees):
   return Image.composite(turned, grey, turned).convert("RGB")
 
 
-def _hue(image, shift):
-  h, s, v = image.convert("HSV").split()
-  h = (np.asarray(h).astype(int) + int(shift * 255)) % 256
-  h = Image.fromarray(h.astype(np.uint8))
-  return Image.merge("HSV", (h, s, v)).convert("RGB")
-
-
 BICUBIC, NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
 
 # name -> (ours, Pillow's, smallest and largest parameter)
 OPERATIONS = {
-  "brightness": (
-    color.brightness,
-    lambda image, x: ImageEnhance.Brightness(image).enhance(x),
-    (0.0, 2.0),
-  ),
-  "contrast": (
-    color.contrast,
-    lambda image, x: ImageEnhance.Contrast(image).enhance(x),
-    (0.0, 2.0),
-  ),
-  "saturation": (
-    color.saturation,
-    lambda image, x: ImageEnhance.Color(image).enhance(x),
-    (0.0, 2.0),
-  ),
   "sharpness": (
     color.sharpness,
     lambda image, x: ImageEnhance.Sharpness(image).enhance(x),
     (0.0, 2.0),
-  ),
-  "hue": (color.hue, _hue, (-0.5, 0.5)),
-  "grayscale": (
-    lambda image, _: color.grayscale(image),
-    lambda image, _: image.convert("L").convert("RGB"),
-    (0, 1),
-  ),
-  "blur": (
-    color.gaussian_blur,
-    lambda image, x: image.filter(ImageFilter.GaussianBlur(float(x))),
-    (0.0, 3.0),
-  ),
-  "solarize": (color.solarize, ImageOps.solarize, (0, 256)),
-  "posterize": (
-    lambda image, x: color.posterize(image, jnp.round(x)),
-    lambda image, x: ImageOps.posterize(image, round(float(x))),
-    (1, 8),
-  ),
-  "invert": (
-    lambda image, _: color.invert(image),
-    lambda image, _: ImageOps.invert(image),
-    (0, 1),
   ),
   "autocontrast": (
     lambda image, _: color.autocontrast(image),
@@ -139,17 +98,10 @@ def _assert_close(ours, expected, mean=0.5, far=0.005):
   assert np.mean(gap > 4) <= far
 
 
-# Colour operations do not look at the shape: one is enough for them.
-CASES = [(name, (28, 20)) for name in OPERATIONS] + [
-  (name, (8, 8))
-  for name in ("blur", "sharpness", "shear_x", "translate_y", "rotate")
-]
-
-
-@pytest.mark.parametrize(("name", "shape"), CASES)
-def test_agrees_with_pillow(name, shape):
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_agrees_with_pillow(name):
   ours, pillow, (low, high) = OPERATIONS[name]
-  images = _images(*shape)
+  images = _images(28, 20)
   draws = np.random.default_rng(1).uniform(low, high, COUNT)
   expected = [
     np.asarray(pillow(Image.fromarray(image), draw))
@@ -161,7 +113,7 @@ def test_agrees_with_pillow(name, shape):
   _assert_close(ours, np.stack(expected))
 
 
-@pytest.mark.parametrize("size", [8, 16, 28, 64])
+@pytest.mark.parametrize("size", [16, 64])
 def test_resized_crop_agrees_with_pillow(size):
   height, width = 48, 40
   images = _images(height, width)
@@ -187,32 +139,6 @@ def test_resized_crop_agrees_with_pillow(size):
   )
   # Newer Pillows resize rows first where that is less work: ±1 by rounding.
   _assert_close(ours, np.stack(expected), mean=0.4, far=0)
-
-
-def test_parameters_that_change_nothing():
-  images = jnp.asarray(_images(8, 8), jnp.float32) / 255
-  neutral = {
-    "brightness": 1.0,
-    "contrast": 1.0,
-    "saturation": 1.0,
-    "sharpness": 1.0,
-    "blur": 0.0,
-    "solarize": 256.0,
-    "posterize": 8.0,
-    "shear_x": 0.0,
-    "translate_y": 0.0,
-    "rotate": 0.0,
-  }
-
-  @jax.jit
-  def run(images):
-    return {
-      name: jax.vmap(OPERATIONS[name][0], (0, None))(images, x)
-      for name, x in neutral.items()
-    }
-
-  for name, ours in run(images).items():
-    np.testing.assert_allclose(ours, images, atol=1e-6, err_msg=name)
 
 
 def test_blur_is_pillows_to_the_level():

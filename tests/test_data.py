@@ -90,14 +90,11 @@ IMAGES = arrays()["train_images"]
     ({"test_labels": None}, ["lacks test_labels", "must hold"]),
     ({"val_images": IMAGES}, ["lacks val_labels", "and holds train_images"]),
     ({"train_images": IMAGES / 255}, ["train_images", "float64", "uint8"]),
-    ({"train_images": IMAGES[0, 0]}, ["train_images", "(8, 3)"]),
     ({"train_images": IMAGES[..., :2]}, ["(20, 8, 8, 2)", "(N, H, W, 3)"]),
     ({"train_images": IMAGES[:0], "train_labels": np.arange(0)}, ["empty"]),
     ({"train_labels": np.zeros(20)}, ["train_labels", "float64", "integers"]),
-    ({"train_labels": np.zeros((20, 2), int)}, ["(20, 2)", "(N, 1)"]),
     ({"train_labels": np.arange(19)}, ["20 train_images", "19 train_labels"]),
     ({"test_labels": np.arange(6) - 1}, ["test_labels", "-1", "from 0"]),
-    ({"test_labels": np.arange(6) + 10**9}, ["1000000005", "99999"]),
     ({"train_labels": np.array([{}] * 20)}, ["train_labels", "cannot be read"]),
   ],
 )
@@ -113,16 +110,13 @@ def test_npz_refuses(tmp_path, changes, words):
 def test_npz_refuses_what_is_no_npz(tmp_path):
   with pytest.raises(UserError, match=r"there is no file .*absent\.npz"):
     load(f"npz:{tmp_path}/absent.npz", 8)
-  (tmp_path / "text.npz").write_text("not a zip")
   (tmp_path / "empty.npz").write_bytes(b"")
   np.save(tmp_path / "one.npy", np.zeros(3))
-  for file in ("text.npz", "empty.npz", "one.npy"):
-    with pytest.raises(UserError, match=r"not an \.npz file"):
-      load(f"npz:{tmp_path}/{file}", 8)
   whole = pathlib.Path(save(tmp_path / "whole.npz")[4:]).read_bytes()
   (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
-  with pytest.raises(UserError, match=r"cut\.npz is not an \.npz"):
-    load(f"npz:{tmp_path}/cut.npz", 8)
+  for file in ("empty.npz", "one.npy", "cut.npz"):
+    with pytest.raises(UserError, match=rf"{file} is not an \.npz file"):
+      load(f"npz:{tmp_path}/{file}", 8)
   with pytest.raises(UserError, match="cannot be read"):
     load(f"npz:{tmp_path}", 8)
 
@@ -247,19 +241,6 @@ class TestDigits:
         load_split(split)
     assert len(list(cache_home.rglob("*.npy"))) == before
 
-  def test_another_copy_of_the_set_is_decoded_anew(
-    self, root, tmp_path, cache_home
-  ):
-    load("digits", 8, data_dir=str(root), progress=False)
-    before = len(list(cache_home.rglob("*.npy")))
-    (tmp_path / "sets").symlink_to(root)
-    load("digits", 8, data_dir=str(tmp_path / "sets"), progress=False)
-    assert len(list(cache_home.rglob("*.npy"))) == before
-    info = root / "digits" / "1.0.0" / "dataset_info.json"
-    os.utime(info, (1, 1))
-    load("digits", 8, data_dir=str(root), progress=False)
-    assert len(list(cache_home.rglob("*.npy"))) == 2 * before
-
   def test_read_only_data_dir_is_left_alone(self, tmp_path, cache_home):
     root = tmp_path / "sets"
     root.mkdir()
@@ -294,14 +275,6 @@ def test_the_manual_has_every_set():
   assert not lines[start + len(names)]
 
 
-def test_the_registry_imports_neither_jax_nor_tensorflow():
-  done = run_python(
-    "import sys; from vit_ssl_jax.data import registry;"
-    "assert not {'jax', 'numpy', 'tensorflow'} & {*sys.modules}"
-  )
-  assert done.returncode == 0, done.stderr
-
-
 def test_newest_prepared_version_is_read(tmp_path):
   for version in ("1.9.0", "1.10.0", "1.11.0.incompleteX", "2.0.0"):
     folder = tmp_path / "cifar10" / version
@@ -310,16 +283,3 @@ def test_newest_prepared_version_is_read(tmp_path):
       (folder / "dataset_info.json").write_text("{}")
   found = tfds_sets.prepared("cifar10", tfds_sets.data_root(str(tmp_path)))
   assert found.name == "1.10.0"
-
-
-def test_real_cifar10():
-  root = os.environ.get("TFDS_DATA_DIR", "")
-  if not root or not (pathlib.Path(root) / "cifar10").is_dir():
-    pytest.skip("CIFAR-10 is not in TFDS_DATA_DIR")
-  got = load("cifar10", 32, train_split="train[:2%]", progress=False)
-  assert got.train_images.shape == (1000, 32, 32, 3)
-  assert got.test_images.shape == (10000, 32, 32, 3)
-  assert np.bincount(got.test_labels).tolist() == [1000] * 10
-  assert got.classes[:2] == ("airplane", "automobile")
-  mean = got.test_images.mean((0, 1, 2)) / 255
-  np.testing.assert_allclose(mean, [0.494, 0.485, 0.450], atol=2e-3)

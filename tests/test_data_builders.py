@@ -9,7 +9,6 @@ import pathlib
 import shutil
 import tarfile
 import threading
-import unittest
 
 import numpy as np
 import pytest
@@ -396,10 +395,10 @@ def test_wrong_archives(name, packed, tmp_path, manual):
   assert f"instead of {info.checksum}" in sentence
 
 
-@pytest.mark.parametrize("name", ["tiny_imagenet", "cinic10"])
 def test_damaged_archive_leaves_nothing_that_counts(
-  name, packed, tmp_path, manual, publish
+  packed, tmp_path, manual, publish
 ):
+  name = "cinic10"
   packed(name)
   file = manual / next(iter(SETS[name].builder.ARCHIVES))
   whole = file.read_bytes()
@@ -458,14 +457,6 @@ FAULTS = {
   "tiny_imagenet": [
     ("rm tiny-imagenet-200/wnids.txt", ["wnids.txt cannot be read: No such"]),
     (
-      "rm tiny-imagenet-200/train/n01443537/images/n01443537_1.JPEG",
-      ["has 5 images of train, but 6 were published"],
-    ),
-    (
-      "rm tiny-imagenet-200/val/images/val_8.JPEG",
-      ["val_8.JPEG cannot be read: No such file"],
-    ),
-    (
       "append tiny-imagenet-200/val/val_annotations.txt",
       ["val_annotations.txt has a line of no class: more n0"],
     ),
@@ -480,28 +471,19 @@ FAULTS = {
       ["images_variant_val.txt has a line of no variant: more\tn0"],
     ),
     (
-      "append fgvc-aircraft-2013b/data/variants.txt",
-      ["has 4 class names, but 3 were published"],
-    ),
-    (
       "cut fgvc-aircraft-2013b/data/images/0001008.jpg",
       ["0001008.jpg is damaged: "],
     ),
   ],
   "stanford_cars": [
-    ("rm cars_test/00002.jpg", ["cars_test/00002.jpg cannot be read"]),
     ("cut devkit/cars_train_annos.mat", ["annotations cannot be read from"]),
-    (
-      "cp devkit/cars_meta.mat devkit/cars_train_annos.mat",
-      ["annotations cannot be read from", "cars_train_annos.mat"],
-    ),
   ],
 }
 
 
 def damage(place, order):
   """Does to a file or folder below `place` what the order says."""
-  verb, path, *target = order.split()
+  verb, path = order.split()
   path = place / path
   if verb == "rm":
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -513,8 +495,6 @@ def damage(place, order):
     path.write_text(path.read_text() + "more\tn0\n")
   elif verb == "cut":
     path.write_bytes(path.read_bytes()[:-100])
-  elif verb == "cp":
-    shutil.copy(path, place / target[0])
 
 
 @pytest.mark.parametrize(
@@ -545,7 +525,7 @@ def test_annotations_of_cars_are_checked(extracted, tmp_path):
 
 @pytest.mark.parametrize(
   ("mode", "subsampling"),
-  [("RGB", 0), ("RGB", 1), ("RGB", 2), ("L", 0), ("CMYK", 0)],
+  [("RGB", 0), ("RGB", 2), ("L", 0), ("CMYK", 0)],
 )
 def test_cutting_the_banner_changes_next_to_nothing(mode, subsampling):
   photograph = datasets.load_sample_image("china.jpg")[:197, :313]
@@ -560,20 +540,3 @@ def test_cutting_the_banner_changes_next_to_nothing(mode, subsampling):
     error = np.asarray(after.convert("RGB"), int) - want
   assert (error**2).mean() < 0.65  # more than 50 dB
   assert len(cut) < len(stored.getvalue())
-
-
-def test_a_builder_passes_tfds_own_test(extracted, tmp_path):
-  pytest.importorskip("dill", reason="tfds.testing needs dill")
-  name = "tiny_imagenet"
-
-  class Case(tfds.testing.DatasetBuilderTestCase):
-    DATASET_CLASS = SETS[name].builder
-    EXAMPLE_DIR = str(extracted(name, tmp_path / "given"))
-    SPLITS = SETS[name].counts
-    # Plain images repeat themselves from split to split.
-    OVERLAPPING_SPLITS = [*SETS[name].counts]  # noqa: RUF012
-
-  suite = unittest.defaultTestLoader.loadTestsFromTestCase(Case)
-  result = unittest.TextTestRunner(verbosity=0).run(suite)
-  assert result.wasSuccessful()
-  assert result.testsRun > 3

@@ -1,6 +1,5 @@
 """What is common to all sources: parts, shares, statistics, placement."""
 
-import multiprocessing
 import os
 
 import numpy as np
@@ -25,9 +24,6 @@ def save(path, train=40, classes=4, val=False, **changes):
     arrays[f"{part}_labels"] = np.arange(size) % classes
   np.savez(path, **(arrays | changes))
   return f"npz:{path}"
-
-
-FILLS = 20
 
 
 def numbers(images):
@@ -73,12 +69,10 @@ class TestRows:
     file = np.load(tmp_path / "x.npy", mmap_mode="r")
     chosen = cache.select(file, np.array([1, 4, 8]))
     want = images[[1, 4, 8]]
-    assert (len(chosen), chosen.shape) == (3, want.shape)
-    assert (chosen.dtype, chosen.nbytes) == (want.dtype, want.nbytes)
+    assert (chosen.shape, chosen.nbytes) == (want.shape, want.nbytes)
     for index in (1, slice(1, 3), np.array([2, 0])):
       np.testing.assert_array_equal(chosen[index], want[index])
     np.testing.assert_array_equal(np.asarray(chosen), want)
-    assert cache.select(file, np.arange(9)) is file
     again = cache.select(chosen, np.array([0, 2]))
     assert again.array is file
     np.testing.assert_array_equal(np.asarray(again), images[[1, 8]])
@@ -136,6 +130,8 @@ class TestStatistics:
     mean, std = statistics.of_channels(images)
     np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)), rtol=1e-12)
+    images[..., 1] = 9  # constant, and still to be divided by
+    assert statistics.of_channels(images)[1][1] == 1
 
   def test_are_computed_once_of_the_whole_training_set(
     self, tmp_path, monkeypatch
@@ -147,13 +143,6 @@ class TestStatistics:
     monkeypatch.setattr(statistics, "of_channels", None)
     part = load(name, 4, val_fraction=0.5, data_fraction=0.5)
     assert (part.mean, part.std) == (first.mean, first.std)
-
-  def test_a_constant_channel_can_be_divided_by(self):
-    images = np.zeros((9, 5, 5, 3), np.uint8)
-    images[..., 1] = np.arange(9)[:, None, None]
-    _, std = statistics.of_channels(images)
-    assert std[0] == std[2] == 1
-    assert 0 < std[1] < 0.1
 
   def test_are_left_alone_where_given(self, tmp_path):
     given = load(save(tmp_path / "a.npz"), 4, mean=(0.5,) * 3)
@@ -252,18 +241,6 @@ class TestCache:
     with pytest.raises(UserError, match="neither in memory nor in the cache"):
       self.decoded("x")
 
-  def test_two_processes_may_fill_it_at_once(self, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(2)
-    other = context.Process(target=fill_often, args=(barrier,))
-    other.start()
-    fill_often(barrier)
-    other.join(60)
-    assert other.exitcode == 0
-    folder = files.cache_directory("decoded")
-    assert len([*folder.iterdir()]) == 2 * FILLS
-
   def test_what_a_killed_process_left_is_swept_away(
     self, tmp_path, monkeypatch
   ):
@@ -276,14 +253,6 @@ class TestCache:
     os.utime(left, (1, 1))
     self.decoded("x")
     assert list(folder.glob("*.tmp")) == [fresh]
-
-
-def fill_often(barrier):
-  """Fills the cache with small sets, at the same time as another process."""
-  test = TestCache()
-  for i in range(FILLS):
-    barrier.wait(60)
-    assert len(test.decoded(f"set{i}").images) == 3
 
 
 class TestMemory:

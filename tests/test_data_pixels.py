@@ -79,15 +79,6 @@ def palette(transparency=None):
   return on_white(colours[index], alpha[index]), stored(image, **options)
 
 
-def deep_rgb():
-  rows = RNG.integers(0, 65536, (8, 8, 3), np.uint16)
-  return rows / 257, png(rows.astype(">u2"), 16, 2)
-
-
-def deep_grey(bits16):
-  return grey((bits16 / 257).round()), stored(bits16)
-
-
 def rgb_key():
   """An RGB image in which one colour is transparent."""
   want = RGB.copy()
@@ -116,9 +107,7 @@ KINDS = {
   ),
   "RGB with a colour key": rgb_key,
   "L with a colour key": grey_key,
-  "16-bit grey": lambda: deep_grey(DEEP),
-  "16-bit grey, dark": lambda: deep_grey(DEEP // 256),
-  "16-bit RGB": deep_rgb,
+  "16-bit grey": lambda: (grey((DEEP / 257).round()), stored(DEEP)),
 }
 
 
@@ -129,23 +118,9 @@ def test_every_kind_of_png(kind):
   assert got.shape == (8, 8, 3)
   assert got.dtype == np.uint8
   np.testing.assert_allclose(got.astype(float), want, atol=1.01)
-  if "transparent" not in kind and "16-bit RGB" not in kind:
+  if "transparent" not in kind:
     opaque = np.abs(want - np.round(want)) < 1e-9
     np.testing.assert_array_equal(got[opaque], want[opaque])
-
-
-@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L", "I", "F"])
-def test_modes_that_hold_more_than_bytes(mode):
-  values = np.array([[0, 128, 129], [257, 65407, 65535]])
-  if mode == "F":
-    image = Image.fromarray(values.astype(np.float32) / 257)
-  elif mode == "I":
-    image = Image.fromarray(values.astype(np.int32))
-  else:
-    kind = ">u2" if mode == "I;16B" else "<u2"
-    image = Image.frombytes(mode, (3, 2), values.astype(kind).tobytes())
-  got = np.asarray(pixels.rgb(image))[..., 0]
-  np.testing.assert_allclose(got, values / 257, atol=1 if mode == "F" else 0.5)
 
 
 @pytest.mark.parametrize("form", LOSSLESS)
@@ -213,12 +188,11 @@ def test_exif_orientation(orientation):
   "tags",
   [
     b"Exif\0\0nonsense",
-    b"Exif\0\0",
     b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(range(40)),
     b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\x7f\x00\x01",
     b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0",
   ],
-  ids=["text", "empty", "too many", "too long", "no orientation"],
+  ids=["text", "too many", "too long", "no orientation"],
 )
 def test_damaged_exif_changes_nothing_and_warns_of_nothing(tags):
   image = Image.new("RGB", (16, 16), (200, 100, 50))
@@ -237,15 +211,6 @@ def test_crop_keeps_the_middle_and_squash_everything():
     squash = decode(stored(image), 8, "squash")
     assert (squash[0, 0] == [255, 0, 0]).all()
     assert (squash[-1, -1] == [0, 0, 255]).all()
-  assert pixels.RESIZES == ("crop", "squash")
-
-
-@pytest.mark.parametrize("resize", pixels.RESIZES)
-@pytest.mark.parametrize("shape", [(1, 1), (500, 3), (7, 8)])
-def test_any_size(shape, resize):
-  image = np.full((*shape, 3), [9, 130, 250], np.uint8)
-  got = decode(stored(image), 8, resize)
-  assert (got == [9, 130, 250]).all()
 
 
 def everything(out, files):
@@ -372,13 +337,9 @@ def test_decode_all_reads_only_a_little_ahead(monkeypatch):
 
 
 @pytest.mark.parametrize("resize", pixels.RESIZES)
-@pytest.mark.parametrize("shape", [(12, 10, 3), (8, 8, 3)])
-def test_arrays_become_what_files_of_them_become(shape, resize):
-  images = RNG.integers(0, 256, (20, *shape), np.uint8)
+def test_arrays_become_what_files_of_them_become(resize):
+  images = RNG.integers(0, 256, (20, 12, 10, 3), np.uint8)
   got = resized(images, 8, resize)
   assert got.shape == (20, 8, 8, 3)
   for image, one in zip(images, got, strict=True):
     np.testing.assert_array_equal(one, decode(stored(image), 8, resize))
-  want = Image.fromarray(images[3]).resize((8, 8), Image.Resampling.BICUBIC)
-  if resize == "squash":
-    np.testing.assert_array_equal(got[3], np.asarray(want))
