@@ -8,22 +8,18 @@ import numpy as np
 
 from vit_ssl_jax.augment import color, geometry
 
+ENHANCEMENTS = ("color", "contrast", "sharpness", "brightness")
 # A level, 0 to 9, indexes its operation's magnitudes.
 MAGNITUDES = {
-  "shearX": np.linspace(0, 0.3, 10).tolist(),
-  "shearY": np.linspace(0, 0.3, 10).tolist(),
-  "translateX": np.linspace(0, 150 / 331, 10).tolist(),
-  "translateY": np.linspace(0, 150 / 331, 10).tolist(),
+  **dict.fromkeys(("shearX", "shearY"), np.linspace(0, 0.3, 10).tolist()),
+  **dict.fromkeys(
+    ("translateX", "translateY"), np.linspace(0, 150 / 331, 10).tolist()
+  ),
   "rotate": np.linspace(0, 30, 10).tolist(),
-  "color": np.linspace(0, 0.9, 10).tolist(),
   "posterize": np.round(np.linspace(8, 4, 10)).tolist(),
   "solarize": np.linspace(256, 0, 10).tolist(),
-  "contrast": np.linspace(0, 0.9, 10).tolist(),
-  "sharpness": np.linspace(0, 0.9, 10).tolist(),
-  "brightness": np.linspace(0, 0.9, 10).tolist(),
-  "autocontrast": [0.0] * 10,
-  "equalize": [0.0] * 10,
-  "invert": [0.0] * 10,
+  **dict.fromkeys(ENHANCEMENTS, np.linspace(0, 0.9, 10).tolist()),
+  **dict.fromkeys(("autocontrast", "equalize", "invert"), [0.0] * 10),
 }
 
 # Each takes (image, parameter), see `_parameters`.
@@ -131,11 +127,7 @@ POLICIES = {
 
 
 def apply_operation(name, image, level, sign):
-  """Applies one operation to one image (H, W, 3) in [0, 1].
-
-  The level, 0 to 9, gives the magnitude and the sign, -1 or 1, the direction of
-  operations that have one; both may be traced.
-  """
+  """Applies one operation at a level, 0 to 9, with a sign, -1 or 1."""
   parameters = jnp.asarray(_parameters(name), jnp.float32)
   side = jnp.where(sign > 0, 1, 0)
   return OPERATIONS[name](image, parameters[side, level])
@@ -152,11 +144,7 @@ def autoaugment(key, image, policy):
 
 
 def _apply_step(key, image, steps, chosen):
-  """Applies steps[chosen], a (probability, operation, level), to the image.
-
-  Under vmap all operations in `steps` run on every image: 3 to 4 % of ViT's
-  step on two CPU cores.
-  """
+  """Applies steps[chosen], a (probability, operation, level), to the image."""
   probabilities, names, levels = zip(*steps, strict=True)
   operations = sorted(set(names))
   indices = [operations.index(name) for name in names]
@@ -175,7 +163,7 @@ def _apply_step(key, image, steps, chosen):
 def _parameters(name):
   """Parameters (2, 10) of an operation, by sign (-, +) and level."""
   magnitude = np.array(MAGNITUDES[name])
-  if name in ("color", "contrast", "sharpness", "brightness"):
+  if name in ENHANCEMENTS:
     return np.stack([1 - magnitude, 1 + magnitude])
   if name.startswith(("shear", "translate")):
     return np.stack([-magnitude, magnitude])

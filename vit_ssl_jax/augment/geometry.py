@@ -1,8 +1,7 @@
 """Crops, flips and affine maps of one image, float32 (H, W, 3) in [0, 1].
 
-They agree with Pillow and torchvision on 8-bit images. A pixel (row, column)
-covers [row, row + 1) × [column, column + 1): its centre lies at + 0.5.
-Parameters may be traced; sizes of outputs are static.
+They agree with Pillow and torchvision on 8-bit images. Parameters may be
+traced; sizes of outputs are static.
 """
 
 import math
@@ -143,8 +142,7 @@ def random_erasing(key, image, probability, area, aspect, fill):
 def shear_x(image, magnitude):
   """Shifts row y by magnitude × (y + 0.5) pixels; bicubic, fill 128.
 
-  As Pillow's `transform(AFFINE, BICUBIC)`, whose cubic has a = -1, which
-  repeats the outermost pixels under the taps and truncates the result.
+  As Pillow's `transform(AFFINE, BICUBIC)`, whose cubic has a = -1.
   """
   height, width, _ = image.shape
   levels = to_levels(image)
@@ -188,17 +186,18 @@ def translate_y(image, magnitude):
 
 
 def rotate(image, degrees):
-  """Rotates counter-clockwise about the centre; nearest pixel, fill 128.
-
-  In 16.16 fixed point, as Pillow's `rotate`, which decides ties.
-  """
+  """Rotates counter-clockwise about the centre; nearest pixel, fill 128."""
   height, width, _ = image.shape
   angle = jnp.deg2rad(degrees)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   # The source of the output's first pixel centre, in each direction.
   x = width / 2 + cos * (0.5 - width / 2) - sin * (0.5 - height / 2)
   y = height / 2 + sin * (0.5 - width / 2) + cos * (0.5 - height / 2)
-  cos, sin, x, y = (_fixed(value) for value in (cos, sin, x, y))
+  # To whole 65536ths, as in Pillow, which decides ties.
+  cos, sin, x, y = (
+    jnp.floor(value * 65536 + 0.5).astype(jnp.int32)
+    for value in (cos, sin, x, y)
+  )
   rows = jnp.arange(height)[:, None]
   columns = jnp.arange(width)[None, :]
   source_x = (x + cos * columns - sin * rows) >> 16
@@ -209,11 +208,6 @@ def rotate(image, degrees):
   source_y = jnp.clip(source_y, 0, height - 1)
   turned = to_image(kernels.pixels(to_levels(image), source_y, source_x))
   return jnp.where(inside[:, :, None], turned, GREY)
-
-
-def _fixed(value):
-  """To whole 65536ths."""
-  return jnp.floor(value * 65536 + 0.5).astype(jnp.int32)
 
 
 def _round(levels):

@@ -22,15 +22,9 @@ def multi_crop(key, images, views, mean, std):
 
   The views of image i depend on (key, i, image i) alone.
 
-  Args:
-    key: PRNG key.
-    images: (B, H, W, 3) uint8.
-    views: the config's `views`: V local views of side s = `local_size`, and
-      global views of side S = `global_size`. Without `local_views` V is 0.
-    mean, std: (3,), of the channels.
-
   Returns:
-    Float32 global views (B, 2, S, S, 3) and local views (B, V, s, s, 3).
+    Float32 global views (B, 2, S, S, 3) and local views (B, V, s, s, 3), by the
+    config's `views`. Without `local_views` V is 0.
   """
   *blur_global, blur_local = views.blur_probability
   solarize_global = jnp.array([0.0, views.solarize_probability])

@@ -7,12 +7,7 @@ import os
 import numpy as np
 
 from vit_ssl_jax import cli
-from vit_ssl_jax.data import (
-  batches,
-  cache,
-  registry,
-  splits,
-)
+from vit_ssl_jax.data import batches, cache, registry, splits
 from vit_ssl_jax.errors import UserError
 from vit_ssl_jax.parallel import hosts
 
@@ -35,8 +30,7 @@ class Options:
   test_fraction: float = 0.2
   # Share of every class's training images held out for validation, [0, 1).
   val_fraction: float = 0.0
-  # Share of every class's training images to keep, (0, 1]; smaller shares are
-  # subsets of larger ones.
+  # Share of every class's training images to keep, (0, 1].
   data_fraction: float = 1.0
   skip_broken_images: bool = False
   # Of the channels, in [0, 1]; () is published or computed.

@@ -22,7 +22,11 @@ IMAGE_STARTS = (b"\xff\xd8", b"\x89PNG")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A dataset of labelled image files, stored unchanged."""
+  """A dataset of labelled image files, stored unchanged.
+
+  `find(manager)` gives the class names and, for each split, a folder and a list
+  of (path below it, label).
+  """
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
@@ -30,10 +34,6 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   SHAPE: tuple[int | None, int | None, int] = (None, None, 3)
   CLASSES = 0
   PUBLISHED: ClassVar[dict[str, int]]  # images of each split
-
-  def find(self, manager):
-    """The class names; split -> (folder, [(path below it, label), ...])."""
-    raise NotImplementedError
 
   def read(self, path):
     """The bytes of one image, as they are stored."""
@@ -87,7 +87,7 @@ def collect(builder, manager, archives, *, gone=False, instead=""):
     For each archive its folder, or the file if it has none.
   """
   infos = {x.filename: (url, x) for url, x in builder.url_infos.items()}
-  place = manual_dir(manager)
+  place = manager.download_dir / "manual"
   missing = [name for name in archives if not present(place, name, archives)]
   try:
     if missing and gone:
@@ -109,13 +109,6 @@ def collect(builder, manager, archives, *, gone=False, instead=""):
       check_official(file, infos[name][1])
     paths.append(extract(manager, file, folder) if folder else file)
   return paths
-
-
-def manual_dir(manager):
-  try:
-    return manager.manual_dir
-  except AssertionError:  # it is missing or empty
-    return manager.download_dir / "manual"
 
 
 def present(place, name, archives):

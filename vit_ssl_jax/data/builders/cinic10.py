@@ -23,10 +23,6 @@ class Cinic10(base.Builder):
   CLASSES = len(NAMES)
   PUBLISHED: ClassVar[dict[str, int]] = dict.fromkeys(FOLDERS, 90_000)
   ARCHIVES: ClassVar[dict[str, str]] = {"CINIC-10.tar.gz": "CINIC-10"}
-  MANUAL_DOWNLOAD_INSTRUCTIONS = (
-    "CINIC-10.tar.gz from https://doi.org/10.7488/ds/2448, or the folder "
-    "CINIC-10 with its train, valid and test; it is downloaded otherwise."
-  )
 
   def find(self, manager):
     (root,) = base.collect(self, manager, self.ARCHIVES)

@@ -33,10 +33,6 @@ class FgvcAircraft(base.Builder):
   ARCHIVES: ClassVar[dict[str, str]] = {
     "fgvc-aircraft-2013b.tar.gz": "fgvc-aircraft-2013b"
   }
-  MANUAL_DOWNLOAD_INSTRUCTIONS = (
-    f"fgvc-aircraft-2013b.tar.gz from {HOMEPAGE}, or its folder "
-    "fgvc-aircraft-2013b; it is downloaded otherwise."
-  )
 
   def find(self, manager):
     (root,) = base.collect(self, manager, self.ARCHIVES)

@@ -32,14 +32,9 @@ class StanfordCars(base.Builder):
     "car_ims.tgz": "car_ims",
     "cars_annos.mat": "",
   }
-  MANUAL_DOWNLOAD_INSTRUCTIONS = (
-    "cars_train.tgz, cars_test.tgz and car_devkit.tgz, or their folders "
-    "cars_train, cars_test and devkit, with cars_test_annos_withlabels.mat; or "
-    "car_ims.tgz, or its folder car_ims, with cars_annos.mat."
-  )
 
   def find(self, manager):
-    place = base.manual_dir(manager)
+    place = manager.download_dir / "manual"
     joint = base.present(place, "car_ims.tgz", self.JOINT_ARCHIVES)
     paths = base.collect(
       self,
@@ -48,26 +43,20 @@ class StanfordCars(base.Builder):
       gone=True,
       instead=" or, of the other release, car_ims.tgz and cars_annos.mat",
     )
-    return one_folder(*paths) if joint else two_folders(*paths)
-
-
-def two_folders(train, test, devkit, test_file):
-  """Class names, and each split's folder and images."""
-  names = variable(devkit / "cars_meta.mat", "class_names")
-  train_file = devkit / "cars_train_annos.mat"
-  return names, {
-    "train": (train, listed(train_file, "fname", names)),
-    "test": (test, listed(test_file, "fname", names)),
-  }
-
-
-def one_folder(folder, file):
-  """The same of the other release."""
-  names = variable(file, "class_names")
-  return names, {
-    split: (folder, listed(file, "relative_im_path", names, test))
-    for split, test in (("train", 0), ("test", 1))
-  }
+    if joint:
+      folder, file = paths
+      names = variable(file, "class_names")
+      return names, {
+        split: (folder, listed(file, "relative_im_path", names, test))
+        for split, test in (("train", 0), ("test", 1))
+      }
+    train, test, devkit, test_file = paths
+    names = variable(devkit / "cars_meta.mat", "class_names")
+    train_file = devkit / "cars_train_annos.mat"
+    return names, {
+      "train": (train, listed(train_file, "fname", names)),
+      "test": (test, listed(test_file, "fname", names)),
+    }
 
 
 def listed(file, path, names, test=None):

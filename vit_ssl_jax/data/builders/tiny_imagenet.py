@@ -23,10 +23,6 @@ class TinyImagenet(base.Builder):
   ARCHIVES: ClassVar[dict[str, str]] = {
     "tiny-imagenet-200.zip": "tiny-imagenet-200"
   }
-  MANUAL_DOWNLOAD_INSTRUCTIONS = (
-    "tiny-imagenet-200.zip from http://cs231n.stanford.edu, or its folder "
-    "tiny-imagenet-200; it is downloaded otherwise."
-  )
 
   def find(self, manager):
     (root,) = base.collect(self, manager, self.ARCHIVES)
