@@ -50,14 +50,6 @@ class TestRows:
     assert set(quarter) != set(take(0.25, stream=2))
     assert np.bincount(self.labels[take(1e-9)]).tolist() == [1] * 3
 
-  def test_order_of_storage_makes_no_difference(self):
-    shuffled = np.random.default_rng(1).permutation(143)
-    first, second = (
-      splits.stratified(self.labels[i], self.fingerprints[i], 0.3, 0, 0)
-      for i in (np.arange(143), shuffled)
-    )
-    assert set(first) == set(shuffled[second])
-
   def test_held_out_leaves_something_of_every_class(self):
     labels = np.array([0] * 10 + [1] * 2 + [2])
     out = splits.held_out(labels, np.arange(13), 0.9, 0, 0)

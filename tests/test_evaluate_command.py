@@ -318,7 +318,7 @@ def test_attention_of_two_models_at_another_size(
     (["--suite=feature"], "did you mean 'features'"),
     (["--suite=test,val,test"], "names test twice"),
     (["--suite=cifar10_c,cifar10_c:/x"], "names cifar10_c twice"),
-    (["--suite=test,npz:/none.npz"], "there is no file /none.npz"),
+    (["--suite=test,npz:/none.npz"], "/none.npz cannot be read"),
     (["--suite=test,folder:/none"], "there is no folder '/none'"),
     (["--suite=test,cifar10_c"], "cifar10_c has 10 classes, but the head of"),
     (["--suite=cifar100_c:/x"], "cifar100_c:/x has 100 classes, but"),

@@ -1,5 +1,6 @@
 """User-facing errors."""
 
+import contextlib
 import difflib
 
 
@@ -15,6 +16,17 @@ def line(error):
   """The text of an error in one line of at most 300 characters."""
   text = " ".join(str(error).split()).rstrip(".")
   return text[:300] or type(error).__name__
+
+
+@contextlib.contextmanager
+def reading(path=""):
+  """Turns an OSError into a sentence that names its file, or else `path`."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f"{error.filename or path} cannot be read: {error.strerror or error}"
+    ) from error
 
 
 def did_you_mean(value, choices):

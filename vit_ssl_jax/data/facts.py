@@ -17,7 +17,7 @@ from vit_ssl_jax.data import (
   registry,
   statistics,
 )
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, reading
 
 SAMPLE = 200  # files whose headers are read
 
@@ -47,16 +47,11 @@ def look(config, dataset=None) -> Facts:
 
 def of_npz(path):
   """Number of training images, of classes, and shorter side, from headers."""
-  try:
-    with open(path, "rb") as file:
-      archive = npz.open_archive(path, file)
-      npz.check_headers(path, archive, "train")
-      shape, _ = npz.header(archive, "train_images")
-      labels = npz.reading(
-        path, "train_labels", lambda: archive["train_labels"]
-      )
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}") from error
+  with reading(path), open(path, "rb") as file:
+    archive = npz.open_archive(path, file)
+    npz.check_headers(path, archive, "train")
+    shape, _ = npz.header(archive, "train_images")
+    labels = npz.intact(path, "train_labels", lambda: archive["train_labels"])
   return shape[0], len(set(labels.ravel().tolist())), min(shape[1:3])
 
 

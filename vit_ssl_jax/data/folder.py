@@ -1,6 +1,5 @@
 """Custom datasets in a folder of images, one subfolder for each class."""
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -8,7 +7,7 @@ import re
 import numpy as np
 
 from vit_ssl_jax.data import cache, splits
-from vit_ssl_jax.errors import UserError
+from vit_ssl_jax.errors import UserError, reading
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 # Names of the parts' folders, in any case.
@@ -63,16 +62,6 @@ def layout(root):
       for part, folder in folders.items()
     }
     return folders, files, find_classes(root, folders, files)
-
-
-@contextlib.contextmanager
-def reading():
-  try:
-    yield
-  except OSError as error:
-    raise UserError(
-      f"{error.filename} cannot be read: {error.strerror}"
-    ) from error
 
 
 def find_folders(root):

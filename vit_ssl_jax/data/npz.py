@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 
 from vit_ssl_jax.data import cache
-from vit_ssl_jax.errors import UserError, line
+from vit_ssl_jax.errors import UserError, line, reading
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 VAL_KEYS = ("val_images", "val_labels")
@@ -20,26 +20,21 @@ def read(path, size, options):
   Images are (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, labels (N,) or
   (N, 1) integers, which name the classes.
   """
-  try:
-    with open(path, "rb") as file:
-      stat = os.fstat(file.fileno())
-      key = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
-      archive = open_archive(path, file)
-      parts = {
-        part: cache.decoded(
-          f"npz-{part}",
-          (*key, part),
-          size,
-          options,
-          lambda part=part: read_part(path, archive, part),
-        )
-        for part in ("train", "val", "test")
-        if part != "val" or VAL_KEYS[0] in archive.files
-      }
-  except FileNotFoundError:
-    raise UserError(f"there is no file {path}") from None
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}") from error
+  with reading(path), open(path, "rb") as file:
+    stat = os.fstat(file.fileno())
+    key = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+    archive = open_archive(path, file)
+    parts = {
+      part: cache.decoded(
+        f"npz-{part}",
+        (*key, part),
+        size,
+        options,
+        lambda part=part: read_part(path, archive, part),
+      )
+      for part in ("train", "val", "test")
+      if part != "val" or VAL_KEYS[0] in archive.files
+    }
   labels = set(parts["train"].labels.tolist())
   if len(labels) < 2:
     raise UserError(f"{path}: all train_labels are {labels.pop()}")
@@ -73,7 +68,7 @@ def open_archive(path, file):
 def check_headers(path, archive, part):
   """Refuses invalid types and shapes, before reading any array."""
   (images, dtype), (labels, label_dtype) = (
-    reading(path, key, lambda key=key: header(archive, key))
+    intact(path, key, lambda key=key: header(archive, key))
     for key in (f"{part}_images", f"{part}_labels")
   )
   check_images(f"{path}: {part}_images", dtype, images)
@@ -120,7 +115,7 @@ def header(archive, key):
   return shape, dtype
 
 
-def reading(path, key, read):
+def intact(path, key, read):
   """The value of `read()`, unless the array is damaged."""
   try:
     return read()
@@ -132,7 +127,7 @@ def read_part(path, archive, part):
   """Number, images and labels of one part, checked."""
   check_headers(path, archive, part)
   images, labels = (
-    reading(path, key, lambda key=key: archive[key])
+    intact(path, key, lambda key=key: archive[key])
     for key in (f"{part}_images", f"{part}_labels")
   )
   labels = labels.reshape(-1)

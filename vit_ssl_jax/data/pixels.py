@@ -20,7 +20,7 @@ from PIL import (
 )
 
 from vit_ssl_jax import cli
-from vit_ssl_jax.errors import UserError, line
+from vit_ssl_jax.errors import line, reading
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 RESIZES = ("crop", "squash")
@@ -145,11 +145,8 @@ def decode_stored(file, size, resize):
 def read(file):
   if isinstance(file, bytes | np.ndarray):
     return file
-  try:
-    with open(file, "rb") as opened:
-      return opened.read()
-  except OSError as error:
-    raise UserError(f"{file} cannot be read: {error.strerror}") from error
+  with reading(file), open(file, "rb") as opened:
+    return opened.read()
 
 
 def upright(data):

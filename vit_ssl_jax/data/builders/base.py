@@ -16,7 +16,7 @@ from tensorflow_datasets.core.download.download_manager import (
 
 from vit_ssl_jax import cli
 from vit_ssl_jax.data.tfds_sets import check_answers
-from vit_ssl_jax.errors import UserError, line
+from vit_ssl_jax.errors import UserError, line, reading
 
 IMAGE_STARTS = (b"\xff\xd8", b"\x89PNG")
 
@@ -169,7 +169,8 @@ def extract(manager, file, folder):
 
 def lines(path):
   """The non-empty lines of a text file."""
-  text = read_bytes(path).decode(errors="replace")
+  with reading(path):
+    text = path.read_bytes().decode(errors="replace")
   return [line for line in text.splitlines() if line.strip()]
 
 
@@ -180,7 +181,7 @@ def class_folders(root, folder, classes, suffix):
   """
   place = root / folder
   tops = {name.split("/")[0] for name in classes}
-  try:
+  with reading(place):
     names = {x.name for x in place.iterdir() if x.name[0] != "." and x.is_dir()}
     refuse(place, "lacks the class folder", tops - names)
     refuse(place, "has a folder of no class:", names - tops)
@@ -190,10 +191,6 @@ def class_folders(root, folder, classes, suffix):
       for image in sorted(x.name for x in (place / name).iterdir())
       if suffix in image and image[0] != "."
     ]
-  except OSError as error:
-    raise UserError(
-      f"{error.filename or place} cannot be read: {error.strerror}"
-    ) from error
 
 
 def refuse(place, fault, names):
@@ -203,16 +200,10 @@ def refuse(place, fault, names):
     raise UserError(f"{place} {fault} {names[0]}{more}")
 
 
-def read_bytes(path):
-  try:
-    return path.read_bytes()
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}") from error
-
-
 def read_image(path):
   """The bytes of a JPEG or PNG file."""
-  data = read_bytes(path)
+  with reading(path):
+    data = path.read_bytes()
   if not data.startswith(IMAGE_STARTS):
     raise UserError(f"{path} is neither a JPEG nor a PNG image")
   return data
