@@ -41,7 +41,7 @@ def test_what_is_given_stays_and_the_others_follow():
   plain, _ = filled()
   config, rows = filled(**{"model.image_size": 64, "epochs": 50})
   assert config.model.image_size == 64
-  assert rows["model.image_size"] == (64, "given")
+  assert rows["model.image_size"] == (64, "set by you")
   assert config.views.global_size == 64
   assert config.model.patch_size == 2 * plain.model.patch_size
   assert config.epochs == 50

@@ -163,7 +163,7 @@ def check_out(out, to, overwrite):
 
 
 def is_export(out, to):
-  """Whether a file or a folder is an export to a format."""
+  """True if a file or a folder is an export to a format."""
   try:
     if to == "transformers" and {x.name for x in out.iterdir()} - FOLDER:
       return False

@@ -170,7 +170,7 @@ def train(stage, arg, workdir, values):
 
 
 def is_done(workdir, command):
-  """Whether the result of a command is there."""
+  """True if the result of a command is there."""
   if "vit_ssl_jax.evaluate" in command:
     suite = command[-1].removeprefix("--suite=")
     return suite in read_json(workdir / "evaluation.json")

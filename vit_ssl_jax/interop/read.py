@@ -157,7 +157,7 @@ def as_numpy(x):
 
 
 def is_weight(x):
-  """Whether `x` is an array of numbers."""
+  """True if `x` is an array of numbers."""
   return isinstance(x, np.ndarray) and x.dtype.kind in "biuf"
 
 

@@ -113,7 +113,7 @@ def abstract_params(model, state):
 
 
 def stacked(keys):
-  """Whether a parameter has a leading axis over blocks."""
+  """True if a parameter has a leading axis over blocks."""
   return keys[0] == "blocks"
 
 
@@ -143,7 +143,7 @@ def to_layout(keys, x, model):
 
 
 def has_linear_patches(model):
-  """Whether the reference embeds patches by a linear layer, as CaiT's does."""
+  """True if the reference embeds patches by a linear layer, as in CaiT."""
   return isinstance(model, models.CaiT)
 
 

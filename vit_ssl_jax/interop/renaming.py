@@ -1,4 +1,4 @@
-"""What timm's and transformers' layouts share: they rename the reference's.
+"""Renaming of the reference's parameters, for timm and transformers.
 
 A framework's `names(name, model)` maps the reference's name of an array to the
 framework's names, one for each of the equal parts that its rows are split into.

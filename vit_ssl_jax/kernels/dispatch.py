@@ -112,7 +112,7 @@ def mesh_size():
 
 
 def divides(arrays):
-  """Whether each device gets an equal share of the batch.
+  """True if each device gets an equal share of the batch.
 
   Of several devices without a mesh in use (`jax.set_mesh`) that is not known.
   """

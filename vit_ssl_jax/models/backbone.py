@@ -72,7 +72,7 @@ class Backbone(nn.Module):
     return self.image_size // self.patch_size
 
   def has(self, part):
-    """Whether `locality` has "spt" or "lsa"."""
+    """True if `locality` has "spt" or "lsa"."""
     return part in self.locality.split("+")
 
   def check(self):

@@ -55,7 +55,7 @@ class Dense(nn.Module):
 
 
 def dense(x, kernel, bias, dtype):
-  """`kernels.dense` in the given type."""
+  """`kernels.dense` in a type of arithmetic."""
   return kernels.dense(*nn.dtypes.promote_dtype(x, kernel, bias, dtype=dtype))
 
 

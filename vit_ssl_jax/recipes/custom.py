@@ -77,7 +77,7 @@ def resolve(config, facts, *, small, passes=None):
       part[name] = value
       rows.append((key, value, why))
     else:
-      rows.append((key, part[name], "given"))
+      rows.append((key, part[name], "set by you"))
 
   model(set_default, config, facts, small)
   length(set_default, config, facts, small, passes)

@@ -57,10 +57,10 @@ def step_or_skip(config, state, new_state, values):
   if config.on_nonfinite != "skip":
     return new_state
   good = jnp.isfinite(values["loss"]) & (values["bad_tensor"] < 0)
-  kept = jax.tree.map(
+  state = jax.tree.map(
     lambda new, old: jnp.where(good, new, old), new_state, state
   )
-  return kept.replace(step=new_state.step)
+  return state.replace(step=new_state.step)
 
 
 def finish(config, state, new_state, grads, values):
