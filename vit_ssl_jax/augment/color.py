@@ -32,16 +32,13 @@ def to_image(levels):
 
 
 def box_matrix(size, radius):
-  """Matrix (size, size) of one of the three box blurs of Pillow's Gaussian.
-
-  Of a box of width 2b + 1 around pixel i, the share (t - i + b + 1) / (2b + 1)
-  lies before the end of pixel t; a column is the difference of two shares.
-  """
+  """Matrix (size, size) of one of the three box blurs of Pillow's Gaussian."""
   variance = radius**2 / BOXES
   whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
   rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
   box = whole + rest / (6 * (variance - (whole + 1) ** 2))
   ends = jnp.arange(-1, size)[None, :] - jnp.arange(size)[:, None]
+  # Of a box of width 2b + 1 around pixel i, this lies before pixel t's end.
   share = jnp.clip((ends + box + 1) / (2 * box + 1), 0, 1)
   share = share.at[:, 0].set(0).at[:, -1].set(1)
   return share[:, 1:] - share[:, :-1]
@@ -202,10 +199,10 @@ def random_blur(key, image, probability):
   return gaussian_blur(image, jnp.where(apply < probability, radius, 0.0))
 
 
-def random_solarize(key, image, probability, threshold=128):
+def random_solarize(key, image, probability):
   """`solarize` with the given probability."""
   apply = jax.random.bernoulli(key, probability)
-  return jnp.where(apply, solarize(image, threshold), image)
+  return jnp.where(apply, solarize(image, 128), image)
 
 
 def _blend(base, levels, factor):
@@ -220,8 +217,7 @@ def _grey(levels):
 
 
 def _mean_grey(grey):
-  """The mean luma as one level. As a dot product: XLA's reduction to a scalar
-  took 40 times as long on a CPU."""
+  # A dot product: XLA's reduction took 40 times as long on a CPU.
   grey = grey.reshape(-1)
   share = jnp.full_like(grey, 1 / grey.size)
   return jnp.floor(jnp.dot(grey, share, precision="highest") + 0.5)

@@ -167,7 +167,7 @@ def shear_x(image, magnitude):
 
 def shear_y(image, magnitude):
   """Shifts column x by magnitude × (x + 0.5) pixels; as `shear_x`."""
-  return _transpose(shear_x(_transpose(image), magnitude))
+  return shear_x(image.swapaxes(0, 1), magnitude).swapaxes(0, 1)
 
 
 def translate_x(image, magnitude):
@@ -182,7 +182,7 @@ def translate_x(image, magnitude):
 
 def translate_y(image, magnitude):
   """Shifts up by magnitude × height, to the nearest pixel; fill 128."""
-  return _transpose(translate_x(_transpose(image), magnitude))
+  return translate_x(image.swapaxes(0, 1), magnitude).swapaxes(0, 1)
 
 
 def rotate(image, degrees):
@@ -211,9 +211,4 @@ def rotate(image, degrees):
 
 
 def _round(levels):
-  """To the nearest level that exists."""
   return jnp.clip(jnp.floor(levels + 0.5), 0, 255)
-
-
-def _transpose(image):
-  return jnp.swapaxes(image, 0, 1)

@@ -58,12 +58,10 @@ def random_mix(key, images, targets, probability, mixup_alpha, cutmix_alpha):
 
 
 def _either(condition, yes, no):
-  """`jnp.where` of (images, targets)."""
   return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
 
 
 def _beta(key, alpha):
-  """Draws from Beta(alpha, alpha)."""
   if alpha == 1:  # without the gamma sampler, which takes seconds to compile
     return jax.random.uniform(key)
   return jax.random.beta(key, alpha, alpha)

@@ -1,8 +1,6 @@
-"""Training batches in an order fixed by (seed, epoch).
+"""Training batches in an order fixed by (seed, epoch), wherever images lie.
 
-A dataset that fits lives on the device, and the jitted step gathers its batch
-by index; larger ones are streamed from memory or disk by tf.data. All give the
-same batches. B is the global batch size, over all hosts.
+B is the global batch size, over all hosts.
 """
 
 import dataclasses

@@ -74,14 +74,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def collect(builder, manager, archives, *, gone=False, instead=""):
-  """Finds, checks and extracts a dataset's archives.
-
-  Args:
-    builder: whose checksums.tsv describes the archives.
-    manager: TFDS's download manager.
-    archives: file name -> folder that it extracts to; "" is used as it is.
-    gone: no official source answers any more.
-    instead: another release, for the error.
+  """Finds, checks and extracts archives, {file name: folder or ""}.
 
   Returns:
     For each archive its folder, or the file if it has none.

@@ -66,10 +66,7 @@ def listed(root, name, variants):
 
 
 def without_banner(data):
-  """The bytes of a JPEG image without its last `BANNER` rows.
-
-  Its own quantisation tables and chroma subsampling keep nearly all pixels.
-  """
+  """A JPEG image without its last `BANNER` rows, by its own quantisation."""
   with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
     width, height = image.size
     cut = image.crop((0, 0, width, height - BANNER))
