@@ -134,7 +134,7 @@ def test_an_interrupted_fit_is_resumed(teacher, images, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     made.fit(images[0])
   monkeypatch.undo()
-  (_, place) = made._interrupted
+  _, place = made._interrupted
   assert os.path.isdir(place)
   other = pickle.loads(pickle.dumps(made)).fit(255 - images[0])  # starts anew
   assert other.result_["state_sha256"] != teacher.result_["state_sha256"]
@@ -152,14 +152,9 @@ def test_another_teacher_needs_another_workdir(teacher, tmp_path):
     model.save_init(folder)
 
 
-def test_conventions_of_scikit_learn(teacher):
-  plain = vit_ssl_jax.Classifier("vit", init=teacher, seed=3)
-  again = sklearn.base.clone(plain)
-  assert again.get_params()["seed"] == 3
-  again.set_params(seed=4, budget="5m")
-  assert (again.seed, again.budget) == (4, "5m")
+def test_an_estimator_is_fitted_before_it_predicts(images):
   with pytest.raises(sklearn.exceptions.NotFittedError):
-    plain.predict_proba(np.zeros((1, 8, 8, 3), np.uint8))
+    vit_ssl_jax.Classifier().predict_proba(images[0])
 
 
 @pytest.mark.parametrize(

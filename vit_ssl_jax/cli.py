@@ -59,11 +59,7 @@ def reporting_errors():
 
 
 def configure(distributed=False):
-  """Silences library logging and enables the compilation cache.
-
-  Args:
-    distributed: connects the processes of the run (`hosts.start`).
-  """
+  """Silences logs, caches compilations, connects processes if distributed."""
   # TensorFlow reads and writes files here, and needs no GPU.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   # Orbax raises the errors that it logs.
@@ -170,13 +166,7 @@ def stop_signals():
 
 
 def table(header, rows, left=False):
-  """Formats a table as text, with all but the first column to the right.
-
-  Args:
-    header: the column titles.
-    rows: sequences of cells, formatted by `cell`.
-    left: aligns all columns to the left.
-  """
+  """Formats a table as text; all columns but the first are right-aligned."""
   lines = [list(header), *([cell(x) for x in row] for row in rows)]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   lines.insert(1, ["-" * width for width in widths])

@@ -103,10 +103,9 @@ class Estimator(sklearn.base.BaseEstimator):
 
   def make_config(self):
     """The stage's recipe with this estimator's parameters."""
-    if self.arch not in models.ARCHITECTURES:
-      raise UserError(
-        schema.unknown("arch", self.arch, [*models.ARCHITECTURES])
-      )
+    architectures = [*models.ARCHITECTURES]
+    if self.arch not in architectures:
+      raise UserError(schema.unknown("arch", self.arch, architectures))
     config = recipes.get(self.STAGE, f"{self.arch},{NAME}")
     config.update(budget=self.budget, seed=self.seed)
     if self.image_size is not None:

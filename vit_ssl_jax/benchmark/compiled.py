@@ -15,7 +15,7 @@ from vit_ssl_jax.train import timing
 
 
 def estimates(target, config, chips, parallel):
-  """Yields `estimate` for each number of chips, after checking all of them."""
+  """Yields the figures for each number of chips, after checking all of them."""
   for count in chips:
     topologies.compiler(topologies.find(target, count)[0])
     if config.batch_size % count:
@@ -27,13 +27,7 @@ def estimates(target, config, chips, parallel):
 
 
 def estimate(target, config, chips, parallel="data"):
-  """Compiles a step and estimates its time; the figures of the command's help.
-
-  Args:
-    target, chips: of `topologies.find`.
-    config: of either stage, with mean and std; dtype "auto" is bfloat16.
-    parallel: "data", or "fsdp" over all chips.
-  """
+  """Compiles a step and estimates the figures of the command's help."""
   name, topology = topologies.find(target, chips)
   chip, dump = topologies.CHIPS[name], Path(topologies.set_flags().name)
   config = config.copy_and_resolve_references()

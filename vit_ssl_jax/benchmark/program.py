@@ -102,10 +102,7 @@ def tpu_seconds(computations, kernels, chip):
 
 
 def gpu_bytes(computations):
-  """Bytes that a GPU's kernels read and write.
-
-  A slice reads, and an update in place writes, its part of an array alone.
-  """
+  """Bytes that a GPU's kernels read and write; of a slice, its part alone."""
   total = 0
   for op, ops, times in executions(computations):
     if op.opcode in NO_WORK:
@@ -135,10 +132,8 @@ def link_bytes(computations, chips):
 
 
 def kernel_cycles(folder, computations, jaxpr):
-  """{key: cycles} of a TPU program's Pallas kernels.
-
-  The compiler leaves a kernel's schedule in a folder, a bundle of instructions
-  a cycle; the jaxpr says how often its loops run.
+  """{key: cycles} of Pallas kernels, from the schedules that a TPU's compiler
+  leaves in a folder, a bundle of instructions a cycle, and the jaxpr's loops.
   """
   loops, cycles = dict(kernel_loops(jaxpr)), collections.Counter()
   ops = {name: op for x in computations.values() for name, op in x.items()}
