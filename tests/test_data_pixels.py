@@ -278,12 +278,6 @@ def test_decode_all_in_order_and_with_reasons(tmp_path):
   assert broken[7] == "empty"
   images[[7, 99]] = 0
   np.testing.assert_array_equal(out, images)
-  paths = [tmp_path / f"{i}.png" for i in range(100)]
-  for path, file in zip(paths, files, strict=True):
-    path.write_bytes(file)
-  again = np.empty_like(images)
-  assert everything(again, paths) == broken
-  np.testing.assert_array_equal(again, images)
 
 
 def test_fingerprints_tell_images_apart_at_any_size():

@@ -126,7 +126,15 @@ def decoded(name, key, size, options, find) -> Decoded:
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
-  write_labels(path, part)
+  content = {
+    "labels": part.labels.tolist(),
+    "fingerprints": part.fingerprints.tolist(),
+    "broken": part.broken,
+  }
+  try:  # the JSON file makes the images count
+    files.write(path.with_suffix(".json"), json.dumps(content))
+  except OSError as error:
+    cli.log(f"warning: the decoded images are not cached ({error})")
   return dataclasses.replace(part, images=np.load(path, mmap_mode="r"))
 
 
@@ -148,19 +156,6 @@ def read(path):
   except (OSError, ValueError, KeyError, EOFError) as error:
     cli.log(f"warning: decoding again: the cache is unreadable ({error})")
     return None
-
-
-def write_labels(path, part):
-  """Writes the JSON file beside the images, which makes them count."""
-  content = {
-    "labels": part.labels.tolist(),
-    "fingerprints": part.fingerprints.tolist(),
-    "broken": part.broken,
-  }
-  try:
-    files.write(path.with_suffix(".json"), json.dumps(content))
-  except OSError as error:
-    cli.log(f"warning: the decoded images are not cached ({error})")
 
 
 def reserve(folder, shape):

@@ -76,19 +76,26 @@ def class_names(folder):
 
 def prepare(name, root, progress):
   """Generates or downloads a dataset into `root`; returns its folder."""
+  entry, need = registry.SETS[name], "can be written"
+  if entry.host:
+    need = f"`tfds build {entry.tfds_name} --data_dir=DIRECTORY` filled"
   if name == "digits" and not writable(root):
     root = digits_root()
   try:
     if not writable(root):
       raise OSError("the directory is read-only")
-    if host := registry.SETS[name].host:
-      check_answers(host)
+    if entry.host:
+      check_answers(entry.host)
     generate(name, root, progress)
   except UserError:
     raise
   except Exception as error:
     if not prepared(name, root):  # by another process, meanwhile
-      raise unprepared(name, root, error) from error
+      raise UserError(
+        f"dataset {name!r} is not in {root} and could not be prepared there"
+        f" ({line(getattr(error, 'reason', error))}): set TFDS_DATA_DIR or"
+        f" --config.data_dir to a directory that {need}"
+      ) from error
   return prepared(name, root)
 
 
@@ -132,17 +139,6 @@ def check_answers(url):
     error.close()
     if error.code >= 500:  # others may only refuse the method
       raise
-
-
-def unprepared(name, root, error):
-  entry, need = registry.SETS[name], "can be written"
-  if entry.host:
-    need = f"`tfds build {entry.tfds_name} --data_dir=DIRECTORY` filled"
-  return UserError(
-    f"dataset {name!r} is not in {root} and could not be prepared there"
-    f" ({line(getattr(error, 'reason', error))}): set TFDS_DATA_DIR or"
-    f" --config.data_dir to a directory that {need}"
-  )
 
 
 def read_split(name, folder, split, size, options):
