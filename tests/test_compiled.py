@@ -58,44 +58,36 @@ def test_kernels_compile(function, shape, chip, monkeypatch):
   assert "all-gather" not in text
 
 
-def compile_for(target, *options):
-  """The command's figures, in a process of its own: compilers' flags stay."""
+SMALL = ("--dataset=digits", "--batch_size=256", "--config.model.depth=1")
+
+
+@pytest.mark.parametrize(
+  ("arch", "stage", "options"),
+  [
+    ("vit", "finetune", [*SMALL, "--config.augment.autoaugment="]),  # seconds
+    *(
+      pytest.param(arch, stage, [], marks=pytest.mark.tpu)  # the paper's batch
+      for arch in ("vit", "swin", "cait")
+      for stage in ("pretrain", "finetune")
+    ),
+  ],
+)
+def test_a_step_is_compiled_for_eight_chips(arch, stage, options):
+  """In a process of its own, for compilers' flags stay."""
+  pytest.importorskip("libtpu", reason='needs pip install "jax[tpu]"')
   command = [sys.executable, "-m", "vit_ssl_jax.benchmark", "--json"]
+  command += ["--compile_for=v5e:2x4", "--chips=8"]
   done = subprocess.run(
-    [*command, f"--compile_for={target}", *options],
+    [*command, f"--arch={arch}", f"--stage={stage}", *options],
     capture_output=True,
     text=True,
   )
   assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_a_step_is_compiled_for_eight_chips():
-  """One block and no AutoAugment: seconds."""
-  pytest.importorskip("libtpu", reason='needs pip install "jax[tpu]"')
-  figures = compile_for(
-    *("v5e:2x4", "--chips=8", "--stage=finetune", "--dataset=digits"),
-    *("--batch_size=256", "--config.model.depth=1"),
-    "--config.augment.autoaugment=",
-  )
+  figures = json.loads(done.stdout.splitlines()[-1])
   assert figures["fits"]
   assert figures["link_bytes"] > 0
   assert figures["estimated_ms"] > 0
   assert figures["compile_seconds"] > 0
-
-
-@pytest.mark.tpu
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-@pytest.mark.parametrize("arch", ["vit", "swin", "cait"])
-def test_step_fits_on_eight_chips(arch, stage):
-  """At the paper's batch."""
-  pytest.importorskip("libtpu", reason='needs pip install "jax[tpu]"')
-  figures = compile_for(
-    "v5e:2x4", "--chips=8", f"--arch={arch}", f"--stage={stage}"
-  )
-  assert figures["fits"]
-  assert figures["estimated_ms"] > 0
-  assert figures["link_bytes"] > 0
 
 
 def test_a_pallas_kernel_is_timed_by_its_loops():

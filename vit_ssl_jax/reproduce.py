@@ -198,11 +198,7 @@ def print_plan(plan):
 
 
 def run_missing(plan):
-  """Runs the commands without a result, each in a process of its own.
-
-  Raises:
-    UserError: a command failed.
-  """
+  """Runs the commands without a result, each in a process of its own."""
   missing = [
     job for commands in plan.values() for job in commands if not is_done(*job)
   ]
