@@ -3,8 +3,6 @@
 Constant and oblong images, and any parameter.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,15 +87,6 @@ OPERATIONS = {
 }
 
 
-def _assert_close(ours, expected, mean=0.5, far=0.005):
-  gap = np.abs(np.asarray(ours, np.float64) * 255 - expected)
-  assert np.all(np.isfinite(ours))
-  assert np.min(ours) >= 0
-  assert np.max(ours) <= 1
-  assert gap.mean() <= mean
-  assert np.mean(gap > 4) <= far
-
-
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_agrees_with_pillow(name):
   ours, pillow, (low, high) = OPERATIONS[name]
@@ -110,35 +99,11 @@ def test_agrees_with_pillow(name):
   ours = jax.jit(jax.vmap(ours))(
     jnp.asarray(images, jnp.float32) / 255, jnp.asarray(draws, jnp.float32)
   )
-  _assert_close(ours, np.stack(expected))
-
-
-@pytest.mark.parametrize("size", [16, 64])
-def test_resized_crop_agrees_with_pillow(size):
-  height, width = 48, 40
-  images = _images(height, width)
-  generator = np.random.default_rng(2)
-  heights = generator.integers(1, height + 1, COUNT)
-  widths = generator.integers(1, width + 1, COUNT)
-  tops = generator.integers(0, height - heights + 1)
-  lefts = generator.integers(0, width - widths + 1)
-  expected = [
-    np.asarray(
-      Image.fromarray(image)
-      .crop((left, top, left + w, top + h))
-      .resize((size, size), BICUBIC)
-    )
-    for image, top, left, h, w in zip(
-      images, tops, lefts, heights, widths, strict=True
-    )
-  ]
-  boxes = np.stack([tops, lefts, heights, widths], axis=1)
-  crop = functools.partial(geometry.resized_crop, size=size)
-  ours = jax.jit(jax.vmap(crop))(
-    jnp.asarray(images, jnp.float32) / 255, boxes.astype(np.float32)
-  )
-  # Newer Pillows resize rows first where that is less work: ±1 by rounding.
-  _assert_close(ours, np.stack(expected), mean=0.4, far=0)
+  assert np.min(ours) >= 0
+  assert np.max(ours) <= 1
+  gap = np.abs(np.asarray(ours, np.float64) * 255 - np.stack(expected))
+  assert gap.mean() <= 0.5
+  assert np.mean(gap > 4) <= 0.005
 
 
 def test_blur_is_pillows_to_the_level():

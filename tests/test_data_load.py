@@ -179,19 +179,6 @@ class TestCache:
   def decoded(self, name):
     return cache.decoded(name, ("key",), 2, Options(progress=False), self.find)
 
-  def test_is_filled_once_and_read_from_its_file(self):
-    found = [self.decoded("once") for _ in range(2)]
-    for got in found:
-      assert isinstance(got.images, np.memmap)
-      assert not got.images.flags.writeable
-      assert got.images[:, 0, 0, 0].tolist() == [7, 0, 8]
-      assert got.labels.tolist() == [0, -1, 2]
-      assert got.labels.dtype == np.int32
-      assert got.fingerprints.dtype == np.uint64
-      np.testing.assert_array_equal(got.fingerprints, found[0].fingerprints)
-      assert got.broken == {1: "empty"}
-    assert self.calls == 1
-
   @pytest.mark.parametrize("suffix", [".npy", ".json"])
   def test_survives_damage(self, suffix):
     name = f"damage{suffix[1:]}"
