@@ -44,9 +44,23 @@ def get_config(arg=""):
   config.head = ml_collections.ConfigDict(
     {"out_dim": 1024, "hidden_dim": 512, "bottleneck_dim": 256}
   )
-  small = config.model.image_size <= 32
-  side = config.model.get_ref("image_size")  # follows what is set later
-  config.views = ml_collections.ConfigDict(
+  config.views = views(config.model)
+  config.on_collapse = "warn"  # or stop
+  if dataset == "digits":
+    digits(config, arch)
+  if registry.get(dataset) is registry.OWN:
+    small_set(config)
+    from vit_ssl_jax.recipes import custom
+
+    custom.mark_unset(config)
+  return config
+
+
+def views(model):
+  """The crops and their augmentation, for a model's image size."""
+  small = model.image_size <= 32
+  side = model.get_ref("image_size")  # follows what is set later
+  return ml_collections.ConfigDict(
     {
       "global_size": side * 1,  # a value of its own
       "local_size": side // 2,
@@ -63,15 +77,6 @@ def get_config(arg=""):
       "solarize_probability": 0.2,  # of global 2
     }
   )
-  config.on_collapse = "warn"  # or stop
-  if dataset == "digits":
-    digits(config, arch)
-  if registry.get(dataset) is registry.OWN:
-    small_set(config)
-    from vit_ssl_jax.recipes import custom
-
-    custom.mark_unset(config)
-  return config
 
 
 def digits(config, arch):
