@@ -1,4 +1,7 @@
-"""What all commands share."""
+"""Shared command-line code."""
+
+import runpy
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -23,3 +26,15 @@ def test_table_columns_line_up():
     "all     98.12",
     "10%         -",
   ]
+
+
+COMMANDS = ["benchmark", "evaluate", "export", "predict", "quickstart"]
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "report", "reproduce"])
+def test_every_command_runs_as_a_module(name, monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", [name, "--help"])
+  with pytest.raises(SystemExit) as status:
+    runpy.run_module(f"vit_ssl_jax.{name}", run_name="__main__")
+  assert not status.value.code
+  assert f"python -m vit_ssl_jax.{name}" in capsys.readouterr().out

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from sklearn import neighbors
 
-from vit_ssl_jax import evaluate, models, predict
-from vit_ssl_jax.evaluate import accuracy, command, metrics, pictures, probes
+from vit_ssl_jax import evaluate, models
+from vit_ssl_jax.evaluate import accuracy, metrics, pictures, probes
 from vit_ssl_jax.parallel import mesh as sharding
-from vit_ssl_jax.report import build
 
 
 def test_extract_covers_every_image_once_and_in_order():
@@ -107,10 +106,3 @@ def test_attention_maps_are_of_the_class_token_or_the_mean():
   maps = models.attention_maps(weights)  # patches alone
   assert maps.shape == (3, 2, 2, 2)
   np.testing.assert_allclose(maps.sum((2, 3)), 1)
-
-
-@pytest.mark.parametrize("module", [command, predict, build])
-def test_commands_have_help(module, capsys):
-  with pytest.raises(SystemExit, match="0"):
-    module.main(["--help"])
-  assert "python -m vit_ssl_jax." in capsys.readouterr().out

@@ -200,3 +200,7 @@ def print_summary(summary, out):
     f" untrained network {summary['knn_untrained']:.2f}"
   )
   print(f"{cli.duration(summary['seconds'])}; see {out}/report.html")
+
+
+if __name__ == "__main__":
+  main()
