@@ -7,4 +7,5 @@ source "$(dirname "$0")/environment.sh"
 ruff check .
 ruff format --check .
 export JAX_PLATFORMS=cpu
-python -m pytest -n 3 --dist=loadfile "$@"  # a file's fixtures once
+# A file's fixtures once, and not the files of few but long tests last.
+python -m pytest -n 3 --dist=loadfile --no-loadscope-reorder "$@"

@@ -1,5 +1,6 @@
 """The command line in processes forked from one that has imported it."""
 
+import atexit
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -48,7 +49,10 @@ def child(arguments, code, pipe, environment, limits):
 
   jax.config.update("jax_compilation_cache_dir", cache)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  exec(code, {"__name__": "code"})
+  try:
+    exec(code, {"__name__": "code"})
+  finally:
+    atexit._run_exitfuncs()  # as of a program; a child process runs none
 
 
 class Run:
