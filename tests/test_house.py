@@ -33,7 +33,7 @@ BUDGETS = {
   "data": 2230,
   "evaluate": 1220,
   "interop": 1520,
-  "kernels": 1490,
+  "kernels": 1500,
   "models": 1430,
   "parallel": 280,
   "recipes": 980,
@@ -47,7 +47,7 @@ BUDGETS = {
   "reproduce": 260,
 }
 PACKAGE_LINES = 14_100  # without kernels/, with setup.py, main.py and configs/
-TEST_LINES = 11_000
+TEST_LINES = 11_020
 FILE_LINES = 320
 FUNCTION_LINES = 60
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vit_ssl_jax.kernels import dispatch, verify
-from vit_ssl_jax.parallel import hosts
+from vit_ssl_jax.parallel import hosts, mesh as meshes
 from vit_ssl_jax.train import kernel_checks
 
 
@@ -92,6 +92,20 @@ def test_only_a_right_kernel_is_used(name, use, capsys):
   _, y = jax.jit(step)(0.0, BATCH)
   x = BATCH["image"][:, :, 0, 0] / 255
   np.testing.assert_allclose(y, square(x, 1.0), rtol=1e-6)
+
+
+def test_a_kernel_is_checked_on_one_device_of_a_mesh(use):
+  sizes = []
+
+  def kernel(x, b):
+    sizes.append((jax.sharding.get_abstract_mesh().size, len(x)))
+    return square(x, b)
+
+  step = use(kernel)
+  with jax.set_mesh(meshes.mesh_of((2, 1), jax.devices())):
+    kernel_checks.select(config(), step, 0.0)
+    assert uses_kernel(step)
+  assert (1, 2) in sizes
 
 
 def test_a_slower_kernel_is_not_used(use, monkeypatch, capsys):
