@@ -34,6 +34,7 @@ COMMANDS = ["benchmark", "evaluate", "export", "predict", "quickstart"]
 @pytest.mark.parametrize("name", [*COMMANDS, "report", "reproduce"])
 def test_every_command_runs_as_a_module(name, monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", [name, "--help"])
+  monkeypatch.delitem(sys.modules, f"vit_ssl_jax.{name}", raising=False)
   with pytest.raises(SystemExit) as status:
     runpy.run_module(f"vit_ssl_jax.{name}", run_name="__main__")
   assert not status.value.code
