@@ -7,6 +7,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ from vit_ssl_jax.run import checkpoints
 CLASSES = ["cat", "dog", "eel"]
 NAMES = {
   "reference": "x.safetensors",
-  "timm": "x.pth",
+  "timm": "x.pth" if find_spec("torch") else "x.safetensors",
   "transformers": "folder",
   "stablehlo": "x.stablehlo",
   "orbax": "orbax",

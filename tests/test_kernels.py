@@ -192,6 +192,7 @@ def test_kernels_split_a_batch_over_devices(monkeypatch):
   np.testing.assert_array_equal(grads[1], [[4.0, 4.0, 4.0]])
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 def test_gpu_attention_is_lowered_by_triton():
   """No GPU is needed for it."""
   x = jnp.zeros((4, 17, 2, 16), jnp.bfloat16)
