@@ -1,4 +1,4 @@
-"""The recipe for images of one's own."""
+"""The recipe for custom data sets."""
 
 import itertools
 import json
@@ -32,9 +32,17 @@ def test_any_set_gets_a_recipe_that_fits(arch, stage, side, images):
   for small in (True, False):
     config = recipes.get(stage, f"{arch},npz:x.npz")
     assert schema.is_unset(config)
+    schema.set_remat(config, small)
     custom.resolve(config, facts.Facts(images, 3, side), small=small)
     assert not schema.is_unset(config)
     schema.check(config)
+
+
+def test_a_recipe_of_the_paper_is_left_alone(tmp_path, capsys):
+  config = recipes.get("pretrain", "cait,digits")
+  resolved = resolve.resolve(config, tmp_path)
+  assert (config.remat, resolved.remat) == (None, False)
+  assert not capsys.readouterr().err
 
 
 def test_what_is_given_stays_and_the_others_follow():

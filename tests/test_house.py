@@ -47,7 +47,7 @@ BUDGETS = {
   "reproduce": 260,
 }
 PACKAGE_LINES = 14_100  # without kernels/, with setup.py, main.py and configs/
-TEST_LINES = 11_020
+TEST_LINES = 11_030
 FILE_LINES = 320
 FUNCTION_LINES = 60
 

@@ -68,7 +68,7 @@ def use(monkeypatch, tmp_path):
 
 
 def uses_kernel(step):
-  """Whether a program traced now holds a call that was checked."""
+  """True if a program traced now uses only accepted calls."""
   with dispatch.recording() as calls:
     jax.eval_shape(step, 0.0, BATCH)
   return calls.keys() <= dispatch.policy.accepted

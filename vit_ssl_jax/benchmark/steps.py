@@ -22,8 +22,7 @@ def make_config(stage, arch, dataset, batch_size, settings, on_cpu=False):
   config.update(mean=(0.5,) * 3, std=(0.25,) * 3)
   config.batch_size = batch_size or config.batch_size
   schema.change(config, settings)
-  if config.remat is None:
-    config.remat = not on_cpu
+  schema.set_remat(config, on_cpu)
   if schema.is_unset(config):
     raise UserError(
       f"--dataset={dataset} has no recipe without its images: possible are"

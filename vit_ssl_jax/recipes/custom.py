@@ -79,8 +79,6 @@ def resolve(config, facts, *, small, passes=None):
     else:
       rows.append((key, part[name], "set by you"))
 
-  if config.remat is None:
-    config.remat = not small
   model(set_default, config, facts, small)
   length(set_default, config, facts, small, passes)
   if config.stage == "pretrain":

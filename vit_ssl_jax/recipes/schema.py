@@ -23,6 +23,12 @@ def is_unset(config):
   return None in flat(config).values()
 
 
+def set_remat(config, on_cpu):
+  """Gives `remat` a value if the recipe leaves it to the device, as CaiT's."""
+  if config.remat is None:
+    config.remat = not on_cpu
+
+
 def dump(config):
   """A config as the text of config.json."""
   content = {"format": FORMAT} | config.to_dict()

@@ -2,8 +2,6 @@
 
 import functools
 
-import jax
-
 from vit_ssl_jax import models
 from vit_ssl_jax.recipes import keys, schema
 from vit_ssl_jax.run import checkpoints, workdir as workdirs
@@ -30,8 +28,6 @@ def run(config, workdir, dataset=None):
     KeyboardInterrupt: the run was stopped; it has saved a checkpoint.
   """
   config = config.copy_and_resolve_references()
-  if config.remat is None:
-    config.remat = jax.default_backend() != "cpu"
   if schema.is_unset(config):
     from vit_ssl_jax.train import resolve
 

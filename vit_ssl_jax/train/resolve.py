@@ -42,6 +42,8 @@ def resolve(config, workdir, dataset=None):
   images, the device and the budget (`custom.resolve`); these are logged.
   """
   config = config.copy_and_resolve_references()
+  small = jax.default_backend() == "cpu"
+  schema.set_remat(config, on_cpu=small)
   if not schema.is_unset(config):
     return config
   seconds = seconds_of(config.budget) if config.budget else None
@@ -54,7 +56,6 @@ def resolve(config, workdir, dataset=None):
     load_model_config(config)
   with hosts.sync_errors():
     facts = data_facts.look(config, dataset)
-  small = jax.default_backend() == "cpu"
   passes = None
   if config.budget:
     plain = config.copy_and_resolve_references()
