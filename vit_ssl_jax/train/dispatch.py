@@ -12,8 +12,9 @@ from vit_ssl_jax.parallel import mesh as meshes
 
 def select_kernels(config, step, state, workdir=None):
   """Sets the kernels of a step; accelerators' are checked first."""
-  kernels.use(config.kernels)
-  if jax.default_backend() != "cpu":
+  if jax.default_backend() == "cpu":
+    kernels.use(config.kernels)
+  else:
     from vit_ssl_jax.train import kernel_checks
 
     kernel_checks.select(config, step, state, workdir)

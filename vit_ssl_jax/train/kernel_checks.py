@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vit_ssl_jax import cli, files, kernels
-from vit_ssl_jax.kernels import dispatch, verify
+from vit_ssl_jax.kernels import verify
 from vit_ssl_jax.parallel import hosts
 
 
@@ -24,7 +24,7 @@ def select(config, step, state, workdir=None):
     workdir: the run's folder; None where a step is only timed.
   """
   kernels.use(config.kernels)
-  if config.kernels == "xla" or dispatch.platform() == "cpu":
+  if config.kernels == "xla":
     return
   side = config.model.image_size
   images = (config.batch_size, side, side, 3)
