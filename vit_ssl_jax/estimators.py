@@ -135,7 +135,7 @@ class Estimator(sklearn.base.BaseEstimator):
       "result": self.result_,
     }
     for name, content in contents.items():
-      files.write(path / f"{name}.json", json.dumps(content, indent=2) + "\n")
+      files.write_json(path / f"{name}.json", content)
     lines = "".join(json.dumps(line) + "\n" for line in self.history_)
     files.write(path / metrics.NAME, lines)
     with checkpoints.manager(path, 1, 0) as saver:

@@ -12,7 +12,6 @@ Writes contact_sheet.png, summary.json, summary.png, report.html and the workdir
 of each run to --out.
 """
 
-import json
 import pathlib
 import shutil
 import time
@@ -80,7 +79,7 @@ def quickstart(args):
     "seconds": round(max(laps[-1] - laps[0], seconds), 1),
     "parts": {name: round(float(x), 1) for name, x in parts},
   }
-  files.write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+  files.write_json(out / "summary.json", summary)
   return summary
 
 

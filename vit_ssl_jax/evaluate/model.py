@@ -18,26 +18,16 @@ from vit_ssl_jax.parallel import mesh as meshes
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """A trained network; a backbone, or with a head a classifier.
+  """A trained network; a backbone, or with a head a classifier."""
 
-  Attributes:
-    path: where it was read from, as the user gave it.
-    model: of `models.build`; num_classes is 0 for a backbone.
-    params: its parameters.
-    data: arguments of `load.load` for the set that it was trained on.
-    classes: their names, in the order of a classifier's logits; numbers where
-      the set has no names.
-    step: of the checkpoint, or None.
-    workdir: the run's folder, or None.
-  """
-
-  path: str
-  model: object
+  path: str  # where it was read from, as the user gave it
+  model: object  # of `models.build`; num_classes is 0 for a backbone
   params: dict
-  data: dict
+  data: dict  # arguments of `load.load` for the set that it was trained on
+  # Names in the order of the logits; numbers if the set has none.
   classes: tuple[str, ...] = ()
-  step: int | None = None
-  workdir: pathlib.Path | None = None
+  step: int | None = None  # of the checkpoint
+  workdir: pathlib.Path | None = None  # the run's folder
 
   def untrained(self):
     """The same network with fresh parameters."""
@@ -59,15 +49,20 @@ class Network:
     weights = (self.outputs("attention", x, batch_size) for x in batches)
     return np.concatenate([models.attention_maps(x) for x in weights])
 
-  def outputs(self, method, images, batch_size):
-    """Applies a method of the model, sharded over all devices."""
+  @functools.cached_property
+  def placed(self):
+    """A mesh of all devices, and the parameters on it."""
     mesh = meshes.make_mesh(1, jax.device_count())
     sharding = meshes.state_sharding(mesh, self.params)
+    return mesh, jax.device_put(self.params, sharding)
+
+  def outputs(self, method, images, batch_size):
+    """Applies a method of the model, sharded over all devices."""
+    mesh, params = self.placed
     mean, std = tuple(self.data["mean"]), tuple(self.data["std"])
     with jax.set_mesh(mesh):
       function = functools.partial(
-        *(forward, self.model, mean, std, method),
-        jax.device_put(self.params, sharding),
+        *(forward, self.model, mean, std, method), params
       )
       shards = meshes.batch_sharding(mesh)
       return accuracy.extract(function, images, batch_size, shards)

@@ -53,7 +53,7 @@ def verify(calls, folder):
       answers[key] = check(call)
   if calls:
     folder.mkdir(parents=True, exist_ok=True)
-    files.write(path, json.dumps(answers, indent=2) + "\n")
+    files.write_json(path, answers)
   return {key: answers[key] for key in calls}
 
 

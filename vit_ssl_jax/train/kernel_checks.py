@@ -1,6 +1,5 @@
 """Checks of a run's kernels: once, the same on all hosts and after a resume."""
 
-import json
 import pathlib
 
 import jax
@@ -43,7 +42,7 @@ def select(config, step, state, workdir=None):
   answers = saved | agreed(hosts.all_gather(answers))
   if path and new and hosts.is_primary():
     content = {verify.environment(): answers}
-    files.write(path, json.dumps(content, indent=2) + "\n")
+    files.write_json(path, content)
   for key in calls:
     used = "used" if answers[key]["accepted"] else "not used"
     cli.log(f"kernel {key}: {used}, {answers[key]['reason']}")
