@@ -88,7 +88,8 @@ ARCHITECTURES = {
     patches=8,
     small_patches=4,
     # An accelerator writes out and reads what the scan over blocks keeps: by
-    # its compiler a TPU v5e needs 5.5 GB for a fine-tuning step without this.
+    # its compiler a TPU v5e needs 61.5 ms and 5.5 GB for a fine-tuning step
+    # without this, 50.5 ms and 0.7 GB with it.
     remat=True,
     timm="cait_xxs24_224",
   ),
