@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import sharding
 from jax.experimental.pallas import tpu as pltpu
 
 from vit_ssl_jax import kernels, train
@@ -194,15 +195,19 @@ def test_kernels_split_a_batch_over_devices(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 def test_gpu_attention_is_lowered_by_triton():
-  """No GPU is needed for it."""
+  """For an abstract GPU: none is needed."""
+  gpu = sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
+  auto = (sharding.AxisType.Auto,)
+  mesh = sharding.AbstractMesh((1,), ("x",), auto, abstract_device=gpu)
   x = jnp.zeros((4, 17, 2, 16), jnp.bfloat16)
 
   def loss(x):
     y = gpu_attention.attention(x, x, x, None, None, scale=1.0)
     return jnp.sum(jnp.square(y.astype(jnp.float32)))
 
-  traced = jax.jit(jax.grad(loss)).trace(x)
-  text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  with sharding.use_abstract_mesh(mesh):
+    traced = jax.jit(jax.grad(loss)).trace(x)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
   assert "attention_forward_kernel" in text
   assert "attention_backward_kernel" in text
 
