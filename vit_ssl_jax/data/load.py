@@ -18,7 +18,7 @@ PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """Options of `load`; the first ten are config keys."""
+  """Options of `load`; those of `KEYS` are config keys."""
 
   # Splits of a TFDS dataset in its notation, such as train[:10%]; "" is the
   # paper's split, and no validation part.
@@ -41,8 +41,10 @@ class Options:
   progress: bool = True  # show progress bars
 
 
-# Config keys that `load` takes under the same name.
-KEYS = tuple(x.name for x in dataclasses.fields(Options))[:10]
+# Config keys that `load` takes under the same name; the others have their own.
+OTHERS = ("data_dir", "seed", "progress")
+FIELDS = [x.name for x in dataclasses.fields(Options)]
+KEYS = tuple(name for name in FIELDS if name not in OTHERS)
 
 
 @dataclasses.dataclass(frozen=True)
